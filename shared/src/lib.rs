@@ -1,0 +1,33 @@
+//! What the roles of Triggers share: domain types, the queue and the store behind their traits, signing and sealing,
+//! the outbound guard, HTTP conventions, configuration, telemetry and lifecycle.
+//!
+//! Domain types ([`event`], [`subscription`], [`delivery`], [`organization`]) know no axum, sqlx or lapin.
+
+pub mod auth;
+pub mod config;
+pub mod delivery;
+pub mod event;
+pub mod guard;
+pub mod http;
+pub mod id;
+pub mod invalid;
+pub mod lifecycle;
+pub mod organization;
+pub mod queue;
+pub mod seal;
+pub mod signature;
+pub mod store;
+pub mod subscription;
+pub mod telemetry;
+pub mod timestamp;
+
+pub use delivery::{DeliveryKey, EventStatus, FailureKind, State as DeliveryState, Status as DeliveryStatus};
+pub use event::{AcceptedEvent, DedupId, Entry, EventType, Payload, Repeat, Source, TraceParent};
+pub use id::{EventId, Id, KeyId, OrganizationId, SetAsideId, SubscriptionId, WorkerId};
+pub use invalid::Invalid;
+pub use organization::{Grant, Key, KeyHash, KeyText, Organization, Scope, Scopes, Tier};
+pub use subscription::{Builtin, EventPattern, RetrySchedule, Subscription, SubscriptionUrl};
+pub use timestamp::Timestamp;
+
+/// The version of this build, as `user-agent` and `/health` show it.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -1,0 +1,149 @@
+//! Secrets at rest: sealed with XChaCha20-Poly1305 under a key from the environment.
+//!
+//! The organization and the row are associated data, so that a sealed secret moved to another row does not open. A
+//! key id leads each box, so that keys can be rotated. Layout: key id (4 bytes), nonce (24 bytes), ciphertext and tag.
+
+use std::fmt;
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use chacha20poly1305::{
+    KeyInit, XChaCha20Poly1305,
+    aead::{Aead, Payload},
+};
+use rand::Rng;
+use secrecy::{ExposeSecret, SecretBox};
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use crate::{Invalid, OrganizationId};
+
+const KEY_ID: usize = 4;
+const NONCE: usize = 24;
+
+/// A sealed secret.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Sealed(pub Vec<u8>);
+
+impl fmt::Debug for Sealed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Sealed({} bytes)", self.0.len())
+    }
+}
+
+/// The key that seals and opens.
+pub struct Sealer {
+    cipher: XChaCha20Poly1305,
+    key_id: [u8; KEY_ID],
+}
+
+/// Why a secret does not open.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum OpenError {
+    /// It was sealed under another key.
+    #[error("the secret was sealed under another TRIGGERS_SECRET_KEY")]
+    OtherKey,
+    /// It was changed, or belongs to another row.
+    #[error("the sealed secret is damaged or belongs to another row")]
+    Damaged,
+}
+
+impl Sealer {
+    /// From the base64 of 32 bytes, as `TRIGGERS_SECRET_KEY` has it.
+    pub fn from_base64(text: &str) -> Result<Self, Invalid> {
+        let key: [u8; 32] = STANDARD
+            .decode(text.trim())
+            .ok()
+            .and_then(|bytes| bytes.try_into().ok())
+            .ok_or_else(|| {
+                Invalid::new("must be the base64 of 32 bytes; make one with: openssl rand -base64 32")
+            })?;
+        let key = SecretBox::new(Box::new(key));
+        let mut key_id = [0; KEY_ID];
+        key_id.copy_from_slice(&Sha256::digest(key.expose_secret())[..KEY_ID]);
+        Ok(Self {
+            cipher: XChaCha20Poly1305::new(key.expose_secret().into()),
+            key_id,
+        })
+    }
+
+    /// A new key, as base64.
+    pub fn generate_base64() -> String {
+        let mut key = [0u8; 32];
+        rand::rng().fill_bytes(&mut key);
+        STANDARD.encode(key)
+    }
+
+    /// Seals `secret` for one row of one organization.
+    pub fn seal(&self, organization: OrganizationId, row: Uuid, secret: &[u8]) -> Sealed {
+        let mut nonce = [0u8; NONCE];
+        rand::rng().fill_bytes(&mut nonce);
+        let payload = Payload {
+            msg: secret,
+            aad: &associated(organization, row),
+        };
+        let sealed = self
+            .cipher
+            .encrypt((&nonce).into(), payload)
+            .unwrap_or_else(|_| unreachable!("XChaCha20-Poly1305 seals any text shorter than 256 GiB"));
+        Sealed([&self.key_id[..], &nonce[..], &sealed[..]].concat())
+    }
+
+    /// Opens what [`Sealer::seal`] made for the same row.
+    pub fn open(
+        &self,
+        organization: OrganizationId,
+        row: Uuid,
+        sealed: &Sealed,
+    ) -> Result<Vec<u8>, OpenError> {
+        let (key_id, rest) = sealed.0.split_at_checked(KEY_ID).ok_or(OpenError::Damaged)?;
+        if key_id != self.key_id {
+            return Err(OpenError::OtherKey);
+        }
+        let (nonce, ciphertext) = rest.split_first_chunk::<NONCE>().ok_or(OpenError::Damaged)?;
+        let payload = Payload {
+            msg: ciphertext,
+            aad: &associated(organization, row),
+        };
+        self.cipher
+            .decrypt(nonce.into(), payload)
+            .map_err(|_| OpenError::Damaged)
+    }
+}
+
+impl fmt::Debug for Sealer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Sealer(…)")
+    }
+}
+
+fn associated(organization: OrganizationId, row: Uuid) -> [u8; 32] {
+    let mut data = [0; 32];
+    data[..16].copy_from_slice(organization.uuid().as_bytes());
+    data[16..].copy_from_slice(row.as_bytes());
+    data
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn opens_only_where_it_was_sealed_for() {
+        let sealer = Sealer::from_base64(&Sealer::generate_base64()).unwrap();
+        let (org, row) = (OrganizationId::new(), Uuid::now_v7());
+        let sealed = sealer.seal(org, row, b"whsec");
+        assert_eq!(sealer.open(org, row, &sealed).unwrap(), b"whsec");
+        assert_eq!(
+            sealer.open(OrganizationId::new(), row, &sealed),
+            Err(OpenError::Damaged)
+        );
+        assert_eq!(sealer.open(org, Uuid::now_v7(), &sealed), Err(OpenError::Damaged));
+        let other = Sealer::from_base64(&Sealer::generate_base64()).unwrap();
+        assert_eq!(other.open(org, row, &sealed), Err(OpenError::OtherKey));
+        for cut in 0..sealed.0.len() {
+            assert!(sealer.open(org, row, &Sealed(sealed.0[..cut].to_vec())).is_err());
+        }
+        assert_ne!(sealer.seal(org, row, b"whsec"), sealed, "a nonce is used once");
+        assert!(Sealer::from_base64("c2hvcnQ=").is_err());
+    }
+}

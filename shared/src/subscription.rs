@@ -1,0 +1,395 @@
+//! Subscriptions: who wants which events, and where they are sent.
+
+use std::{fmt, str::FromStr, time::Duration};
+
+use serde::Serialize;
+use url::Url;
+
+use crate::{EventType, Invalid, OrganizationId, SubscriptionId, Timestamp, seal::Sealed};
+
+/// A subscription as the store keeps it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Subscription {
+    /// Its id.
+    pub id: SubscriptionId,
+    /// Whose it is.
+    pub organization: OrganizationId,
+    /// One that the system made, not a client.
+    pub builtin: Option<Builtin>,
+    /// Where its events go.
+    pub target: Target,
+    /// Which events it wants: those that match any of these.
+    pub event_types: Vec<EventPattern>,
+    /// Whether it is served; a disabled one parks its deliveries and drops nothing.
+    pub enabled: bool,
+    /// Why the system disabled it, where it was not a client that did.
+    pub disabled_reason: Option<String>,
+    /// A text for people, at most 1,024 characters.
+    pub description: Option<String>,
+    /// Counts its changes.
+    pub version: i64,
+    /// When it was created.
+    pub created_at: Timestamp,
+    /// When it last changed.
+    pub updated_at: Timestamp,
+}
+
+/// Where events of a subscription go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// They are posted to a URL.
+    Push(Push),
+    /// They wait until they are fetched and acknowledged.
+    Pull,
+}
+
+/// How events are pushed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Push {
+    /// Where to.
+    pub url: SubscriptionUrl,
+    /// The signing secret, sealed for this organization and subscription.
+    pub secret: Sealed,
+    /// When to try again.
+    pub retry_schedule: RetrySchedule,
+    /// How long one attempt may take, in all.
+    pub timeout: AttemptTimeout,
+    /// How many attempts may be under way at once.
+    pub max_in_flight: MaxInFlight,
+}
+
+impl Subscription {
+    /// Its push settings, if it is one of kind `push`.
+    pub fn push(&self) -> Option<&Push> {
+        match &self.target {
+            Target::Push(push) => Some(push),
+            Target::Pull => None,
+        }
+    }
+
+    /// Whether it wants events of this type. The built-in inbox wants none: it gets what nobody else does.
+    pub fn wants(&self, event_type: &EventType) -> bool {
+        self.builtin != Some(Builtin::Inbox)
+            && self.event_types.iter().any(|pattern| pattern.matches(event_type))
+    }
+}
+
+/// Subscriptions that every organization has, or may have, without asking for them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Builtin {
+    /// Takes the events that match no other subscription; of kind `pull`; made with the organization.
+    Inbox,
+    /// The default push subscription that `POST /api/webhook/config` sets.
+    Webhook,
+}
+
+impl Builtin {
+    /// Its name in the store.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Inbox => "inbox",
+            Self::Webhook => "webhook",
+        }
+    }
+}
+
+impl FromStr for Builtin {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        match text {
+            "inbox" => Ok(Self::Inbox),
+            "webhook" => Ok(Self::Webhook),
+            _ => Err(Invalid::new("must be inbox or webhook")),
+        }
+    }
+}
+
+/// A pattern over event types: `user.created`, `user.*` (exactly one more segment), `user.**` (one or more), or `*`
+/// (all but the system's own). A `*` may stand for any one segment; types under `triggers.` match only patterns
+/// that begin with `triggers.`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct EventPattern(Box<str>);
+
+impl EventPattern {
+    /// Everything but the system's own events.
+    pub fn all() -> Self {
+        Self("*".into())
+    }
+
+    /// Checks the rule.
+    pub fn parse(text: &str) -> Result<Self, Invalid> {
+        if text.is_empty() || text.len() > 256 {
+            return Err(Invalid::new("must be 1 to 256 characters"));
+        }
+        if text
+            .bytes()
+            .any(|b| !b.is_ascii_graphic() || matches!(b, b'"' | b'\'' | b'`'))
+        {
+            return Err(Invalid::new(
+                "must be visible ASCII characters without quotes or spaces",
+            ));
+        }
+        let segments: Vec<&str> = text.split('.').collect();
+        for (at, segment) in segments.iter().enumerate() {
+            let last = at + 1 == segments.len();
+            let whole = *segment == "*" || (*segment == "**" && last && at > 0);
+            if segment.contains('*') && !whole {
+                return Err(Invalid::new(
+                    "may hold `*` only as a whole segment, and `**` only as the last of several",
+                ));
+            }
+        }
+        Ok(Self(text.into()))
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether an event of this type fits.
+    pub fn matches(&self, event_type: &EventType) -> bool {
+        let event_type = event_type.as_str();
+        let system = event_type.starts_with("triggers.");
+        if system && !self.0.starts_with("triggers.") {
+            return false;
+        }
+        if &*self.0 == "*" {
+            return true;
+        }
+        let (mut wanted, mut given) = (self.0.split('.'), event_type.split('.'));
+        loop {
+            match (wanted.next(), given.next()) {
+                (None, None) | (Some("**"), Some(_)) => return true,
+                (Some("*"), Some(_)) => {}
+                (Some(want), Some(have)) if want == have => {}
+                _ => return false,
+            }
+        }
+    }
+}
+
+/// A URL to push to: `https` (or `http`, which the deployment's policy may refuse), at most 2,048 characters, with a
+/// host, no user info and no fragment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SubscriptionUrl(Url);
+
+impl SubscriptionUrl {
+    /// Checks the form; whether it may be reached, the guard says.
+    pub fn parse(text: &str) -> Result<Self, Invalid> {
+        if text.len() > 2_048 {
+            return Err(Invalid::new("must be at most 2048 characters"));
+        }
+        if text.chars().any(|c| c.is_control() || c.is_whitespace()) {
+            return Err(Invalid::new("must not hold control characters or spaces"));
+        }
+        let url = Url::parse(text).map_err(|error| Invalid::new(format!("must be a URL: {error}")))?;
+        if !matches!(url.scheme(), "https" | "http") {
+            return Err(Invalid::new("must begin with https://"));
+        }
+        if url.host_str().is_none_or(str::is_empty) {
+            return Err(Invalid::new("must have a host"));
+        }
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(Invalid::new("must not hold a user name or password"));
+        }
+        if url.fragment().is_some() {
+            return Err(Invalid::new("must not have a fragment (#…)"));
+        }
+        if url.port_or_known_default() == Some(0) {
+            return Err(Invalid::new("must not have port 0"));
+        }
+        Ok(Self(url))
+    }
+
+    /// The URL.
+    pub const fn url(&self) -> &Url {
+        &self.0
+    }
+
+    /// As it is shown and stored.
+    pub fn as_str(&self) -> &str {
+        self.0.as_str()
+    }
+}
+
+/// How long to wait before each retry, in seconds: at most 20 waits of 1 second to 7 days. After the last the delivery
+/// is a dead letter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct RetrySchedule(Vec<u32>);
+
+impl RetrySchedule {
+    /// The longest wait.
+    pub const MAX_SECONDS: u32 = 7 * 24 * 3600;
+    /// The most waits.
+    pub const MAX_RETRIES: usize = 20;
+    /// How far a wait strays from the schedule, either way.
+    pub const JITTER: f64 = 0.2;
+
+    /// Checks the rule.
+    pub fn new(seconds: Vec<u32>) -> Result<Self, Invalid> {
+        if seconds.len() > Self::MAX_RETRIES {
+            return Err(Invalid::new("must have at most 20 entries"));
+        }
+        if seconds.iter().any(|wait| !(1..=Self::MAX_SECONDS).contains(wait)) {
+            return Err(Invalid::new(
+                "must hold whole numbers of seconds from 1 to 604800",
+            ));
+        }
+        Ok(Self(seconds))
+    }
+
+    /// The waits, in seconds.
+    pub fn seconds(&self) -> &[u32] {
+        &self.0
+    }
+
+    /// How long to wait after attempt number `attempt` (from 1) has failed: the schedule's wait, ±20 % by
+    /// `random`, which is in [0, 1). `None` once the schedule is used up.
+    pub fn wait_after(&self, attempt: u32, random: f64) -> Option<Duration> {
+        let wait = *self.0.get(usize::try_from(attempt).ok()?.checked_sub(1)?)?;
+        Some(Duration::from_secs_f64(
+            f64::from(wait) * (1.0 - Self::JITTER + 2.0 * Self::JITTER * random),
+        ))
+    }
+}
+
+impl Default for RetrySchedule {
+    /// About 27 hours in seven retries.
+    fn default() -> Self {
+        Self(vec![5, 300, 1_800, 7_200, 18_000, 36_000, 36_000])
+    }
+}
+
+macro_rules! bounded {
+    ($(#[$doc:meta])* $name:ident: $inner:ty, $min:literal..=$max:literal, $default:literal) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+        #[serde(transparent)]
+        pub struct $name($inner);
+
+        impl $name {
+            /// Checks the range.
+            pub fn new(value: u64) -> Result<Self, Invalid> {
+                <$inner>::try_from(value).ok().filter(|value| ($min..=$max).contains(value)).map(Self).ok_or_else(
+                    || Invalid::new(concat!("must be a whole number from ", $min, " to ", $max)),
+                )
+            }
+
+            /// The number.
+            pub const fn get(self) -> $inner {
+                self.0
+            }
+        }
+
+        impl Default for $name {
+            fn default() -> Self {
+                Self($default)
+            }
+        }
+    };
+}
+
+bounded! {
+    /// How long one attempt may take in all, in milliseconds: 1,000 to 30,000, 15,000 unless set.
+    AttemptTimeout: u32, 1_000..=30_000, 15_000
+}
+bounded! {
+    /// How many attempts of one subscription may be under way at once: 1 to 256, 16 unless set.
+    MaxInFlight: u16, 1..=256, 16
+}
+
+impl AttemptTimeout {
+    /// As a duration.
+    pub const fn duration(self) -> Duration {
+        Duration::from_millis(self.0 as u64)
+    }
+}
+
+impl fmt::Display for SubscriptionUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn patterns_match_as_documented() {
+        let matches = |pattern: &str, event_type: &str| {
+            EventPattern::parse(pattern)
+                .unwrap()
+                .matches(&EventType::parse_any(event_type).unwrap())
+        };
+        for (pattern, event_type, fits) in [
+            ("*", "user", true),
+            ("*", "user.created", true),
+            ("*", "triggers.subscription.disabled", false),
+            ("user.created", "user.created", true),
+            ("user.created", "user.created.now", false),
+            ("user.created", "User.created", false),
+            ("user.*", "user.created", true),
+            ("user.*", "user", false),
+            ("user.*", "user.created.now", false),
+            ("user.**", "user.created", true),
+            ("user.**", "user.created.now", true),
+            ("user.**", "user", false),
+            ("*.created", "user.created", true),
+            ("*.*", "triggers.disabled", false),
+            ("triggers.**", "triggers.subscription.disabled", true),
+            ("user.*.done", "user.import.done", true),
+        ] {
+            assert_eq!(matches(pattern, event_type), fits, "{pattern} {event_type}");
+        }
+        for bad in ["", "**", "user*", "user.**.done", "a b", "us*er.x", "\"x\""] {
+            assert!(EventPattern::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn urls_that_are_refused() {
+        for bad in [
+            "",
+            "example.com",
+            "ftp://example.com",
+            "https://",
+            "https://u@example.com",
+            "https://u:p@example.com",
+            "https://example.com/#a",
+            "https://exa mple.com",
+            "https://example.com/\n",
+            "https://example.com:0/",
+            "javascript:alert(1)",
+            "file:///etc/passwd",
+        ] {
+            assert!(SubscriptionUrl::parse(bad).is_err(), "{bad}");
+        }
+        assert!(SubscriptionUrl::parse("https://example.com/hook?a=b").is_ok());
+        let long = format!("https://example.com/{}", "a".repeat(2_048));
+        assert!(SubscriptionUrl::parse(&long).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn waits_stay_within_their_jitter(waits in prop::collection::vec(1..=RetrySchedule::MAX_SECONDS, 0..=20),
+                                          attempt in 0u32..30, random in 0.0..1.0f64) {
+            let schedule = RetrySchedule::new(waits.clone()).unwrap();
+            match schedule.wait_after(attempt, random) {
+                Some(wait) => {
+                    let planned = f64::from(waits[attempt as usize - 1]);
+                    prop_assert!(wait.as_secs_f64() >= planned * 0.8 - 1e-6);
+                    prop_assert!(wait.as_secs_f64() <= planned * 1.2 + 1e-6);
+                }
+                None => prop_assert!(attempt == 0 || attempt as usize > waits.len()),
+            }
+        }
+    }
+}
