@@ -1,1 +1,302 @@
-//! To come.
+//! Settings: flags, or environment variables named `TRIGGERS_…`, each documented with its default on its field.
+//!
+//! A wrong setting stops the start with one line that names it and the fix.
+
+use std::{ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::{
+    ArgAction, Args, CommandFactory, FromArgMatches,
+    error::{ContextKind, ContextValue, ErrorKind},
+};
+
+use crate::{Invalid, guard::TargetPolicy};
+
+/// A setting that is wrong, and how to put it right.
+#[derive(Debug, thiserror::Error)]
+#[error("{name} {rule}")]
+pub struct SettingError {
+    name: &'static str,
+    rule: String,
+}
+
+impl SettingError {
+    /// For the setting of this name.
+    pub fn new(name: &'static str, rule: impl ToString) -> Self {
+        Self {
+            name,
+            rule: rule.to_string(),
+        }
+    }
+
+    /// Gives an [`Invalid`] the setting's name.
+    pub fn of(name: &'static str) -> impl FnOnce(Invalid) -> Self {
+        move |invalid| Self::new(name, invalid.rule())
+    }
+}
+
+/// Reads the process's settings; on a wrong one prints one line and exits with 2. `--help` and `--version` print and
+/// exit with 0.
+pub fn parse_or_exit<P: CommandFactory + FromArgMatches>() -> P {
+    parse(std::env::args_os()).unwrap_or_else(|error| match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => error.exit(),
+        _ => {
+            eprintln!("{}", one_line::<P>(&error));
+            std::process::exit(2);
+        }
+    })
+}
+
+fn parse<P: CommandFactory + FromArgMatches>(
+    arguments: impl IntoIterator<Item = OsString>,
+) -> Result<P, clap::Error> {
+    let matches = P::command().try_get_matches_from(arguments)?;
+    P::from_arg_matches(&matches)
+}
+
+/// clap's message in one line, with the environment variable that the option may have come from.
+fn one_line<P: CommandFactory>(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let mut line = text
+        .lines()
+        .next()
+        .unwrap_or("error: wrong settings")
+        .trim_end()
+        .to_owned();
+    if let Some(ContextValue::String(option)) = error.get(ContextKind::InvalidArg) {
+        let long = option
+            .trim_start_matches('-')
+            .split([' ', '='])
+            .next()
+            .unwrap_or_default();
+        let command = P::command();
+        let commands = std::iter::once(&command).chain(command.get_subcommands());
+        let known = commands
+            .flat_map(clap::Command::get_arguments)
+            .find(|arg| arg.get_long() == Some(long));
+        if let Some(variable) = known.and_then(clap::Arg::get_env) {
+            line.push_str(&format!(" (or the environment variable {})", variable.display()));
+        }
+    }
+    line.push_str("; see --help");
+    line
+}
+
+/// What every process has.
+#[derive(Debug, Clone, Args)]
+pub struct ProcessArgs {
+    /// Which log lines to show: a level, or levels by module, as info,worker=debug.
+    #[arg(long, env = "TRIGGERS_LOG", default_value = "info", value_name = "FILTER")]
+    pub log: String,
+
+    /// How long to finish what is under way once asked to stop.
+    #[arg(long, env = "TRIGGERS_SHUTDOWN_SECONDS", default_value_t = 30, value_name = "SECONDS",
+          value_parser = clap::value_parser!(u64).range(1..=600))]
+    pub shutdown_seconds: u64,
+}
+
+impl ProcessArgs {
+    /// [`ProcessArgs::shutdown_seconds`] as a duration.
+    pub const fn shutdown_deadline(&self) -> Duration {
+        Duration::from_secs(self.shutdown_seconds)
+    }
+}
+
+/// Where events are queued and stored.
+#[derive(Debug, Clone, Args)]
+pub struct EngineArgs {
+    /// PostgreSQL (14 or later), as postgres://user:password@host:5432/database.
+    #[arg(
+        long,
+        env = "TRIGGERS_DATABASE_URL",
+        value_name = "URL",
+        hide_env_values = true
+    )]
+    pub database_url: Option<String>,
+
+    /// RabbitMQ (3.10 or later), as amqp://user:password@host:5672/%2f; amqps:// for TLS.
+    #[arg(long, env = "TRIGGERS_AMQP_URL", value_name = "URL", hide_env_values = true)]
+    pub amqp_url: Option<String>,
+
+    /// Seals secrets at rest: the base64 of 32 bytes, the same for every process of a deployment. Make one with:
+    /// openssl rand -base64 32
+    #[arg(
+        long,
+        env = "TRIGGERS_SECRET_KEY",
+        value_name = "BASE64",
+        hide_env_values = true
+    )]
+    pub secret_key: Option<String>,
+
+    /// The most connections to PostgreSQL of this process.
+    #[arg(long, env = "TRIGGERS_DATABASE_CONNECTIONS", default_value_t = 10, value_name = "NUMBER",
+          value_parser = clap::value_parser!(u32).range(2..=1_000))]
+    pub database_connections: u32,
+
+    /// Whether to bring the schema up to date at the start.
+    #[arg(long, env = "TRIGGERS_MIGRATE", default_value_t = true, value_name = "BOOL", action = ArgAction::Set)]
+    pub migrate: bool,
+
+    /// What the names of the RabbitMQ queues begin with.
+    #[arg(
+        long,
+        env = "TRIGGERS_QUEUE_PREFIX",
+        default_value = "triggers.",
+        value_name = "TEXT"
+    )]
+    pub queue_prefix: String,
+
+    /// How often RabbitMQ may return a frame before it is taken in alone, apart from the rest. Fixed once the queue
+    /// exists.
+    #[arg(long, env = "TRIGGERS_QUEUE_DELIVERY_LIMIT", default_value_t = 20, value_name = "NUMBER",
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub queue_delivery_limit: u32,
+
+    /// The most bytes of frames that wait in RabbitMQ before posts are answered with 503. Fixed once the queue exists.
+    #[arg(long, env = "TRIGGERS_QUEUE_MAX_BYTES", default_value_t = 8 << 30, value_name = "BYTES",
+          value_parser = clap::value_parser!(u64).range(1 << 20..))]
+    pub queue_max_bytes: u64,
+}
+
+/// Where the embedded engine keeps its files.
+#[derive(Debug, Clone, Args)]
+pub struct DataDirArgs {
+    /// Where the embedded engine keeps its files, where no URLs name servers.
+    #[arg(
+        long,
+        env = "TRIGGERS_DATA_DIR",
+        default_value = "./triggers-data",
+        value_name = "DIRECTORY"
+    )]
+    pub data_dir: PathBuf,
+}
+
+/// What pushes may reach.
+#[derive(Debug, Clone, Args)]
+pub struct OutboundArgs {
+    /// Networks that webhooks may reach though they are not public, separated by commas, as 10.0.0.0/8,::1/128. Any
+    /// port and plain http are open in them.
+    #[arg(long, env = "TRIGGERS_ALLOW_PRIVATE_TARGETS", value_name = "NETWORKS")]
+    pub allow_private_targets: Option<String>,
+
+    /// Ports that webhooks may use besides 80 and 443, separated by commas.
+    #[arg(long, env = "TRIGGERS_ALLOW_TARGET_PORTS", value_name = "PORTS")]
+    pub allow_target_ports: Option<String>,
+
+    /// Whether webhooks may be sent over plain http.
+    #[arg(long, env = "TRIGGERS_ALLOW_HTTP_TARGETS", default_value_t = false, value_name = "BOOL",
+          action = ArgAction::Set)]
+    pub allow_http_targets: bool,
+}
+
+impl OutboundArgs {
+    /// The policy that they make; `networks` is what is open where no networks are set.
+    pub fn policy(&self, networks: &str) -> Result<TargetPolicy, SettingError> {
+        let networks = self.allow_private_targets.as_deref().unwrap_or(networks);
+        let ports = self.allow_target_ports.as_deref().unwrap_or_default();
+        let ports = ports
+            .split(',')
+            .map(str::trim)
+            .filter(|port| !port.is_empty())
+            .map(str::parse);
+        Ok(TargetPolicy {
+            private: TargetPolicy::parse_networks(networks)
+                .map_err(SettingError::of("TRIGGERS_ALLOW_PRIVATE_TARGETS"))?,
+            ports: ports.collect::<Result<_, _>>().map_err(|_| {
+                SettingError::new(
+                    "TRIGGERS_ALLOW_TARGET_PORTS",
+                    "must be port numbers separated by commas",
+                )
+            })?,
+            http: self.allow_http_targets,
+        })
+    }
+}
+
+/// Who may do what no API key can.
+#[derive(Debug, Clone, Args)]
+pub struct ControlArgs {
+    /// The token that creates organizations and handles what was set aside: at least 16 characters. Without it, and
+    /// without open signup, nobody can.
+    #[arg(
+        long,
+        env = "TRIGGERS_ADMIN_TOKEN",
+        value_name = "TOKEN",
+        hide_env_values = true
+    )]
+    pub admin_token: Option<String>,
+
+    /// Whether anybody may create an organization [default: false; under triggers dev: from this machine only]
+    #[arg(long, env = "TRIGGERS_OPEN_SIGNUP", value_name = "BOOL", action = ArgAction::Set)]
+    pub open_signup: Option<bool>,
+}
+
+impl ControlArgs {
+    /// The token, if one is set and long enough.
+    pub fn admin_token(&self) -> Result<Option<secrecy::SecretString>, SettingError> {
+        match self.admin_token.as_deref() {
+            None | Some("") => Ok(None),
+            Some(token) if token.len() >= 16 => Ok(Some(token.to_owned().into())),
+            Some(_) => Err(SettingError::new(
+                "TRIGGERS_ADMIN_TOKEN",
+                "must be at least 16 characters",
+            )),
+        }
+    }
+}
+
+/// How events are delivered and how long they are kept.
+#[derive(Debug, Clone, Args)]
+pub struct WorkerArgs {
+    /// How many days events and their deliveries are kept.
+    #[arg(long, env = "TRIGGERS_RETENTION_DAYS", default_value_t = 30, value_name = "DAYS",
+          value_parser = clap::value_parser!(u16).range(1..=3_650))]
+    pub retention_days: u16,
+
+    /// The most attempts under way at once, over all subscriptions.
+    #[arg(long, env = "TRIGGERS_MAX_ATTEMPTS", default_value_t = 512, value_name = "NUMBER",
+          value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub max_attempts: u32,
+}
+
+/// Reads an address to listen on.
+pub fn parse_listen(text: &str) -> Result<SocketAddr, Invalid> {
+    text.parse()
+        .map_err(|_| Invalid::new("must be an address and a port, as 127.0.0.1:8080 or [::]:8080"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Whole {
+        #[command(flatten)]
+        worker: WorkerArgs,
+        #[command(flatten)]
+        outbound: OutboundArgs,
+        #[arg(long, env = "TRIGGERS_LISTEN", default_value = "0.0.0.0:8080", value_parser = parse_listen)]
+        listen: SocketAddr,
+    }
+
+    fn wrong(arguments: &[&str]) -> String {
+        let arguments = std::iter::once("worker")
+            .chain(arguments.iter().copied())
+            .map(OsString::from);
+        one_line::<Whole>(&parse::<Whole>(arguments).unwrap_err())
+    }
+
+    #[test]
+    fn a_wrong_setting_is_one_line_that_names_it_and_the_fix() {
+        insta::assert_snapshot!(wrong(&["--listen", "localhost"]));
+        insta::assert_snapshot!(wrong(&["--retention-days", "0"]));
+        insta::assert_snapshot!(wrong(&["--bogus"]));
+        let outbound = OutboundArgs {
+            allow_private_targets: Some("localhost".into()),
+            allow_target_ports: None,
+            allow_http_targets: false,
+        };
+        insta::assert_snapshot!(outbound.policy("").unwrap_err().to_string());
+    }
+}

@@ -6,6 +6,7 @@
 pub mod auth;
 pub mod config;
 pub mod delivery;
+pub mod engine;
 pub mod event;
 pub mod guard;
 pub mod http;

@@ -1,1 +1,208 @@
-//! To come.
+//! Logs and metrics.
+//!
+//! Logs are text on a terminal and JSON elsewhere; fields are stable and dotted, and never hold payloads, keys or
+//! secrets. Metric names and labels are all here; label values come from enums, so that their number is bounded.
+
+use std::{io::IsTerminal, time::Duration};
+
+use metrics::{
+    Counter, Gauge, Histogram, counter, describe_counter, describe_gauge, describe_histogram, gauge,
+    histogram,
+};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
+
+use crate::{FailureKind, Invalid, lifecycle::Lifecycle};
+
+/// Sets up logs by a filter such as `info` or `info,worker=debug`.
+pub fn init_logs(filter: &str) -> Result<(), Invalid> {
+    let filter = EnvFilter::try_new(filter).map_err(|error| {
+        Invalid::new(format!(
+            "is not a log filter ({error}); use for example info or info,worker=debug"
+        ))
+    })?;
+    let registry = tracing_subscriber::registry().with(filter);
+    let set = if std::io::stderr().is_terminal() {
+        registry
+            .with(fmt::layer().with_writer(std::io::stderr).with_target(false))
+            .try_init()
+    } else {
+        registry
+            .with(
+                fmt::layer()
+                    .json()
+                    .flatten_event(true)
+                    .with_writer(std::io::stderr),
+            )
+            .try_init()
+    };
+    set.map_err(|error| Invalid::new(error.to_string()))
+}
+
+/// Upper bounds, in seconds, of the histograms of time.
+const SECONDS: [f64; 16] = [
+    0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 300.0,
+];
+/// Upper bounds of the histograms of numbers.
+const COUNTS: [f64; 11] = [
+    1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1_000.0, 2_000.0,
+];
+
+/// Installs the process's metrics recorder.
+pub fn init_metrics() -> anyhow::Result<PrometheusHandle> {
+    let handle = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &SECONDS)?
+        .set_buckets_for_metric(Matcher::Suffix("_events".into()), &COUNTS)?
+        .install_recorder()?;
+    describe();
+    Ok(handle)
+}
+
+/// Folds recorded values into their histograms now and then, so that they do not pile up between scrapes.
+pub async fn keep_metrics(handle: PrometheusHandle, lifecycle: Lifecycle) -> anyhow::Result<()> {
+    let mut every = tokio::time::interval(Duration::from_secs(5));
+    loop {
+        tokio::select! {
+            () = lifecycle.soft.cancelled() => return Ok(()),
+            _ = every.tick() => handle.run_upkeep(),
+        }
+    }
+}
+
+/// Why an event was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// It breaks a rule.
+    Invalid,
+    /// No valid key, or one without the scope.
+    Unauthorized,
+    /// The limit is used up.
+    RateLimited,
+    /// The queue or the store is away.
+    Unavailable,
+}
+
+impl Refusal {
+    /// Every reason.
+    pub const ALL: [Self; 4] = [
+        Self::Invalid,
+        Self::Unauthorized,
+        Self::RateLimited,
+        Self::Unavailable,
+    ];
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Invalid => "invalid",
+            Self::Unauthorized => "unauthorized",
+            Self::RateLimited => "rate_limited",
+            Self::Unavailable => "unavailable",
+        }
+    }
+}
+
+/// How an attempt or a delivery ended, as metrics count it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// With a 2xx.
+    Delivered,
+    /// Another attempt follows.
+    Retrying,
+    /// The last attempt failed.
+    DeadLetter,
+    /// The outcome did not apply: the delivery was closed, or held by another, meanwhile.
+    Superseded,
+}
+
+impl Ending {
+    /// Every ending.
+    pub const ALL: [Self; 4] = [
+        Self::Delivered,
+        Self::Retrying,
+        Self::DeadLetter,
+        Self::Superseded,
+    ];
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Delivered => "delivered",
+            Self::Retrying => "retrying",
+            Self::DeadLetter => "dead_letter",
+            Self::Superseded => "superseded",
+        }
+    }
+}
+
+macro_rules! metrics {
+    ($($(#[$doc:meta])* $what:ident $name:ident = $key:literal, $help:literal;)*) => {
+        $(
+            #[doc = $help]
+            pub fn $name() -> metrics!(@type $what) {
+                $what!($key)
+            }
+        )*
+        fn describe() {
+            $(metrics!(@describe $what, $key, $help);)*
+            describe_counter!(REFUSED, "Events refused, by reason.");
+            describe_counter!(DELIVERIES, "Attempts whose outcome was written down, by outcome.");
+            describe_counter!(FAILURES, "Failed attempts, by kind of failure.");
+            describe_gauge!(BACKLOG, "Open push deliveries in the store, by state, counted up to 100,000.");
+        }
+    };
+    (@type counter) => { Counter };
+    (@type gauge) => { Gauge };
+    (@type histogram) => { Histogram };
+    (@describe counter, $key:literal, $help:literal) => { describe_counter!($key, $help) };
+    (@describe gauge, $key:literal, $help:literal) => { describe_gauge!($key, $help) };
+    (@describe histogram, $key:literal, $help:literal) => { describe_histogram!($key, $help) };
+}
+
+metrics! {
+    counter accepted = "triggers_events_accepted_total", "Events answered with 202, repeats included.";
+    counter repeats = "triggers_events_repeated_total", "Events that a front recognized as repeats.";
+    counter frames = "triggers_frames_published_total", "Frames that the queue confirmed.";
+    histogram frame_events = "triggers_frame_events", "Events a frame.";
+    histogram publish_seconds = "triggers_publish_seconds", "Time from writing a frame to its confirmation.";
+    gauge queue_frames = "triggers_queue_frames", "Frames in the queue.";
+    gauge queue_dead_frames = "triggers_queue_dead_frames", "Frames that were returned too often and wait to be taken in one at a time.";
+    gauge queue_age = "triggers_queue_age_seconds", "How long the oldest event of the last batch had waited when its intake began; while nothing is taken in and frames wait, it grows.";
+    histogram intake_events = "triggers_intake_batch_events", "Events an intake batch.";
+    histogram intake_seconds = "triggers_intake_seconds", "Time of an intake transaction.";
+    counter stored = "triggers_events_stored_total", "Events stored by intake.";
+    counter duplicates = "triggers_events_duplicate_total", "Events that intake found to be stored already, or to be repeats of another.";
+    counter set_aside = "triggers_events_set_aside_total", "Frames and events set aside.";
+    gauge set_aside_now = "triggers_set_aside", "Frames and events that are set aside now.";
+    histogram attempt_seconds = "triggers_attempt_seconds", "Time of an attempt.";
+    histogram delivery_seconds = "triggers_delivery_seconds", "Time from accepting an event to its delivery.";
+    gauge attempts_in_flight = "triggers_attempts_in_flight", "Attempts under way.";
+    gauge lanes_busy = "triggers_lanes_busy", "Lanes with deliveries waiting or in flight.";
+    gauge lane_deliveries = "triggers_lane_deliveries", "Deliveries that wait in lanes.";
+    gauge backlog_oldest = "triggers_backlog_oldest_due_seconds", "How long the oldest due delivery has been due.";
+    counter expired = "triggers_deliveries_expired_total", "Deliveries that were still open when their retention ended.";
+    counter lease_lost = "triggers_worker_leases_lost_total", "Times that a worker stalled past its lease.";
+}
+
+const REFUSED: &str = "triggers_events_refused_total";
+const DELIVERIES: &str = "triggers_deliveries_total";
+const FAILURES: &str = "triggers_attempt_failures_total";
+const BACKLOG: &str = "triggers_backlog_deliveries";
+
+/// Events refused for this reason.
+pub fn refused(reason: Refusal) -> Counter {
+    counter!(REFUSED, "reason" => reason.as_str())
+}
+
+/// Attempts that ended so.
+pub fn deliveries(ending: Ending) -> Counter {
+    counter!(DELIVERIES, "outcome" => ending.as_str())
+}
+
+/// Failed attempts of this kind.
+pub fn attempt_failures(kind: FailureKind) -> Counter {
+    counter!(FAILURES, "kind" => kind.as_str())
+}
+
+/// Open push deliveries: `pending` or `retrying`.
+pub fn backlog(retrying: bool) -> Gauge {
+    gauge!(BACKLOG, "state" => if retrying { "retrying" } else { "pending" })
+}

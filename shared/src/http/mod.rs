@@ -1,1 +1,14 @@
-//! To come.
+//! HTTP conventions that every role keeps: problems, field by field validation, bodies with caps, request ids, and a
+//! server whose every wait has an end.
+
+pub mod body;
+pub mod fields;
+pub mod ops;
+pub mod problem;
+pub mod query;
+pub mod server;
+
+pub use body::JsonBody;
+pub use fields::{Fields, Unknown};
+pub use problem::{ApiError, Code, FieldError};
+pub use query::Query;

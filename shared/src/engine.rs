@@ -1,0 +1,163 @@
+//! Choosing and opening the engines: PostgreSQL and RabbitMQ where two URLs name them, else SQLite in a directory.
+
+use std::{
+    fs::{File, OpenOptions, TryLockError},
+    io::{Read, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+    sync::Arc,
+};
+
+use crate::{
+    config::{EngineArgs, SettingError},
+    queue::{DynQueue, embedded, rabbit},
+    seal::Sealer,
+    store::{Store, postgres, sqlite},
+};
+
+/// The queue and the store of a process, and the key for its secrets. Cheap to clone.
+#[derive(Clone)]
+pub struct Engine {
+    /// Where frames go.
+    pub queue: DynQueue,
+    /// Where events live.
+    pub store: Store,
+    /// Seals and opens secrets.
+    pub sealer: Arc<Sealer>,
+    /// What it is, for logs.
+    pub kind: EngineKind,
+    /// Held for as long as the data directory is in use.
+    _lock: Option<Arc<File>>,
+}
+
+/// Which engines a process runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EngineKind {
+    /// SQLite, in this process.
+    Embedded,
+    /// PostgreSQL and RabbitMQ.
+    Servers,
+}
+
+impl Engine {
+    /// Opens the engines that the settings name. `data_dir` is where an embedded one lives; a process that cannot have
+    /// one gives `None`. Servers that are away do not stop it: what needs them waits.
+    pub async fn open(args: &EngineArgs, data_dir: Option<&Path>) -> anyhow::Result<Self> {
+        let set = |url: &Option<String>| url.clone().filter(|url| !url.is_empty());
+        match (set(&args.database_url), set(&args.amqp_url), data_dir) {
+            (Some(database_url), Some(amqp_url), _) => Self::servers(args, database_url, &amqp_url).await,
+            (None, None, Some(directory)) => Self::embedded(args, directory).await,
+            (None, None, None) => Err(SettingError::new(
+                "TRIGGERS_DATABASE_URL",
+                "and TRIGGERS_AMQP_URL must be set; to run without servers, use: triggers serve",
+            )
+            .into()),
+            (Some(_), None, _) => {
+                let rule = "must be set as well as TRIGGERS_DATABASE_URL: queue and store are both servers, or both embedded";
+                Err(SettingError::new("TRIGGERS_AMQP_URL", rule).into())
+            }
+            (None, Some(_), _) => {
+                let rule = "must be set as well as TRIGGERS_AMQP_URL: queue and store are both servers, or both embedded";
+                Err(SettingError::new("TRIGGERS_DATABASE_URL", rule).into())
+            }
+        }
+    }
+
+    async fn servers(args: &EngineArgs, database_url: String, amqp_url: &str) -> anyhow::Result<Self> {
+        let secret_key = args.secret_key.as_deref().filter(|key| !key.is_empty()).ok_or_else(|| {
+            SettingError::new(
+                "TRIGGERS_SECRET_KEY",
+                "must be set, the same for every process: it seals secrets at rest; make one with: openssl rand -base64 32",
+            )
+        })?;
+        let sealer = Sealer::from_base64(secret_key).map_err(SettingError::of("TRIGGERS_SECRET_KEY"))?;
+        let uri =
+            rabbit::RabbitOptions::parse_uri(amqp_url).map_err(SettingError::of("TRIGGERS_AMQP_URL"))?;
+        let options = postgres::PostgresOptions {
+            url: database_url.into(),
+            max_connections: args.database_connections,
+        };
+        let store = postgres::connect(options)
+            .await
+            .map_err(SettingError::of("TRIGGERS_DATABASE_URL"))?;
+        let queue = rabbit::RabbitQueue::new(rabbit::RabbitOptions {
+            uri,
+            prefix: args.queue_prefix.clone(),
+            delivery_limit: args.queue_delivery_limit,
+            max_bytes: args.queue_max_bytes,
+        });
+        Ok(Self {
+            queue: Arc::new(queue),
+            store,
+            sealer: Arc::new(sealer),
+            kind: EngineKind::Servers,
+            _lock: None,
+        })
+    }
+
+    async fn embedded(args: &EngineArgs, directory: &Path) -> anyhow::Result<Self> {
+        let unusable = |error: std::io::Error| {
+            SettingError::new(
+                "TRIGGERS_DATA_DIR",
+                format!("({}) cannot be used: {error}", directory.display()),
+            )
+        };
+        std::fs::create_dir_all(directory).map_err(unusable)?;
+        let lock = private_file(&directory.join("lock")).map_err(unusable)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let rule = format!(
+                    "({}) is in use by another process; stop it, or use another",
+                    directory.display()
+                );
+                return Err(SettingError::new("TRIGGERS_DATA_DIR", rule).into());
+            }
+            Err(TryLockError::Error(error)) => return Err(unusable(error).into()),
+        }
+        let secret_key = match args.secret_key.as_deref().filter(|key| !key.is_empty()) {
+            Some(key) => key.to_owned(),
+            None => kept_secret(&directory.join("secret-key"), Sealer::generate_base64).map_err(unusable)?,
+        };
+        let sealer = Sealer::from_base64(&secret_key).map_err(SettingError::of("TRIGGERS_SECRET_KEY"))?;
+        let queue = embedded::open(directory).await?;
+        let store = sqlite::open(directory).await?;
+        Ok(Self {
+            queue: Arc::new(queue),
+            store,
+            sealer: Arc::new(sealer),
+            kind: EngineKind::Embedded,
+            _lock: Some(Arc::new(lock)),
+        })
+    }
+
+    /// Ends connections, once every role has stopped.
+    pub async fn close(&self) {
+        self.queue.close().await;
+        self.store.keeper.close().await;
+    }
+}
+
+/// Opens a file that only its owner may read, and makes it if it is missing.
+fn private_file(path: &Path) -> std::io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+}
+
+/// What a private file holds; if it is empty or missing, `make` makes it. It is on disk before this returns.
+pub fn kept_secret(path: &Path, make: impl FnOnce() -> String) -> std::io::Result<String> {
+    let mut file = private_file(path)?;
+    let mut text = String::new();
+    file.read_to_string(&mut text)?;
+    if text.trim().is_empty() {
+        text = make();
+        writeln!(file, "{text}")?;
+        file.sync_all()?;
+    }
+    Ok(text.trim().to_owned())
+}

@@ -1,0 +1,370 @@
+//! Reading a JSON object field by field, so that every broken rule is named, not just the first.
+//!
+//! Values are borrowed from the body as raw JSON: a payload is validated and never parsed into a tree.
+
+use std::{borrow::Cow, fmt};
+
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::{ApiError, Code, FieldError};
+use crate::Invalid;
+
+/// The most fields of one object: none of the API's has half as many.
+const MAX_FIELDS: usize = 64;
+
+/// What becomes of fields that the route does not know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unknown {
+    /// They are refused, with their pointer (`/v1`).
+    Refuse,
+    /// They are taken and ignored (`/api`).
+    Ignore,
+}
+
+/// The fields of a request body that are not taken yet, and the rules broken so far.
+#[derive(Debug)]
+pub struct Fields<'a> {
+    values: Vec<(Cow<'a, str>, &'a RawValue)>,
+    errors: Vec<FieldError>,
+    too_large: Option<FieldError>,
+    unknown: Unknown,
+}
+
+impl<'a> Fields<'a> {
+    /// Reads the object that `body` must be; an empty body is an empty object.
+    pub fn parse(body: &'a [u8], unknown: Unknown) -> Result<Self, ApiError> {
+        let values = if body.is_empty() {
+            Vec::new()
+        } else {
+            serde_json::from_slice::<Object<'a>>(body)
+                .map_err(|error| malformed(&error))?
+                .0
+        };
+        let mut fields = Self {
+            values,
+            errors: Vec::new(),
+            too_large: None,
+            unknown,
+        };
+        fields.refuse_repeated();
+        Ok(fields)
+    }
+
+    fn refuse_repeated(&mut self) {
+        let mut names: Vec<&str> = self.values.iter().map(|(name, _)| name.as_ref()).collect();
+        names.sort_unstable();
+        let repeated: Vec<FieldError> = names
+            .chunk_by(|one, other| one == other)
+            .filter(|same| same.len() > 1)
+            .map(|same| FieldError::at(&[same[0]], "is given more than once"))
+            .collect();
+        self.errors.extend(repeated);
+    }
+
+    /// Takes a field as raw JSON.
+    pub fn take(&mut self, name: &str) -> Option<&'a RawValue> {
+        let at = self.values.iter().position(|(given, _)| given == name)?;
+        Some(self.values.swap_remove(at).1)
+    }
+
+    /// Takes a field that must be there. `parse` reads its value; what it breaks is noted.
+    pub fn required<T, E: Into<Broken>>(
+        &mut self,
+        name: &str,
+        parse: impl FnOnce(&'a RawValue) -> Result<T, E>,
+    ) -> Option<T> {
+        match self.take(name) {
+            Some(value) => self.read(name, value, parse),
+            None => {
+                self.errors.push(FieldError::at(&[name], "is required"));
+                None
+            }
+        }
+    }
+
+    /// Takes a field that may be missing or `null`.
+    pub fn optional<T, E: Into<Broken>>(
+        &mut self,
+        name: &str,
+        parse: impl FnOnce(&'a RawValue) -> Result<T, E>,
+    ) -> Option<T> {
+        let value = self.take(name).filter(|value| value.get() != "null")?;
+        self.read(name, value, parse)
+    }
+
+    /// Takes a field that may be missing, and for which `null` means something: `Some(None)`.
+    pub fn nullable<T, E: Into<Broken>>(
+        &mut self,
+        name: &str,
+        parse: impl FnOnce(&'a RawValue) -> Result<T, E>,
+    ) -> Option<Option<T>> {
+        match self.take(name)? {
+            value if value.get() == "null" => Some(None),
+            value => self.read(name, value, parse).map(Some),
+        }
+    }
+
+    fn read<T, E: Into<Broken>>(
+        &mut self,
+        name: &str,
+        value: &'a RawValue,
+        parse: impl FnOnce(&'a RawValue) -> Result<T, E>,
+    ) -> Option<T> {
+        match parse(value).map_err(Into::into) {
+            Ok(value) => Some(value),
+            Err(Broken {
+                path,
+                rule,
+                too_large,
+            }) => {
+                let mut pointer = vec![name];
+                pointer.extend(path.iter().map(String::as_str));
+                let error = FieldError::at(&pointer, rule);
+                if too_large {
+                    self.too_large.get_or_insert(error);
+                } else {
+                    self.errors.push(error);
+                }
+                None
+            }
+        }
+    }
+
+    /// Notes a broken rule that reading the fields one by one does not find.
+    pub fn refuse(&mut self, error: FieldError) {
+        self.errors.push(error);
+    }
+
+    /// `value` if no rule was broken and no field is left over; else the problem that names them all.
+    pub fn finish<T>(mut self, value: Option<T>) -> Result<T, ApiError> {
+        if self.unknown == Unknown::Refuse {
+            let left = self
+                .values
+                .iter()
+                .map(|(name, _)| FieldError::at(&[name], "is not a field of this request"));
+            self.errors.extend(left);
+        }
+        match value {
+            _ if !self.errors.is_empty() => Err(ApiError::invalid(self.errors)),
+            _ if self.too_large.is_some() => Err(self.too_large.map_or_else(
+                || ApiError::new(Code::PayloadTooLarge, "a field is too large"),
+                ApiError::field_too_large,
+            )),
+            Some(value) => Ok(value),
+            None => Err(ApiError::new(Code::InvalidRequest, "a required field is missing")),
+        }
+    }
+}
+
+/// A rule that a field's value breaks, perhaps deeper inside it.
+#[derive(Debug)]
+pub struct Broken {
+    path: Vec<String>,
+    rule: String,
+    too_large: bool,
+}
+
+impl From<Invalid> for Broken {
+    fn from(invalid: Invalid) -> Self {
+        Self {
+            path: Vec::new(),
+            rule: invalid.rule().to_owned(),
+            too_large: false,
+        }
+    }
+}
+
+impl From<crate::event::PayloadError> for Broken {
+    fn from(error: crate::event::PayloadError) -> Self {
+        let too_large = error == crate::event::PayloadError::TooLarge;
+        Self {
+            path: Vec::new(),
+            rule: error.to_string(),
+            too_large,
+        }
+    }
+}
+
+/// Reads a JSON string by a rule of its own.
+pub fn string<T>(
+    parse: impl FnOnce(&str) -> Result<T, Invalid>,
+) -> impl FnOnce(&RawValue) -> Result<T, Broken> {
+    move |value| {
+        let text: Cow<'_, str> = borrowed(value, "must be a string")?;
+        Ok(parse(&text)?)
+    }
+}
+
+/// Reads a JSON whole number by a rule of its own.
+pub fn number<T>(
+    parse: impl FnOnce(u64) -> Result<T, Invalid>,
+) -> impl FnOnce(&RawValue) -> Result<T, Broken> {
+    move |value| {
+        let number = serde_json::from_str(value.get()).map_err(|_| Invalid::new("must be a whole number"))?;
+        Ok(parse(number)?)
+    }
+}
+
+/// Reads `true` or `false`.
+pub fn boolean(value: &RawValue) -> Result<bool, Broken> {
+    Ok(serde_json::from_str(value.get()).map_err(|_| Invalid::new("must be true or false"))?)
+}
+
+/// Reads an array of at most `most` strings, each by a rule of its own; what is broken is named by its index.
+pub fn strings<T>(
+    most: usize,
+    parse: impl Fn(&str) -> Result<T, Invalid>,
+) -> impl FnOnce(&RawValue) -> Result<Vec<T>, Broken> {
+    move |value| {
+        let texts: Vec<&RawValue> =
+            serde_json::from_str(value.get()).map_err(|_| Invalid::new("must be an array of strings"))?;
+        if texts.len() > most {
+            return Err(Invalid::new(format!("must have at most {most} entries")).into());
+        }
+        let parse = &parse;
+        let read = |(at, text)| {
+            string(parse)(text).map_err(|broken| Broken {
+                path: vec![usize::to_string(&at)],
+                ..broken
+            })
+        };
+        texts.into_iter().enumerate().map(read).collect()
+    }
+}
+
+/// Reads an array of whole numbers by a rule of its own.
+pub fn numbers<T>(
+    parse: impl FnOnce(Vec<u32>) -> Result<T, Invalid>,
+) -> impl FnOnce(&RawValue) -> Result<T, Broken> {
+    move |value| {
+        let numbers = serde_json::from_str(value.get())
+            .map_err(|_| Invalid::new("must be an array of whole numbers"))?;
+        Ok(parse(numbers)?)
+    }
+}
+
+fn borrowed<'a>(value: &'a RawValue, rule: &'static str) -> Result<Cow<'a, str>, Invalid> {
+    // `Cow` alone would own every text: only this borrows what has no escapes.
+    struct Text<'a>(Cow<'a, str>);
+    impl<'de> Deserialize<'de> for Text<'de> {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            struct Borrow;
+            impl<'de> Visitor<'de> for Borrow {
+                type Value = Text<'de>;
+                fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                    f.write_str("a string")
+                }
+                fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
+                    Ok(Text(Cow::Borrowed(text)))
+                }
+                fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+                    Ok(Text(Cow::Owned(text.to_owned())))
+                }
+            }
+            deserializer.deserialize_str(Borrow)
+        }
+    }
+    serde_json::from_str::<Text<'a>>(value.get())
+        .map(|text| text.0)
+        .map_err(|_| Invalid::new(rule))
+}
+
+/// What serde's own words say of a body that does not parse, with the place.
+fn malformed(error: &serde_json::Error) -> ApiError {
+    let what = if error.is_data() {
+        "the body must be a JSON object"
+    } else {
+        "the body is not JSON"
+    };
+    ApiError::new(Code::InvalidJson, format!("{what}: {error}"))
+}
+
+/// An object whose names are borrowed where they can be, and whose values stay raw.
+struct Object<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Object<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Members;
+        impl<'de> Visitor<'de> for Members {
+            type Value = Object<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut members = Vec::with_capacity(4);
+                while let Some(name) = map.next_key::<&'de RawValue>()? {
+                    if members.len() == MAX_FIELDS {
+                        return Err(serde::de::Error::custom("it has more than 64 fields"));
+                    }
+                    let name = borrowed(name, "a field's name must be a string")
+                        .map_err(serde::de::Error::custom)?;
+                    members.push((name, map.next_value::<&'de RawValue>()?));
+                }
+                Ok(Object(members))
+            }
+        }
+        deserializer.deserialize_map(Members)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{EventType, Payload};
+
+    fn event(body: &[u8], unknown: Unknown) -> Result<(EventType, Payload), ApiError> {
+        let mut fields = Fields::parse(body, unknown)?;
+        let event_type = fields.required("type", string(EventType::parse));
+        let payload = fields.required("payload", Payload::parse);
+        fields.finish(event_type.zip(payload))
+    }
+
+    #[test]
+    fn payloads_stay_as_they_were_sent() {
+        let body = br#" {"payload": {"b":1.0,  "a":[1e400,"\u00e9\ud800"]} , "type":"a.b"} "#;
+        let (event_type, payload) = event(body, Unknown::Refuse).unwrap();
+        assert_eq!(event_type.as_str(), "a.b");
+        assert_eq!(payload.as_str(), r#"{"b":1.0,  "a":[1e400,"\u00e9\ud800"]}"#);
+        assert_eq!(
+            event(br#"{"type":"a","payload":null}"#, Unknown::Refuse)
+                .unwrap()
+                .1
+                .as_str(),
+            "null"
+        );
+    }
+
+    #[test]
+    fn every_broken_rule_is_named() {
+        let broken = |body: &str| event(body.as_bytes(), Unknown::Refuse).unwrap_err().to_string();
+        insta::assert_snapshot!(broken(r#"{"type":"a b","extra":1,"pay~/load":2}"#));
+        insta::assert_snapshot!(broken(r#"{"type":1,"payload":1,"payload":2}"#));
+        insta::assert_snapshot!(broken("[1]"));
+        insta::assert_snapshot!(broken(r#"{"type":"a","payload":}"#));
+        insta::assert_snapshot!(broken(""));
+        let large = format!(r#"{{"type":"a","payload":"{}"}}"#, "x".repeat(300_000));
+        insta::assert_snapshot!(broken(&large));
+    }
+
+    #[test]
+    fn names_with_escapes_are_read() {
+        let body = br#"{"t\u0079pe":"a","payload":1,"x":2}"#;
+        assert!(event(body, Unknown::Ignore).is_ok());
+        assert!(event(body, Unknown::Refuse).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn any_body_is_read_or_refused(body: Vec<u8>) {
+            let _ = event(&body, Unknown::Refuse);
+        }
+
+        #[test]
+        fn any_text_is_read_or_refused(body in "[\\[\\]{}\":,a-z0-9\\\\ ]{0,64}") {
+            let _ = event(body.as_bytes(), Unknown::Refuse);
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! The HTTP/1.1 server of every role: a connection cap, a deadline for heads, and an envelope around each request.
+//!
+//! `axum::serve` sets no timer, so connections are served through hyper with one. The envelope gives each request an
+//! id, turns panics and [`ApiError`]s into problems, and puts `x-request-id` on every answer. On the soft signal the
+//! server stops accepting, lets requests under way finish, and closes idle connections; on the hard one it ends.
+
+use std::{convert::Infallible, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+use axum::{Router, body::Body};
+use futures_util::FutureExt;
+use http::{HeaderName, HeaderValue, Request, Response};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{net::TcpListener, sync::Semaphore};
+use tower_service::Service;
+use uuid::Uuid;
+
+use super::ApiError;
+use crate::lifecycle::Lifecycle;
+
+/// How long a request's head may take, and an idle connection stay open.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// The most connections at once; further ones wait to be accepted.
+pub const MAX_CONNECTIONS: usize = 16_384;
+/// The most headers of a request; more is a 431.
+const MAX_HEADERS: usize = 64;
+/// The most bytes of a request's head; more is a 431.
+const MAX_HEAD_BYTES: usize = 32 * 1024;
+
+static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// A request's id: the caller's `x-request-id` if it is sane, else a new UUID.
+#[derive(Debug, Clone)]
+pub struct RequestId(pub HeaderValue);
+
+impl RequestId {
+    fn of<B>(request: &Request<B>) -> Self {
+        let sane = |value: &&HeaderValue| {
+            (1..=128).contains(&value.len())
+                && value
+                    .as_bytes()
+                    .iter()
+                    .all(|b| b.is_ascii_alphanumeric() || b"-_.:/+=@".contains(b))
+        };
+        Self(
+            request
+                .headers()
+                .get(&X_REQUEST_ID)
+                .filter(sane)
+                .cloned()
+                .unwrap_or_else(|| {
+                    let id = Uuid::now_v7().hyphenated().to_string();
+                    HeaderValue::try_from(id).unwrap_or_else(|_| HeaderValue::from_static("none"))
+                }),
+        )
+    }
+}
+
+/// With problems for routes and methods that are not there.
+pub fn with_fallbacks(router: Router) -> Router {
+    router
+        .fallback(async || ApiError::not_found("route"))
+        .method_not_allowed_fallback(async || {
+            ApiError::new(
+                super::Code::MethodNotAllowed,
+                "the route does not take this method",
+            )
+        })
+}
+
+/// Serves `router` until the lifecycle stops. Ends with an error only if the listener breaks for good.
+pub async fn serve(listener: TcpListener, router: Router, lifecycle: Lifecycle) -> anyhow::Result<()> {
+    let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_headers(MAX_HEADERS)
+        .max_buf_size(MAX_HEAD_BYTES)
+        .half_close(false);
+    loop {
+        let permit = tokio::select! {
+            () = lifecycle.soft.cancelled() => break,
+            permit = Arc::clone(&connections).acquire_owned() => permit?,
+        };
+        let accepted = tokio::select! {
+            () = lifecycle.soft.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of file descriptors, or a connection that was reset before it was taken: neither ends the server,
+                // and the pause keeps the first from spinning.
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        // Small answers must not wait for the acknowledgement of earlier ones.
+        let _ = stream.set_nodelay(true);
+        let router = router.clone();
+        let service = service_fn(move |request| envelope(router.clone(), request));
+        let mut connection = Box::pin(builder.serve_connection(TokioIo::new(stream), service));
+        let (soft, hard) = (lifecycle.soft.clone(), lifecycle.hard.clone());
+        lifecycle.tasks.spawn(async move {
+            let _permit = permit;
+            let served = tokio::select! {
+                served = &mut connection => served,
+                () = hard.cancelled() => return,
+                () = soft.cancelled() => {
+                    connection.as_mut().graceful_shutdown();
+                    tokio::select! {
+                        served = &mut connection => served,
+                        () = hard.cancelled() => return,
+                    }
+                }
+            };
+            if let Err(error) = served {
+                tracing::debug!(%error, "a connection broke");
+            }
+        });
+    }
+    Ok(())
+}
+
+async fn envelope(mut router: Router, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+    let request_id = RequestId::of(&request);
+    let compatible = request.uri().path().starts_with("/api/");
+    let mut request = request.map(Body::new);
+    request.extensions_mut().insert(request_id.clone());
+    let answered = AssertUnwindSafe(router.call(request)).catch_unwind().await;
+    let mut response = match answered {
+        Ok(Ok(response)) => response,
+        Ok(Err(never)) => match never {},
+        Err(_) => axum::response::IntoResponse::into_response(ApiError::internal(&"a handler panicked")),
+    };
+    if let Some(error) = response.extensions_mut().remove::<ApiError>() {
+        let headers = std::mem::take(response.headers_mut());
+        let code = error.code();
+        tracing::debug!(request.id = ?request_id.0, code = code.as_str(), detail = error.detail(), "a request was refused");
+        response = error.into_http(&request_id.0, compatible);
+        // What the router added stays: `allow` on a 405.
+        for (name, value) in &headers {
+            if name == http::header::ALLOW {
+                response.headers_mut().insert(name, value.clone());
+            }
+        }
+    }
+    response.headers_mut().insert(X_REQUEST_ID.clone(), request_id.0);
+    Ok(response)
+}
