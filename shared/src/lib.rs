@@ -14,6 +14,7 @@ pub mod id;
 pub mod invalid;
 pub mod lifecycle;
 pub mod organization;
+pub mod process;
 pub mod queue;
 pub mod seal;
 pub mod signature;
