@@ -16,6 +16,7 @@ pub mod organization;
 pub mod queue;
 pub mod seal;
 pub mod signature;
+mod sqlite;
 pub mod store;
 pub mod subscription;
 pub mod telemetry;
