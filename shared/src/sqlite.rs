@@ -92,7 +92,7 @@ impl Database {
         SqlitePoolOptions::new()
             .max_connections(most)
             .min_connections(0)
-            .idle_timeout(Duration::from_secs(60))
+            .idle_timeout(Duration::from_mins(1))
             .acquire_timeout(ACQUIRE_TIMEOUT)
             .test_before_acquire(false)
             .connect_lazy_with(self.options(1024).read_only(true))

@@ -124,7 +124,7 @@ pub async fn open_bounded(dir: &Path, max_bytes: u64) -> Result<EmbeddedQueue> {
         sweep_at: None,
         swept: 0,
         readers: readers.clone(),
-        _checkpoints: checkpoints_stop.drop_guard(),
+        checkpoints: checkpoints_stop.drop_guard(),
     };
     tasks.spawn(writer.run(requests, stop.clone()));
     Ok(EmbeddedQueue {

@@ -22,9 +22,9 @@ const MAX_READ: i64 = 256;
 pub(super) struct Tail(Mutex<Frames>);
 
 struct Frames {
-    /// Every frame on disk with a greater id is in `frames`.
+    /// Every frame on disk with a greater id is in `newest`.
     after: u64,
-    frames: VecDeque<(u64, Bytes)>,
+    newest: VecDeque<(u64, Bytes)>,
     bytes: usize,
 }
 
@@ -33,7 +33,7 @@ impl Tail {
     pub(super) fn after(last: u64) -> Self {
         Self(Mutex::new(Frames {
             after: last,
-            frames: VecDeque::new(),
+            newest: VecDeque::new(),
             bytes: 0,
         }))
     }
@@ -47,7 +47,7 @@ impl Tail {
         let mut tail = self.lock();
         for (id, frame) in (first_id..).zip(frames) {
             tail.bytes += frame.len();
-            tail.frames.push_back((id, frame));
+            tail.newest.push_back((id, frame));
         }
         while tail.bytes > MAX_TAIL_BYTES {
             tail.pop();
@@ -74,7 +74,7 @@ impl Tail {
 
 impl Frames {
     fn pop(&mut self) -> Option<(u64, Bytes)> {
-        let (id, frame) = self.frames.pop_front()?;
+        let (id, frame) = self.newest.pop_front()?;
         self.after = id;
         self.bytes -= frame.len();
         Some((id, frame))

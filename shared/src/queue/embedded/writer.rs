@@ -47,7 +47,7 @@ pub(super) struct Writer {
     pub(super) swept: u64,
     pub(super) readers: SqlitePool,
     /// Ends the checkpoints with the writer.
-    pub(super) _checkpoints: DropGuard,
+    pub(super) checkpoints: DropGuard,
 }
 
 impl Writer {
@@ -72,7 +72,7 @@ impl Writer {
         }
         self.sweep().await;
         self.readers.close().await;
-        drop(self._checkpoints);
+        drop(self.checkpoints);
         if let Some(connection) = self.connection.take()
             && let Err(error) = close_writer(connection).await
         {

@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Leases that ran out longer ago than this are forgotten.
-const FORGET_WORKERS_AFTER: Duration = Duration::from_secs(3600);
+const FORGET_WORKERS_AFTER: Duration = Duration::from_hours(1);
 /// Where counts of the backlog stop.
 const MOST_COUNTED: i64 = 100_000;
 /// That nobody holds the delivery `d`.

@@ -23,9 +23,9 @@ use crate::{
 };
 
 /// How far ahead of now an event's id may be.
-const MAX_AHEAD: Duration = Duration::from_secs(24 * 3600);
+const MAX_AHEAD: Duration = Duration::from_hours(24);
 /// How far behind now an event's id may be.
-const MAX_BEHIND: Duration = Duration::from_secs(30 * 24 * 3600);
+const MAX_BEHIND: Duration = Duration::from_hours(30 * 24);
 
 /// A batch that can wait for the writer.
 struct Batch {

@@ -22,7 +22,7 @@ use crate::{
 /// Rows of one transaction.
 const STEP: u32 = 256;
 /// How long what has expired stays to be seen.
-const SHOWN_FOR: Duration = Duration::from_secs(24 * 3600);
+const SHOWN_FOR: Duration = Duration::from_hours(24);
 
 impl Engine {
     pub(super) async fn keep_for(&self, retention: Duration) -> Result<Retention> {
