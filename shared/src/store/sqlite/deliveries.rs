@@ -100,7 +100,8 @@ async fn claim(tx: &mut Tx, worker: WorkerId, wanted: Vec<(SubscriptionId, u32)>
     let keys: Vec<DeliveryKey> = claimed.iter().map(|claimed| claimed.key).collect();
     for portion in portions(&keys) {
         let sql = format!(
-            "UPDATE deliveries SET lease_owner = ? WHERE (event_id, subscription_id) IN (VALUES {})",
+            "UPDATE deliveries SET lease_owner = ? FROM (VALUES {}) v \
+             WHERE deliveries.event_id = v.column1 AND deliveries.subscription_id = v.column2",
             values(portion.len(), 2)
         );
         let mut query = sqlx::query(AssertSqlSafe(sql)).bind(worker.uuid());
@@ -115,14 +116,16 @@ async fn claim(tx: &mut Tx, worker: WorkerId, wanted: Vec<(SubscriptionId, u32)>
 async fn release(tx: &mut Tx, worker: WorkerId, keys: Vec<DeliveryKey>) -> Result<()> {
     for portion in portions(&keys) {
         let sql = format!(
-            "UPDATE deliveries SET lease_owner = NULL \
-             WHERE lease_owner = ? AND (event_id, subscription_id) IN (VALUES {})",
+            "UPDATE deliveries SET lease_owner = NULL FROM (VALUES {}) v \
+             WHERE deliveries.event_id = v.column1 AND deliveries.subscription_id = v.column2 \
+             AND deliveries.lease_owner = ?",
             values(portion.len(), 2)
         );
-        let mut query = sqlx::query(AssertSqlSafe(sql)).bind(worker.uuid());
+        let mut query = sqlx::query(AssertSqlSafe(sql));
         for key in portion {
             query = query.bind(key.event.uuid()).bind(key.subscription.uuid());
         }
+        let query = query.bind(worker.uuid());
         query.execute(&mut tx.connection).await.map_err(failed)?;
     }
     Ok(())
@@ -207,17 +210,18 @@ impl Deliveries for Engine {
         let mut held = Vec::with_capacity(keys.len());
         for portion in portions(keys) {
             let sql = format!(
-                "SELECT d.event_id, d.subscription_id FROM deliveries d \
-                 JOIN subscriptions s ON s.id = d.subscription_id \
+                "SELECT d.event_id, d.subscription_id FROM (VALUES {}) v CROSS JOIN deliveries d \
+                 ON d.event_id = v.column1 AND d.subscription_id = v.column2 \
+                 CROSS JOIN subscriptions s ON s.id = d.subscription_id \
                  WHERE d.due_at IS NOT NULL AND s.deleted_at IS NULL AND d.lease_owner = ? \
-                 AND EXISTS (SELECT 1 FROM workers w WHERE w.id = d.lease_owner AND w.lease_until > ?) \
-                 AND (d.event_id, d.subscription_id) IN (VALUES {})",
+                 AND EXISTS (SELECT 1 FROM workers w WHERE w.id = d.lease_owner AND w.lease_until > ?)",
                 values(portion.len(), 2)
             );
-            let mut query = sqlx::query(AssertSqlSafe(sql)).bind(worker.uuid()).bind(now);
+            let mut query = sqlx::query(AssertSqlSafe(sql));
             for key in portion {
                 query = query.bind(key.event.uuid()).bind(key.subscription.uuid());
             }
+            let query = query.bind(worker.uuid()).bind(now);
             for row in query.fetch_all(&self.readers).await.map_err(failed)? {
                 held.push(DeliveryKey {
                     event: row.id(0)?,

@@ -279,8 +279,8 @@ async fn holders<'a>(
     let mut holders = HashMap::with_capacity(addresses.len());
     for portion in portions(&addresses) {
         let sql = format!(
-            "SELECT organization_id, key, event_id, digest FROM dedup_keys \
-             WHERE (organization_id, key) IN (VALUES {}) AND expires_at > ?",
+            "SELECT k.organization_id, k.key, k.event_id, k.digest FROM (VALUES {}) v CROSS JOIN dedup_keys k \
+             ON k.organization_id = v.column1 AND k.key = v.column2 WHERE k.expires_at > ?",
             values(portion.len(), 2)
         );
         let mut query = sqlx::query(AssertSqlSafe(sql));

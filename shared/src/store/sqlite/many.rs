@@ -14,6 +14,9 @@ pub(super) fn portions<T>(mut items: &[T]) -> impl Iterator<Item = &[T]> {
 }
 
 /// Placeholders for `rows` rows of `columns` values: `(?,?),(?,?)`.
+///
+/// To look rows up by a key of several columns, join `(VALUES …) v` to their table: for `(a, b) IN (VALUES …)` SQLite
+/// reads the whole table.
 pub(super) fn values(rows: usize, columns: usize) -> String {
     let row = format!("({})", marks(columns));
     joined(&row, rows)
