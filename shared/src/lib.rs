@@ -18,6 +18,7 @@ pub mod process;
 pub mod queue;
 pub mod seal;
 pub mod signature;
+mod sqlite;
 pub mod store;
 pub mod subscription;
 pub mod telemetry;
