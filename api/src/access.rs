@@ -167,27 +167,33 @@ impl FromRequestParts<Arc<Control>> for Founder {
             (Presented::Valid, _) => Ok(Self::OfAnyTier),
             (_, Signup::FromThisMachine) if local.0 => Ok(Self::OfAnyTier),
             (_, Signup::Open) => Ok(Self::OfTheFreeTier),
-            (token, signup) => Err(refusal(token, signup, &control.api)),
+            // Existing clients of these routes know of no token that a 401 could ask them for.
+            (Presented::Missing, signup) if parts.uri.path().starts_with("/api/") => {
+                Err(forbidden(signup, &control.api))
+            }
+            (Presented::Wrong, _) | (_, Signup::AdminOnly) if control.api.admin_token.is_some() => {
+                Err(ApiError::unauthorized(SEND_ADMIN_TOKEN))
+            }
+            (_, signup) => Err(forbidden(signup, &control.api)),
         }
     }
 }
 
-/// 401 where another token would do, or one at all by a client that knows of them; else 403, which says who could.
-fn refusal(token: Presented, signup: Signup, api: &Api) -> ApiError {
-    match (token, signup) {
-        (Presented::Wrong, _) if api.admin_token.is_some() => ApiError::unauthorized(SEND_ADMIN_TOKEN),
-        (_, Signup::FromThisMachine) => ApiError::new(
-            Code::Forbidden,
+/// 403, which says who could.
+fn forbidden(signup: Signup, api: &Api) -> ApiError {
+    let detail = match signup {
+        Signup::FromThisMachine => {
             "organizations are created from this machine itself (a loopback Host, not forwarded, not by a page of \
-             another origin), or with the admin token that TRIGGERS_ADMIN_TOKEN sets",
-        ),
-        _ if api.admin_token.is_some() => ApiError::new(
-            Code::Forbidden,
-            "organizations are created with the deployment's admin token (TRIGGERS_ADMIN_TOKEN), as Authorization: Bearer <token>",
-        ),
-        _ => ApiError::new(
-            Code::Forbidden,
-            "nobody can create organizations here: the deployment sets neither TRIGGERS_ADMIN_TOKEN nor TRIGGERS_OPEN_SIGNUP",
-        ),
-    }
+             another origin), or with the admin token that TRIGGERS_ADMIN_TOKEN sets"
+        }
+        _ if api.admin_token.is_some() => {
+            "organizations are created with the deployment's admin token (TRIGGERS_ADMIN_TOKEN), as \
+             Authorization: Bearer <token>"
+        }
+        _ => {
+            "nobody can create organizations here: the deployment sets neither TRIGGERS_ADMIN_TOKEN nor \
+             TRIGGERS_OPEN_SIGNUP"
+        }
+    };
+    ApiError::new(Code::Forbidden, detail)
 }

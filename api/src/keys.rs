@@ -27,6 +27,7 @@ use crate::{
     access::{Administration, Caller},
     answer::{Answer, Listing, NO_CONTENT},
     cursor::List,
+    organizations::Created,
     path::PathId,
 };
 
@@ -38,7 +39,7 @@ pub(crate) fn routes() -> Router<Arc<Control>> {
 
 /// A key as it is shown.
 #[derive(Serialize)]
-struct KeyView {
+pub(crate) struct KeyView {
     id: KeyId,
     name: String,
     /// Its text: shown when it is made and never again.
@@ -63,6 +64,25 @@ impl KeyView {
             created_at: key.created_at,
             expires_at: key.expires_at,
             revoked_at: key.revoked_at,
+        }
+    }
+
+    /// The key that an organization begins with.
+    pub(crate) fn first(created: &Created) -> Self {
+        let Created {
+            organization,
+            key,
+            text,
+        } = created;
+        Self {
+            id: key.id,
+            name: key.name.clone(),
+            key: Some(text.expose().to_owned()),
+            hint: key.hint.clone(),
+            scopes: key.scopes,
+            created_at: organization.created_at,
+            expires_at: key.expires_at,
+            revoked_at: None,
         }
     }
 }

@@ -10,9 +10,10 @@ use axum::{
 };
 use serde::Serialize;
 use shared::{
-    KeyId, KeyText, Organization, OrganizationId, Scopes, Tier, Timestamp,
+    KeyText, Organization, OrganizationId, Scopes, Tier, Timestamp,
     http::{ApiError, Fields, JsonBody, Unknown, fields},
     organization::Name,
+    store::NewKey,
 };
 
 use crate::{
@@ -36,26 +37,20 @@ struct OrganizationView {
     /// Accepted events a minute; `null` is no limit.
     events_per_minute: Option<u32>,
     created_at: Timestamp,
-    #[serde(flatten)]
-    first_key: Option<FirstKeyView>,
-}
-
-/// The key that an organization begins with, which may do everything: its text is shown here and never again.
-#[derive(Serialize)]
-struct FirstKeyView {
-    api_key: String,
-    api_key_id: KeyId,
+    /// The first key, which may do everything: its text is shown here and never again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key: Option<keys::KeyView>,
 }
 
 impl OrganizationView {
-    fn of(organization: Organization, first_key: Option<FirstKeyView>) -> Self {
+    fn of(organization: Organization, key: Option<keys::KeyView>) -> Self {
         Self {
             id: organization.id,
             name: organization.name,
             tier: organization.tier,
             events_per_minute: organization.tier.events_per_minute(),
             created_at: organization.created_at,
-            first_key,
+            key,
         }
     }
 }
@@ -63,8 +58,8 @@ impl OrganizationView {
 /// An organization that was created just now, and its first key.
 pub(crate) struct Created {
     pub(crate) organization: Organization,
-    pub(crate) key: KeyText,
-    key_id: KeyId,
+    pub(crate) key: NewKey,
+    pub(crate) text: KeyText,
 }
 
 /// Creates an organization with a key that may do everything.
@@ -78,13 +73,12 @@ pub(crate) async fn create_with_key(
     let id = OrganizationId::new();
     let (text, key) = keys::mint(id, "first key".to_owned(), Scopes::all(), None);
     let organizations = &control.api.store.organizations;
-    let key_id = key.id;
-    let organization = organizations.create(id, name, tier, key).await?;
+    let organization = organizations.create(id, name, tier, key.clone()).await?;
     tracing::info!(organization.id = %id, tier = tier.as_str(), "an organization was created");
     Ok(Created {
         organization,
-        key: text,
-        key_id,
+        key,
+        text,
     })
 }
 
@@ -98,11 +92,8 @@ async fn create(
     let tier = fields.optional("tier", fields::string(str::parse::<Tier>));
     let name = fields.finish(name)?.into_string();
     let created = create_with_key(&control, founder, &name, tier.unwrap_or(Tier::Free)).await?;
-    let first_key = FirstKeyView {
-        api_key: created.key.expose().to_owned(),
-        api_key_id: created.key_id,
-    };
-    let view = OrganizationView::of(created.organization, Some(first_key));
+    let key = keys::KeyView::first(&created);
+    let view = OrganizationView::of(created.organization, Some(key));
     Ok(Answer::created(view).at("/v1/organization").secret())
 }
 

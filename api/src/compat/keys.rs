@@ -60,7 +60,7 @@ pub(super) async fn generate(
     let created =
         organizations::create_with_key(&control, founder, &name, tier.unwrap_or(Tier::Free)).await?;
     let created_at = created.organization.created_at;
-    let view = KeyView::of(created.organization, created.key.expose(), created_at);
+    let view = KeyView::of(created.organization, created.text.expose(), created_at);
     Ok(Answer::created(view).secret())
 }
 

@@ -1,0 +1,246 @@
+use std::time::Duration;
+
+use http::Method;
+use serde_json::{Value, json};
+use shared::delivery::{AttemptResult, Next};
+
+use crate::harness::{ADMIN_TOKEN, Desk, event};
+
+fn is_plain_uuid(value: &Value) -> bool {
+    value
+        .as_str()
+        .is_some_and(|text| text.len() == 36 && uuid::Uuid::try_parse(text).is_ok())
+}
+
+#[tokio::test]
+async fn keys_are_generated_shown_and_rotated() {
+    let desk = Desk::with(api::Signup::FromThisMachine, Some(ADMIN_TOKEN)).await;
+    let body = json!({"organization_name": "Acme", "tier": "business", "email": "ignored"});
+    let generated = desk
+        .send(Method::POST, "/api/keys/generate", &[], Some(&body))
+        .await;
+    insta::assert_snapshot!(generated.shown());
+    let key = generated.body["api_key"].as_str().unwrap();
+
+    let by_header = desk
+        .send(Method::GET, "/api/keys", &[("x-api-key", key)], None)
+        .await;
+    insta::assert_snapshot!(by_header.shown());
+    assert!(!by_header.text.contains(key));
+
+    let rotated = desk.post("/api/keys/rotate", key, &json!({})).await;
+    insta::assert_snapshot!(rotated.shown());
+    assert_eq!(rotated.body["organization_id"], generated.body["organization_id"]);
+    let new = rotated.body["api_key"].as_str().unwrap();
+    assert_eq!(
+        desk.get("/api/keys", key).await.status,
+        401,
+        "the old one ends at once"
+    );
+    assert_eq!(desk.get("/api/keys", new).await.status, 200);
+    assert_eq!(
+        desk.get("/v1/keys", new).await.status,
+        200,
+        "the new one may do the same"
+    );
+
+    let unlimited = json!({"organization_name": "Acme", "tier": "unlimited"});
+    let generated = desk
+        .send(Method::POST, "/api/keys/generate", &[], Some(&unlimited))
+        .await;
+    assert_eq!(generated.body["rate_limit_per_minute"], json!(null));
+    let broken = json!({"organization_name": 1, "tier": "gold"});
+    let refused = desk
+        .send(Method::POST, "/api/keys/generate", &[], Some(&broken))
+        .await;
+    insta::assert_snapshot!(refused.problem());
+    assert_eq!(refused.body["error"], "invalid_request");
+    assert_eq!(refused.body["message"], refused.body["detail"]);
+}
+
+#[tokio::test]
+async fn a_webhook_is_set_and_moved() {
+    let desk = Desk::open().await;
+    let tenant = desk.tenant().await;
+    let set = async |url: &str| {
+        let body = json!({"webhook_url": url, "unknown": true});
+        desk.post("/api/webhook/config", &tenant.key, &body).await
+    };
+    let first = set("http://127.0.0.1:9/hook").await;
+    insta::assert_snapshot!(first.shown());
+    let webhook = desk
+        .engine
+        .store
+        .subscriptions
+        .webhook(tenant.id)
+        .await
+        .unwrap()
+        .unwrap();
+    desk.engine
+        .store
+        .subscriptions
+        .disable(tenant.id, webhook.id, "gone")
+        .await
+        .unwrap();
+
+    let moved = set("https://1.1.1.1/other").await;
+    insta::assert_snapshot!(moved.shown());
+    assert_eq!(
+        desk.get("/api/keys", &tenant.key).await.body["webhook_url"],
+        "https://1.1.1.1/other"
+    );
+    let shown = desk
+        .get(&format!("/v1/subscriptions/{}", webhook.id), &tenant.key)
+        .await;
+    insta::assert_snapshot!(shown.shown());
+
+    insta::assert_snapshot!(set("http://10.0.0.1/").await.problem());
+    insta::assert_snapshot!(
+        desk.post("/api/webhook/config", &tenant.key, &json!({}))
+            .await
+            .problem()
+    );
+}
+
+#[tokio::test]
+async fn webhooks_set_at_once_are_one() {
+    let desk = Desk::open().await;
+    let tenant = desk.tenant().await;
+    let body = json!({"webhook_url": "https://1.1.1.1/hook"});
+    let set = async || desk.post("/api/webhook/config", &tenant.key, &body).await;
+    let answers: [_; 4] = tokio::join!(set(), set(), set(), set()).into();
+    assert!(answers.iter().all(|answer| answer.status == 200), "{answers:?}");
+    let secrets = answers
+        .iter()
+        .filter(|answer| answer.body["secret"].is_string())
+        .count();
+    assert_eq!(secrets, 1, "whoever made it was told the secret");
+    let listed = desk.get("/v1/subscriptions", &tenant.key).await;
+    assert_eq!(listed.ids().len(), 2, "the inbox and the webhook");
+}
+
+#[tokio::test]
+async fn the_inbox_shows_everything_newest_first() {
+    let desk = Desk::open().await;
+    let tenant = desk.tenant().await;
+    let (inbox, hook) = (desk.inbox(&tenant).await, desk.subscribe(&tenant).await);
+    let waits = desk.event(&tenant, "waits", "{\"a\": 1.50}", inbox).await;
+    let fails = desk.event(&tenant, "fails", "1", hook).await;
+    desk.fail(
+        fails,
+        hook,
+        &tenant,
+        Next::Retry {
+            after: Duration::from_secs(600),
+        },
+    )
+    .await;
+    let dead = desk.event(&tenant, "dead", "2", hook).await;
+    desk.fail(dead, hook, &tenant, Next::DeadLetter).await;
+    let delivered = desk.event(&tenant, "delivered", "3", hook).await;
+    desk.attempt(
+        delivered,
+        hook,
+        &tenant,
+        AttemptResult::Delivered { status_code: 200 },
+    )
+    .await;
+    let acknowledged = desk.event(&tenant, "acknowledged", "4", inbox).await;
+    let acknowledge = desk
+        .post(
+            &format!("/api/ack/{}", acknowledged.uuid()),
+            &tenant.key,
+            &json!({}),
+        )
+        .await;
+    insta::assert_snapshot!(acknowledge.shown());
+    assert!(is_plain_uuid(&acknowledge.body["id"]));
+
+    let all = desk.get("/api/inbox", &tenant.key).await;
+    insta::assert_snapshot!(all.shown());
+    assert!(
+        all.text.contains("{\"a\": 1.50}"),
+        "payloads are as they were sent"
+    );
+    let newest_first = [acknowledged, delivered, dead, fails, waits].map(|id| id.uuid().to_string());
+    assert_eq!(all.ids(), newest_first);
+
+    for (status, ids) in [
+        ("pending", &newest_first[4..]),
+        ("failed", &newest_first[3..4]),
+        ("delivered", &newest_first[..2]),
+        ("dead_letter", &newest_first[2..3]),
+    ] {
+        let listed = desk
+            .get(&format!("/api/inbox?status={status}"), &tenant.key)
+            .await;
+        assert_eq!(listed.ids(), ids, "{status}");
+        assert_eq!(listed.body["pagination"]["total"], ids.len(), "{status}");
+    }
+
+    let second = desk.get("/api/inbox?limit=2&offset=2", &tenant.key).await;
+    assert_eq!(second.ids(), newest_first[2..4]);
+    let pagination = json!({"total": 5, "limit": 2, "offset": 2, "has_more": true});
+    assert_eq!(second.body["pagination"], pagination);
+    let last = desk
+        .get(&second.next("/api/inbox?limit=2").unwrap(), &tenant.key)
+        .await;
+    assert_eq!(last.ids(), newest_first[4..]);
+    assert_eq!(last.body["pagination"]["has_more"], false);
+    let both = format!("{}&offset=1", second.next("/api/inbox").unwrap());
+    insta::assert_snapshot!(desk.get(&both, &tenant.key).await.problem());
+    insta::assert_snapshot!(
+        desk.get("/api/inbox?status=open&limit=0&offset=-1", &tenant.key)
+            .await
+            .problem()
+    );
+}
+
+#[tokio::test]
+async fn what_is_called_off_shows_as_dead() {
+    let desk = Desk::open().await;
+    let tenant = desk.tenant().await;
+    let hook = desk.subscribe(&tenant).await;
+    let id = desk.event(&tenant, "user.created", "1", hook).await;
+    assert_eq!(
+        desk.delete(&format!("/v1/subscriptions/{hook}"), &tenant.key)
+            .await
+            .status,
+        204
+    );
+    let listed = desk.get("/api/inbox?status=dead_letter", &tenant.key).await;
+    assert_eq!(listed.ids(), [id.uuid().to_string()]);
+    assert_eq!(listed.body["events"][0]["status"], "dead_letter");
+    assert_eq!(
+        desk.get("/api/inbox?status=pending", &tenant.key)
+            .await
+            .ids()
+            .len(),
+        0
+    );
+}
+
+#[tokio::test]
+async fn nothing_crosses_organizations() {
+    let desk = Desk::open().await;
+    let (tenant, other) = (desk.tenant().await, desk.tenant().await);
+    let inbox = desk.inbox(&other).await;
+    let theirs = desk.event(&other, "user.created", "1", inbox).await;
+    let listed = desk.get("/api/inbox", &tenant.key).await;
+    assert_eq!(
+        (listed.ids().len(), &listed.body["pagination"]["total"]),
+        (0, &json!(0))
+    );
+    let path = format!("/api/ack/{}", theirs.uuid());
+    assert_eq!(desk.post(&path, &tenant.key, &json!({})).await.status, 404);
+    let never_posted = event(&tenant, "user.created", "1").id;
+    let path = format!("/api/ack/{}", never_posted.uuid());
+    assert_eq!(desk.post(&path, &tenant.key, &json!({})).await.status, 404);
+    assert_eq!(
+        desk.get("/api/inbox?status=pending", &other.key)
+            .await
+            .ids()
+            .len(),
+        1
+    );
+}

@@ -1,0 +1,10 @@
+//! Every route of the control plane over real HTTP, on a real embedded engine in a directory of the test's own.
+
+mod compat;
+mod events;
+mod harness;
+mod inbox;
+mod keys;
+mod organizations;
+mod set_aside;
+mod subscriptions;

@@ -1,0 +1,84 @@
+use bytes::Bytes;
+use serde_json::json;
+use shared::{
+    Entry, SetAsideId, Timestamp,
+    queue::{SourceLane, frame},
+    store::SetAside,
+};
+
+use crate::harness::{ADMIN_TOKEN, Desk, LONG, event};
+
+fn aside(reason: &str, frame: &[u8]) -> SetAside {
+    SetAside {
+        id: SetAsideId::new(),
+        reason: reason.into(),
+        detail: "why it was".into(),
+        organization: None,
+        event: None,
+        frame: frame.to_vec(),
+        at: Timestamp::now(),
+    }
+}
+
+#[tokio::test]
+async fn what_was_set_aside_is_put_back_or_forgotten() {
+    let desk = Desk::open().await;
+    let tenant = desk.tenant().await;
+    let events = &desk.engine.store.events;
+    let posted = event(&tenant, "user.created", "{\"n\":1}");
+    let good: Bytes = frame::encode(&Entry::Event(posted.clone()));
+    let refused = SetAside {
+        organization: Some(tenant.id),
+        event: Some(posted.id),
+        ..aside("refused", &good)
+    };
+    let unreadable = aside("unreadable", b"\xff{]\n");
+    events
+        .set_aside(&[refused.clone(), unreadable.clone()])
+        .await
+        .unwrap();
+
+    let listed = desk.get("/v1/set-aside", ADMIN_TOKEN).await;
+    insta::assert_snapshot!(listed.shown().replace(&good.len().to_string(), "[bytes]"));
+    let page = desk.get("/v1/set-aside?limit=1", ADMIN_TOKEN).await;
+    let next = page.next("/v1/set-aside?limit=1").unwrap();
+    assert_eq!(
+        desk.get(&next, ADMIN_TOKEN).await.ids(),
+        [unreadable.id.to_string()]
+    );
+
+    let path = |id: SetAsideId| format!("/v1/set-aside/{id}");
+    insta::assert_snapshot!(desk.get(&path(unreadable.id), ADMIN_TOKEN).await.shown());
+    let shown = desk.get(&path(refused.id), ADMIN_TOKEN).await;
+    assert_eq!(shown.body["frame"]["text"], std::str::from_utf8(&good).unwrap());
+
+    let put_back = async |id| {
+        desk.post(&format!("{}/put-back", path(id)), ADMIN_TOKEN, &json!({}))
+            .await
+    };
+    insta::assert_snapshot!(put_back(refused.id).await.shown());
+    let mut source = desk.engine.queue.source(SourceLane::Main).await.unwrap();
+    let received = tokio::time::timeout(LONG, source.receive(1))
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(received[0].body, good);
+    assert_eq!(put_back(refused.id).await.status, 404, "it is in the queue now");
+    insta::assert_snapshot!(put_back(unreadable.id).await.problem());
+
+    assert_eq!(desk.delete(&path(unreadable.id), ADMIN_TOKEN).await.status, 204);
+    assert_eq!(desk.delete(&path(unreadable.id), ADMIN_TOKEN).await.status, 404);
+    assert_eq!(events.count_set_aside().await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn it_is_the_operators_alone() {
+    let desk = Desk::open().await;
+    let tenant = desk.tenant().await;
+    insta::assert_snapshot!(desk.get("/v1/set-aside", &tenant.key).await.problem());
+    let without = Desk::with(api::Signup::Open, None).await;
+    insta::assert_snapshot!(without.get("/v1/set-aside", &tenant.key).await.problem());
+    for path in ["/v1/set-aside/x", "/v1/set-aside"] {
+        assert_eq!(desk.get(path, "").await.status, 401);
+    }
+}

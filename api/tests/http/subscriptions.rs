@@ -1,0 +1,220 @@
+use http::Method;
+use serde_json::json;
+use shared::{SubscriptionId, signature::SigningSecret};
+
+use crate::harness::Desk;
+
+#[tokio::test]
+async fn a_push_subscription_lives_and_ends() {
+    let desk = Desk::open().await;
+    let tenant = desk.tenant().await;
+    let body = json!({"url": "https://1.1.1.1/hook?a=b", "event_types": ["user.*", "*"], "description": "users",
+                      "retry_schedule_seconds": [1, 60], "timeout_ms": 1000, "max_in_flight": 256, "enabled": false});
+    let made = desk.post("/v1/subscriptions", &tenant.key, &body).await;
+    insta::assert_snapshot!(made.shown());
+    let path = made.headers["location"].to_str().unwrap();
+
+    // The secret that was answered is the one that is sealed, and shown no more.
+    let id: SubscriptionId = made.body["id"].as_str().unwrap().parse().unwrap();
+    let stored = desk
+        .engine
+        .store
+        .subscriptions
+        .get(tenant.id, id)
+        .await
+        .unwrap()
+        .unwrap();
+    let sealed = &stored.push().unwrap().secret;
+    let opened = desk.engine.sealer.open(tenant.id, id.uuid(), sealed).unwrap();
+    let secret = SigningSecret::from_bytes(opened).unwrap().to_text();
+    assert_eq!(made.body["secret"], secret);
+    let shown = desk.get(path, &tenant.key).await;
+    assert_eq!(shown.body["secret"], json!(null));
+
+    let changes =
+        json!({"enabled": true, "description": null, "url": "https://1.1.1.1/other", "kind": "push"});
+    let changed = desk.patch(path, &tenant.key, &changes).await;
+    insta::assert_snapshot!(changed.shown());
+    assert_eq!(desk.get(path, &tenant.key).await.body, changed.body);
+    let untouched = desk.patch(path, &tenant.key, &json!({})).await;
+    assert_eq!(untouched.body, changed.body);
+    let stored = desk
+        .engine
+        .store
+        .subscriptions
+        .get(tenant.id, id)
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        &stored.push().unwrap().secret,
+        sealed,
+        "a change keeps the secret"
+    );
+
+    assert_eq!(desk.delete(path, &tenant.key).await.status, 204);
+    for answer in [
+        desk.get(path, &tenant.key).await,
+        desk.delete(path, &tenant.key).await,
+        desk.patch(path, &tenant.key, &json!({"enabled": true})).await,
+    ] {
+        assert_eq!(answer.problem(), "404 there is no such subscription");
+    }
+}
+
+#[tokio::test]
+async fn defaults_are_as_documented() {
+    let desk = Desk::open().await;
+    let tenant = desk.tenant().await;
+    let push = desk
+        .post(
+            "/v1/subscriptions",
+            &tenant.key,
+            &json!({"url": "https://1.1.1.1"}),
+        )
+        .await;
+    insta::assert_snapshot!(push.shown());
+    let pull = desk
+        .post("/v1/subscriptions", &tenant.key, &json!({"kind": "pull"}))
+        .await;
+    insta::assert_snapshot!(pull.shown());
+    let path = format!("/v1/subscriptions/{}", pull.body["id"].as_str().unwrap());
+    let refused = desk
+        .patch(
+            &path,
+            &tenant.key,
+            &json!({"kind": "push", "url": "https://1.1.1.1"}),
+        )
+        .await;
+    insta::assert_snapshot!(refused.problem());
+
+    let first_page = desk.get("/v1/subscriptions?limit=2", &tenant.key).await;
+    let next = first_page
+        .next("/v1/subscriptions?limit=2")
+        .expect("another page");
+    let last_page = desk.get(&next, &tenant.key).await;
+    let ids = [first_page.ids(), last_page.ids()].concat();
+    assert_eq!(
+        ids[1..],
+        [
+            push.body["id"].as_str().unwrap(),
+            pull.body["id"].as_str().unwrap()
+        ]
+    );
+    assert_eq!(first_page.body["data"][0]["builtin"], "inbox");
+    assert_eq!(last_page.next(""), None);
+}
+
+#[tokio::test]
+async fn urls_that_lead_inside_are_refused() {
+    let desk = Desk::open().await;
+    let tenant = desk.tenant().await;
+    let bearer = format!("Bearer {}", tenant.key);
+    let post = async |url: &str, more: &[(&str, &str)]| {
+        let headers = [&[("authorization", &*bearer)], more].concat();
+        desk.send(
+            Method::POST,
+            "/v1/subscriptions",
+            &headers,
+            Some(&json!({"url": url})),
+        )
+        .await
+    };
+    let loopback = "http://127.0.0.1:9000/hook";
+    assert_eq!(post(loopback, &[]).await.status, 201, "asked from this machine");
+    let forwarded = [("x-forwarded-for", "127.0.0.1")];
+    insta::assert_snapshot!(post(loopback, &forwarded).await.shown());
+    for inside in [
+        "http://10.0.0.1/",
+        "https://169.254.169.254/latest",
+        "https://[fd00::1]/",
+        "http://1.1.1.1/",
+    ] {
+        assert_eq!(post(inside, &[]).await.status, 422, "{inside}");
+    }
+    let made = post("https://1.1.1.1/", &[]).await;
+    let path = made.headers["location"].to_str().unwrap();
+    let moved = desk
+        .patch(path, &tenant.key, &json!({"url": "https://192.168.0.1/"}))
+        .await;
+    assert_eq!(moved.body["errors"][0]["pointer"], "/url");
+    assert_eq!(desk.get(path, &tenant.key).await.body["url"], "https://1.1.1.1/");
+}
+
+#[tokio::test]
+async fn broken_rules_are_named() {
+    let desk = Desk::open().await;
+    let tenant = desk.tenant().await;
+    let post = async |body| desk.post("/v1/subscriptions", &tenant.key, &body).await.problem();
+    insta::assert_snapshot!(post(json!({})).await);
+    insta::assert_snapshot!(
+        post(json!({"url": "https://u:p@1.1.1.1/", "filter": "true", "ordering": "fifo"})).await
+    );
+    insta::assert_snapshot!(post(json!({"kind": "pull", "url": "https://1.1.1.1"})).await);
+}
+
+#[tokio::test]
+async fn the_inbox_can_be_seen_and_not_touched() {
+    let desk = Desk::open().await;
+    let tenant = desk.tenant().await;
+    let path = format!("/v1/subscriptions/{}", desk.inbox(&tenant).await);
+    insta::assert_snapshot!(desk.get(&path, &tenant.key).await.shown());
+    insta::assert_snapshot!(
+        desk.patch(&path, &tenant.key, &json!({"enabled": false}))
+            .await
+            .problem()
+    );
+    assert_eq!(desk.delete(&path, &tenant.key).await.status, 409);
+}
+
+#[tokio::test]
+async fn changes_that_meet_are_all_made() {
+    let desk = Desk::open().await;
+    let tenant = desk.tenant().await;
+    let path = format!("/v1/subscriptions/{}", desk.subscribe(&tenant).await);
+    let patch = async |body| desk.patch(&path, &tenant.key, &body).await.status.as_u16();
+    let statuses = tokio::join!(
+        patch(json!({"description": "met"})),
+        patch(json!({"timeout_ms": 2000})),
+        patch(json!({"max_in_flight": 3})),
+        patch(json!({"event_types": ["a.b"]})),
+    );
+    assert_eq!(statuses, (200, 200, 200, 200));
+    let now = desk.get(&path, &tenant.key).await.body;
+    let settings = (
+        &now["description"],
+        &now["timeout_ms"],
+        &now["max_in_flight"],
+        &now["event_types"][0],
+    );
+    assert_eq!(settings, (&json!("met"), &json!(2000), &json!(3), &json!("a.b")));
+}
+
+#[tokio::test]
+async fn scopes_and_organizations_are_kept_apart() {
+    let desk = Desk::open().await;
+    let (tenant, other) = (desk.tenant().await, desk.tenant().await);
+    let path = format!("/v1/subscriptions/{}", desk.subscribe(&tenant).await);
+    let reader = desk.key(&tenant, &["events:read"]).await;
+    assert_eq!(desk.get(&path, &reader).await.status, 200);
+    assert_eq!(desk.get("/v1/subscriptions", &reader).await.status, 200);
+    let refused = desk.delete(&path, &reader).await;
+    assert_eq!(
+        refused.problem(),
+        "403 the API key needs the scope subscriptions:write"
+    );
+    let writer = desk.key(&tenant, &["events:write"]).await;
+    let refused = desk.get(&path, &writer).await;
+    assert_eq!(
+        refused.problem(),
+        "403 the API key needs the scope subscriptions:write or events:read"
+    );
+    for answer in [
+        desk.get(&path, &other.key).await,
+        desk.delete(&path, &other.key).await,
+        desk.patch(&path, &other.key, &json!({"enabled": false})).await,
+    ] {
+        assert_eq!(answer.problem(), "404 there is no such subscription");
+    }
+    assert_eq!(desk.get(&path, &tenant.key).await.body["enabled"], true);
+}
