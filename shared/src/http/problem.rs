@@ -191,7 +191,8 @@ pub struct ApiError {
     detail: Cow<'static, str>,
     fields: Vec<FieldError>,
     retry_after: Option<Duration>,
-    headers: HeaderMap,
+    /// Boxed because it is most of the size, and handlers return this by value.
+    headers: Box<HeaderMap>,
     extra: Map<String, Value>,
 }
 
@@ -203,7 +204,7 @@ impl ApiError {
             detail: detail.into(),
             fields: Vec::new(),
             retry_after: None,
-            headers: HeaderMap::new(),
+            headers: Box::default(),
             extra: Map::new(),
         }
     }
@@ -351,7 +352,7 @@ impl ApiError {
             HeaderValue::from_static("application/problem+json"),
         );
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        headers.extend(self.headers);
+        headers.extend(*self.headers);
         if let Some(after) = self.retry_after {
             // Whole seconds, rounded up, at least one (RFC 9110, section 10.2.3).
             let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
