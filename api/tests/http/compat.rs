@@ -131,7 +131,7 @@ async fn the_inbox_shows_everything_newest_first() {
         hook,
         &tenant,
         Next::Retry {
-            after: Duration::from_secs(600),
+            after: Duration::from_mins(10),
         },
     )
     .await;

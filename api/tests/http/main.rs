@@ -1,5 +1,6 @@
 //! Every route of the control plane over real HTTP, on a real embedded engine in a directory of the test's own.
 
+mod answer;
 mod compat;
 mod events;
 mod harness;

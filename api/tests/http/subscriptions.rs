@@ -31,9 +31,9 @@ async fn a_push_subscription_lives_and_ends() {
     let shown = desk.get(path, &tenant.key).await;
     assert_eq!(shown.body["secret"], json!(null));
 
-    let changes =
+    let wishes =
         json!({"enabled": true, "description": null, "url": "https://1.1.1.1/other", "kind": "push"});
-    let changed = desk.patch(path, &tenant.key, &changes).await;
+    let changed = desk.patch(path, &tenant.key, &wishes).await;
     insta::assert_snapshot!(changed.shown());
     assert_eq!(desk.get(path, &tenant.key).await.body, changed.body);
     let untouched = desk.patch(path, &tenant.key, &json!({})).await;
@@ -172,12 +172,12 @@ async fn changes_that_meet_are_all_made() {
     let desk = Desk::open().await;
     let tenant = desk.tenant().await;
     let path = format!("/v1/subscriptions/{}", desk.subscribe(&tenant).await);
-    let patch = async |body| desk.patch(&path, &tenant.key, &body).await.status.as_u16();
+    let change = async |body| desk.patch(&path, &tenant.key, &body).await.status.as_u16();
     let statuses = tokio::join!(
-        patch(json!({"description": "met"})),
-        patch(json!({"timeout_ms": 2000})),
-        patch(json!({"max_in_flight": 3})),
-        patch(json!({"event_types": ["a.b"]})),
+        change(json!({"description": "met"})),
+        change(json!({"timeout_ms": 2000})),
+        change(json!({"max_in_flight": 3})),
+        change(json!({"event_types": ["a.b"]})),
     );
     assert_eq!(statuses, (200, 200, 200, 200));
     let now = desk.get(&path, &tenant.key).await.body;
