@@ -21,7 +21,10 @@ mod set_aside;
 mod subscriptions;
 mod writer;
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::Path,
+    sync::{Arc, atomic::AtomicBool},
+};
 
 use sqlx::SqlitePool;
 use tokio::sync::{Mutex, broadcast};
@@ -48,6 +51,8 @@ struct Engine {
     writer: Writer,
     readers: SqlitePool,
     changes: broadcast::Sender<Change>,
+    /// Whether anybody has listened yet.
+    listening: AtomicBool,
     /// Held by whoever does a round of retention.
     retention: Mutex<()>,
     tasks: TaskTracker,
@@ -81,6 +86,7 @@ pub async fn open(dir: &Path) -> Result<Store> {
         writer,
         readers,
         changes,
+        listening: AtomicBool::new(false),
         retention: Mutex::new(()),
         tasks,
         _stop_when_dropped: stop.clone().drop_guard(),
