@@ -55,7 +55,7 @@ CREATE UNIQUE INDEX subscriptions_builtin ON subscriptions (organization_id, bui
 CREATE INDEX subscriptions_to_sweep ON subscriptions (deleted_at) WHERE deleted_at IS NOT NULL AND swept_at IS NULL;
 
 -- The order of intake: an event's seq is its transaction's id, shifted by 18 bits, and its place in the batch. So all that
--- may still commit comes after all that is older than the oldest transaction still open, and readers who stop there
+-- may still commit comes after all that is older than the oldest intake still under way, and readers who stop there
 -- skip nothing. (A sequence cannot say so: its numbers are taken in another order than transactions end.) Transaction ids
 -- are a server's own: where the database has moved to another server, by a dump, the offset keeps the order growing.
 CREATE TABLE intake_order (

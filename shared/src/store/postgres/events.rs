@@ -87,18 +87,33 @@ const REPEATS: &str = "
         WHERE a.organization_id = $3
     ) repeated GROUP BY first";
 
-/// `$1` organization, `$2` cursor, `$3` type, `$4` failed, `$5` limit, `$6` offset, `$7` statuses.
+/// Below which seq nothing is still to be committed: that of the oldest intake under way. To be asked before the snapshot
+/// is taken that is read by.
 ///
-/// Oldest first: nothing at or above the first seq that an open transaction may still commit.
+/// An intake locks `events` before it has a transaction id. So one that was not seen here to be under way is committed by
+/// the time of that snapshot, or has an id that was not given out yet at the start of this statement. Other transactions
+/// on the server, which may be open for hours, hold nobody up.
+const SETTLED_BELOW: &str = "
+    SELECT (coalesce(
+        (SELECT min(running::text::bigint) FROM pg_snapshot_xip(pg_current_snapshot()) AS running
+         WHERE running::xid IN (
+            SELECT own.transactionid FROM pg_locks own JOIN pg_locks intake ON intake.pid = own.pid
+            WHERE own.locktype = 'transactionid' AND own.mode = 'ExclusiveLock' AND own.granted
+              AND intake.locktype = 'relation' AND intake.mode = 'RowExclusiveLock'
+              AND intake.relation = 'events'::regclass
+              AND intake.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+         )),
+        pg_snapshot_xmax(pg_current_snapshot())::text::bigint
+    ) + xid_offset) << 18 AS seq FROM intake_order";
+
+/// `$1` organization, `$2` cursor, `$3` type, `$4` failed, `$5` limit, `$6` offset, `$7` the end of what is settled, `$8`
+/// statuses.
 macro_rules! place {
     ($seq:literal, oldest) => {
-        concat!(
-            "($2::bigint IS NULL OR ", $seq, " > $2) AND ", $seq, " <
-             (SELECT (pg_snapshot_xmin(pg_current_snapshot())::text::bigint + xid_offset) << 18 FROM intake_order)"
-        )
+        concat!("($2::bigint IS NULL OR ", $seq, " > $2) AND ($7::bigint IS NULL OR ", $seq, " < $7)")
     };
     ($seq:literal, newest) => {
-        concat!("($2::bigint IS NULL OR ", $seq, " < $2)")
+        concat!("($2::bigint IS NULL OR ", $seq, " < $2) AND ($7::bigint IS NULL OR ", $seq, " < $7)")
     };
 }
 macro_rules! direction {
@@ -110,20 +125,22 @@ macro_rules! direction {
     };
 }
 
-/// Pending events alone: by the open deliveries.
+/// Pending events alone: by the open deliveries, of which an event may have several. All on one level, so that the
+/// planner knows of the limit and reads the index in order, no further than that.
 macro_rules! pending {
     ($columns:literal, $order:tt) => {
         concat!(
-            "SELECT ", $columns, " FROM (
-                SELECT d.seq, (array_agg(d.event_id))[1] AS event_id, bool_or(d.state = 'retrying') AS failed
-                FROM deliveries d
-                WHERE d.organization_id = $1 AND d.due_at IS NOT NULL AND ", place!("d.seq", $order), "
-                  AND (SELECT true FROM subscriptions s WHERE s.id = d.subscription_id AND s.deleted_at IS NULL)
-                GROUP BY d.seq ORDER BY d.seq ", direction!($order), "
-            ) open
-            CROSS JOIN LATERAL (SELECT * FROM events e WHERE e.id = open.event_id LIMIT 1) e
-            WHERE ($4::boolean IS NULL OR open.failed = $4) AND ($3::text IS NULL OR e.type = $3)
-            ORDER BY open.seq ", direction!($order), " LIMIT $5 OFFSET $6"
+            "SELECT DISTINCT ON (d.seq) ", $columns, " FROM deliveries d
+            CROSS JOIN LATERAL (SELECT * FROM events e WHERE e.id = d.event_id LIMIT 1) e
+            WHERE d.organization_id = $1 AND d.due_at IS NOT NULL AND ", place!("d.seq", $order), "
+              AND (SELECT true FROM subscriptions s WHERE s.id = d.subscription_id AND s.deleted_at IS NULL)
+              AND ($3::text IS NULL OR e.type = $3)
+              AND ($4::boolean IS NULL OR $4 = (
+                SELECT bool_or(o.state = 'retrying') FROM deliveries o
+                WHERE o.event_id = d.event_id AND o.due_at IS NOT NULL
+                  AND (SELECT true FROM subscriptions s WHERE s.id = o.subscription_id AND s.deleted_at IS NULL)
+              ))
+            ORDER BY d.seq ", direction!($order), " LIMIT $5 OFFSET $6"
         )
     };
 }
@@ -147,9 +164,9 @@ macro_rules! walked {
                     SELECT s.id FROM subscriptions s WHERE s.id = d.subscription_id AND s.deleted_at IS NULL LIMIT 1
                 ) s ON true
                 WHERE d.event_id = e.id
-            ) summary ON $7::integer[] IS NOT NULL OR $4::boolean IS NOT NULL
+            ) summary ON $8::integer[] IS NOT NULL OR $4::boolean IS NOT NULL
             WHERE e.organization_id = $1 AND ($3::text IS NULL OR e.type = $3) AND ", place!("e.seq", $order), "
-              AND ($7::integer[] IS NULL OR summary.status = ANY ($7))
+              AND ($8::integer[] IS NULL OR summary.status = ANY ($8))
               AND ($4::boolean IS NULL OR summary.status <> 0 OR summary.failed = $4)
             ORDER BY e.seq ", direction!($order), " LIMIT $5 OFFSET $6"
         )
@@ -200,6 +217,7 @@ fn bind_filter(
     after: Option<i64>,
     limit: i64,
     offset: u64,
+    settled_below: Option<i64>,
 ) -> Statement {
     let statement = query(sql)
         .bind(organization.uuid())
@@ -207,7 +225,8 @@ fn bind_filter(
         .bind(filter.event_type.clone())
         .bind(filter.failed)
         .bind(limit)
-        .bind(i64::try_from(offset).unwrap_or(i64::MAX));
+        .bind(i64::try_from(offset).unwrap_or(i64::MAX))
+        .bind(settled_below);
     if pending_alone(filter) {
         statement
     } else {
@@ -242,7 +261,11 @@ impl Events for Engine {
             (false, Order::NewestFirst) => WALKED_NEWEST,
         };
         let limit = i64::from(page.limit) + 1;
-        let events = bind_filter(sql, organization, filter, page.after, limit, offset);
+        let settled_below = match order {
+            Order::OldestFirst => Some(self.one(query(SETTLED_BELOW)).await?.value("seq")?),
+            Order::NewestFirst => None,
+        };
+        let events = bind_filter(sql, organization, filter, page.after, limit, offset, settled_below);
         let records = self.read(organization, events, LAST_ATTEMPTS).await?;
         Ok(paged(records, page.limit, |event| event.seq))
     }
@@ -254,9 +277,7 @@ impl Events for Engine {
             WALKED_COUNT
         };
         let most = i64::try_from(most).unwrap_or(i64::MAX);
-        self.one(bind_filter(sql, organization, filter, None, most, 0))
-            .await?
-            .number("count")
+        self.one(bind_filter(sql, organization, filter, None, most, 0, None)).await?.number("count")
     }
 
     async fn set_aside(&self, items: &[SetAside]) -> Result<()> {

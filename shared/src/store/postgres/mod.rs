@@ -114,7 +114,9 @@ fn connect_options(url: &str) -> Result<PgConnectOptions, Invalid> {
             // Planned anew each time, with what is known then: partitions are pruned before they are opened, and no
             // plan outlives the moment when today's partition was empty.
             ("plan_cache_mode", "force_custom_plan"),
-            // Statements are short; reads are by index.
+            // Statements are short, and read by index, in its order and no further than they must: not so a bitmap, which
+            // reads all of a range before the first row.
+            ("enable_bitmapscan", "off"),
             ("jit", "off"),
             ("max_parallel_workers_per_gather", "0"),
             ("random_page_cost", "1.1"),

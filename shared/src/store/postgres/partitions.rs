@@ -49,7 +49,7 @@ const TABLES: [Partitioned; 4] = [
     },
 ];
 
-/// Whoever makes or attaches a partition holds this advisory lock meanwhile.
+/// Whoever makes partitions holds this advisory lock meanwhile.
 const MAKING: i64 = 0x7472_6967_0001;
 
 fn day_start(day: Date) -> i128 {
@@ -103,8 +103,11 @@ pub(super) async fn today(connection: &mut PgConnection) -> Result<Date, sqlx::E
         .try_get("today")
 }
 
-/// Makes the partitions that are missing from [`BACK`] to [`AHEAD`]; further back only what already was.
+/// Makes the partitions that are missing from [`BACK`] to [`AHEAD`]; further back only what already was. The connection must
+/// be closed if this fails: it holds a lock then.
 pub(super) async fn make_ahead(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    // A statement of its own: within a transaction that had begun before, what others made would not be seen yet.
+    query("SELECT pg_advisory_lock($1)").bind(MAKING).execute(&mut *connection).await?;
     let today = today(&mut *connection).await?;
     for days in -BACK..=AHEAD {
         let Some(day) = today.checked_add(time::Duration::days(days)) else {
@@ -114,6 +117,7 @@ pub(super) async fn make_ahead(connection: &mut PgConnection) -> Result<(), sqlx
             make(&mut *connection, table, day).await?;
         }
     }
+    query("SELECT pg_advisory_unlock($1)").bind(MAKING).execute(&mut *connection).await?;
     Ok(())
 }
 
@@ -133,21 +137,13 @@ async fn make(connection: &mut PgConnection, table: &Partitioned, day: Date) -> 
         storage,
     } = table;
     let (from, to) = (first_id(day), first_id(next));
-    // One transaction, so that nothing is left half made. IF NOT EXISTS and the question before attaching are for whoever
-    // made it while we waited for the lock.
+    // One transaction, so that nothing is left half made.
     raw_sql(AssertSqlSafe(format!(
         "BEGIN;
-         SELECT pg_advisory_xact_lock({MAKING});
-         DO $make$
-         BEGIN
-            IF to_regclass('{name}') IS NULL THEN
-                CREATE TABLE {name} (LIKE {parent} INCLUDING ALL) WITH ({storage});
-                ALTER TABLE {name} ADD CONSTRAINT {name}_range CHECK ({key} >= '{from}' AND {key} < '{to}');
-                ALTER TABLE {parent} ATTACH PARTITION {name} FOR VALUES FROM ('{from}') TO ('{to}');
-                ALTER TABLE {name} DROP CONSTRAINT {name}_range;
-            END IF;
-         END
-         $make$;
+         CREATE TABLE {name} (LIKE {parent} INCLUDING ALL) WITH ({storage});
+         ALTER TABLE {name} ADD CONSTRAINT {name}_range CHECK ({key} >= '{from}' AND {key} < '{to}');
+         ALTER TABLE {parent} ATTACH PARTITION {name} FOR VALUES FROM ('{from}') TO ('{to}');
+         ALTER TABLE {name} DROP CONSTRAINT {name}_range;
          COMMIT;"
     )))
     .execute(&mut *connection)
@@ -184,6 +180,7 @@ fn ended(day: Date, before: OffsetDateTime) -> bool {
         .is_some_and(|next| OffsetDateTime::new_utc(next, Time::MIDNIGHT) <= before)
 }
 
+/// Those that are detached by half first: as long as there is one, its table lets no other go.
 async fn partitions(
     connection: &mut PgConnection,
     parent: &'static str,
@@ -193,7 +190,7 @@ async fn partitions(
          FROM pg_class c LEFT JOIN pg_inherits i ON i.inhrelid = c.oid AND i.inhparent = to_regclass($1)
          WHERE c.relkind = 'r' AND c.relname ~ ('^' || $1 || '_p[0-9]{8}$')
            AND c.relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = to_regclass($1))
-         ORDER BY c.relname",
+         ORDER BY i.inhdetachpending DESC NULLS LAST, c.relname",
     )
     .bind(parent)
     .fetch_all(connection)
