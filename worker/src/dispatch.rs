@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 use crate::{
     attempt::attempt,
     lane::{Job, Lanes},
-    lease::Lease,
+    lease::{Holding, Lease},
     outbound::Outbound,
     registry::{Found, Registry, Route},
     scheduler::Wake,
@@ -27,8 +27,8 @@ const RECHECK: std::time::Duration = std::time::Duration::from_secs(2);
 pub struct Ended {
     /// What came of the attempt.
     pub outcome: AttemptOutcome,
-    /// As whom it was made.
-    pub holder: shared::WorkerId,
+    /// By which lease it was made: it lives at least until the outcome is written down.
+    pub holding: Arc<Holding>,
     /// When the front took the event.
     pub received_at: shared::Timestamp,
 }
@@ -131,7 +131,7 @@ impl Dispatch {
                 );
                 permit.send(Ended {
                     outcome,
-                    holder: job.holder,
+                    holding: job.holding,
                     received_at: job.event.received_at,
                 });
                 drop(place);
@@ -144,11 +144,16 @@ impl Dispatch {
     }
 
     async fn before(&self, job: &Job) -> Before {
-        if !self.lease.is_held_by(job.holder) {
+        if !job.holding.is_live() {
             return Before::NotOurs;
         }
         if job.since.elapsed() > RECHECK {
-            match self.store.deliveries.still_held(job.holder, &[job.key]).await {
+            match self
+                .store
+                .deliveries
+                .still_held(job.holding.worker(), &[job.key])
+                .await
+            {
                 Ok(held) if held.contains(&job.key) => {}
                 Ok(_) => return Before::NotOurs,
                 Err(error) => {
@@ -163,16 +168,20 @@ impl Dispatch {
         }
     }
 
-    /// Gives deliveries back to the store. If that fails they stay held, and are found when this worker next looks, or
-    /// once its lease has run out.
+    /// Gives deliveries back to the store. If that fails they stay held until the lease by which they are ends.
     pub async fn give_back(&self, jobs: Vec<Job>) {
-        let Some(holder) = jobs.first().map(|job| job.holder) else {
-            return;
-        };
-        let keys: Vec<DeliveryKey> = jobs.iter().map(|job| job.key).collect();
-        for some in keys.chunks(500) {
-            if let Err(error) = self.store.deliveries.release(holder, some).await {
-                tracing::warn!(%error, "deliveries could not be given back; they are found again when the lease ends");
+        for same in jobs.chunk_by(|one, other| one.holding.worker() == other.holding.worker()) {
+            let keys: Vec<DeliveryKey> = same.iter().map(|job| job.key).collect();
+            for some in keys.chunks(500) {
+                if let Err(error) = self
+                    .store
+                    .deliveries
+                    .release(same[0].holding.worker(), some)
+                    .await
+                {
+                    tracing::warn!(%error, "deliveries could not be given back; a new lease frees them");
+                    self.lease.doubt();
+                }
             }
         }
     }
@@ -193,6 +202,10 @@ struct Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            // Its delivery is forgotten, and still held.
+            self.dispatch.lease.doubt();
+        }
         let mut lanes = self.dispatch.lanes();
         if lanes.finished(self.subscription) {
             self.dispatch.wake.feed(self.subscription);

@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     dispatch::Dispatch,
     lane::{EventBody, Job},
-    lease::Lease,
+    lease::{Holding, Lease},
     registry::Registry,
 };
 
@@ -202,7 +202,8 @@ impl Intake {
                 .values()
                 .map(|known| (known.organization, known.version))
                 .collect();
-            let worker = self.lease.worker();
+            let holding = self.lease.current();
+            let worker = holding.worker();
             let mut plan = Plan::default();
             for (index, event) in events.iter().enumerate() {
                 if let Some(known) = in_force.get(&event.organization) {
@@ -225,18 +226,23 @@ impl Intake {
                 }
                 Err(error) => {
                     plan.give_back(&self.dispatch);
+                    if error.is_transient() {
+                        // It may have been committed all the same.
+                        self.lease.doubt();
+                    }
                     return Err(error.into());
                 }
             };
             measure(begun, events, &stored);
-            self.start(plan, events, &stored, worker);
+            self.registry.confirm(plan.held());
+            self.start(plan, events, &stored, &holding);
             return Ok(());
         }
         Err(IntakeError::NeverFresh)
     }
 
     /// Hands what was stored, and is held, to the lanes.
-    fn start(&self, plan: Plan, events: &[AcceptedEvent], stored: &[StoredEvent], worker: shared::WorkerId) {
+    fn start(&self, plan: Plan, events: &[AcceptedEvent], stored: &[StoredEvent], holding: &Arc<Holding>) {
         let stored: HashSet<EventId> = stored.iter().map(|event| event.id).collect();
         let mut bodies: HashMap<EventId, Arc<EventBody>> = HashMap::with_capacity(stored.len());
         let mut jobs = Vec::with_capacity(plan.deliveries.len());
@@ -256,7 +262,7 @@ impl Intake {
                 organization: event.organization,
                 attempts: 0,
                 event: Arc::clone(body),
-                holder: worker,
+                holding: Arc::clone(holding),
                 since: Instant::now(),
             });
         }
@@ -289,6 +295,8 @@ impl Intake {
 #[derive(Default)]
 struct Plan {
     deliveries: Vec<PlannedDelivery>,
+    /// The subscriptions, as the plan saw them, of those deliveries that are held.
+    held: HashMap<shared::SubscriptionId, i64>,
 }
 
 impl Plan {
@@ -311,6 +319,9 @@ impl Plan {
                     .reserve(subscription.id, usize::from(push.max_in_flight.get())),
                 _ => false,
             };
+            if held {
+                self.held.insert(subscription.id, subscription.version);
+            }
             self.deliveries.push(PlannedDelivery {
                 event: index,
                 subscription: subscription.id,
@@ -329,6 +340,11 @@ impl Plan {
                 });
             }
         }
+    }
+
+    /// The subscriptions of the deliveries that are held, with their versions.
+    fn held(&self) -> impl Iterator<Item = (shared::SubscriptionId, i64)> {
+        self.held.iter().map(|(id, version)| (*id, *version))
     }
 
     /// Gives the reserved room back: the plan came to nothing.

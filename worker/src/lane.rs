@@ -13,6 +13,8 @@ use bytes::Bytes;
 use shared::{DeliveryKey, EventId, OrganizationId, SubscriptionId, Timestamp, WorkerId};
 use tokio::time::Instant;
 
+use crate::lease::Holding;
+
 /// The event that deliveries are of, shared by all of them.
 #[derive(Debug)]
 pub struct EventBody {
@@ -41,8 +43,8 @@ pub struct Job {
     pub attempts: u32,
     /// What to send.
     pub event: Arc<EventBody>,
-    /// As whom this worker holds it.
-    pub holder: WorkerId,
+    /// By which lease this worker holds it.
+    pub holding: Arc<Holding>,
     /// Since when.
     pub since: Instant,
 }
@@ -260,11 +262,11 @@ impl Lanes {
         }
     }
 
-    /// Takes out all that waits and is not held by `holder`: the lease under which it was held is lost.
-    pub fn keep_held_by(&mut self, holder: WorkerId) {
+    /// Takes out all that waits and is not held as `worker`: the lease by which it was held is lost, or on its way out.
+    pub fn keep_held_by(&mut self, worker: WorkerId) {
         let lanes: Vec<_> = self.lanes.keys().copied().collect();
         for subscription in lanes {
-            self.take_out(subscription, |job| job.holder != holder);
+            self.take_out(subscription, |job| job.holding.worker() != worker);
         }
     }
 
@@ -344,7 +346,7 @@ mod tests {
 
     use super::*;
 
-    fn job(subscription: SubscriptionId, holder: WorkerId) -> Job {
+    fn job(subscription: SubscriptionId, worker: WorkerId) -> Job {
         let event = EventBody {
             id: EventId::new(),
             event_type: "a".into(),
@@ -361,7 +363,7 @@ mod tests {
             organization: OrganizationId::new(),
             attempts: 0,
             event: Arc::new(event),
-            holder,
+            holding: Holding::new(worker, Instant::now()),
             since: Instant::now(),
         }
     }

@@ -26,17 +26,20 @@ use shared::{
     http::ops::{ReadyCheck, StoreReady},
     lifecycle::Lifecycle,
     queue::{DynQueue, SourceLane},
-    store::{self, Change, Store},
+    store::{Change, Store},
     telemetry,
 };
-use tokio::{sync::broadcast::error::RecvError, time::Instant};
+use tokio::{
+    sync::broadcast::error::RecvError,
+    time::{Instant, MissedTickBehavior},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     dispatch::Dispatch,
     intake::Intake,
     lane::{Bounds, Lanes},
-    lease::Lease,
+    lease::{Lease, Renewed},
     registry::Registry,
     scheduler::Scheduler,
 };
@@ -51,18 +54,41 @@ pub fn start(
     args: &WorkerArgs,
     lifecycle: &Lifecycle,
 ) -> anyhow::Result<()> {
-    let store = engine.store.clone();
-    let lease = Arc::new(Lease::new());
-    let registry = Arc::new(Registry::new(store.clone(), Arc::clone(&engine.sealer)));
     let client = outbound::client(Arc::new(policy))?;
-    let (ended_sender, ended) = outcome::channel();
-    let (wake, words) = scheduler::wake();
     let bounds = Bounds {
         in_flight: args.max_attempts as usize,
         ..Bounds::default()
     };
+    let retention = Duration::from_secs(u64::from(args.retention_days) * 24 * 3600);
+    let (store, soft) = (engine.store.clone(), lifecycle.soft.clone());
+    lifecycle.critical("retention", keep::keep(store.clone(), retention, soft.clone()));
+    lifecycle.critical("cancelling", keep::cancel(store.clone(), soft.clone()));
+    lifecycle.critical("gauges", keep::gauges(store, Arc::clone(&engine.queue), soft));
+    let (engine, starting) = (engine.clone(), lifecycle.clone());
+    lifecycle.critical("worker", async move {
+        // Nothing is taken before there is a lease to hold it by.
+        match enlisted(&engine.store, &starting.soft).await {
+            Some(lease) => work(&engine, Arc::new(lease), Lanes::new(bounds), client, &starting).await,
+            None => Ok(()),
+        }
+    });
+    Ok(())
+}
+
+/// Starts what a worker consists of, and keeps its lease until all of it has drained.
+async fn work(
+    engine: &Engine,
+    lease: Arc<Lease>,
+    lanes: Lanes,
+    client: outbound::Outbound,
+    lifecycle: &Lifecycle,
+) -> anyhow::Result<()> {
+    let (store, soft) = (engine.store.clone(), lifecycle.soft.clone());
+    let registry = Arc::new(Registry::new(store.clone(), Arc::clone(&engine.sealer)));
+    let (ended_sender, ended) = outcome::channel();
+    let (wake, words) = scheduler::wake();
     let dispatch = Dispatch::new(
-        Lanes::new(bounds),
+        lanes,
         Arc::clone(&lease),
         Arc::clone(&registry),
         client,
@@ -70,19 +96,27 @@ pub fn start(
         ended_sender,
         wake.clone(),
     );
-    let (soft, drained, recorded) = (
-        lifecycle.soft.clone(),
-        CancellationToken::new(),
-        CancellationToken::new(),
+    let (drained, recorded) = (CancellationToken::new(), CancellationToken::new());
+    let recording = outcome::record(
+        store.clone(),
+        ended,
+        wake.clone(),
+        Arc::clone(&lease),
+        drained.clone(),
     );
-
-    let recording = outcome::record(store.clone(), ended, wake.clone(), drained.clone());
-    let all_recorded = recorded.clone();
+    let all_recorded = recorded.clone().drop_guard();
     lifecycle.critical("outcomes", async move {
-        let result = recording.await;
-        all_recorded.cancel();
-        result
+        let _all_recorded = all_recorded;
+        recording.await
     });
+    let scheduler = Scheduler {
+        dispatch: Arc::clone(&dispatch),
+        lease: Arc::clone(&lease),
+        registry: Arc::clone(&registry),
+        store: store.clone(),
+        words,
+    };
+    lifecycle.critical("scheduler", scheduler.run(soft.clone()));
     let intake = Intake {
         queue: Arc::clone(&engine.queue),
         store: store.clone(),
@@ -90,69 +124,33 @@ pub fn start(
         dispatch: Arc::clone(&dispatch),
         lease: Arc::clone(&lease),
     };
-    let holding = hold(
-        Arc::clone(&lease),
-        Arc::clone(&dispatch),
-        store.clone(),
-        soft.clone(),
-        recorded,
+    lifecycle.critical("intake", intake.clone().run(SourceLane::Main, soft.clone()));
+    lifecycle.critical(
+        "intake of dead frames",
+        intake.run(SourceLane::Dead, soft.clone()),
     );
-    // Nothing is taken before there is a lease to hold it by.
-    let (scheduler_lease, scheduler_registry) = (Arc::clone(&lease), Arc::clone(&registry));
-    let (starting, starting_store, starting_dispatch) =
-        (lifecycle.clone(), store.clone(), Arc::clone(&dispatch));
-    lifecycle.critical("lease", async move {
-        if !enlisted(&scheduler_lease, &starting_store, &starting.soft).await {
-            return Ok(());
-        }
-        let scheduler = Scheduler {
-            dispatch: Arc::clone(&starting_dispatch),
-            lease: scheduler_lease,
-            registry: scheduler_registry,
-            store: starting_store,
-            words,
-        };
-        starting.critical("scheduler", scheduler.run(starting.soft.clone()));
-        starting.critical(
-            "intake",
-            intake.clone().run(SourceLane::Main, starting.soft.clone()),
-        );
-        starting.critical(
-            "intake of dead frames",
-            intake.run(SourceLane::Dead, starting.soft.clone()),
-        );
-        holding.await
-    });
     lifecycle.critical(
         "changes",
         heed_changes(registry, Arc::clone(&dispatch), wake, store.clone(), soft.clone()),
     );
-    lifecycle.critical("attempts", {
-        let soft = soft.clone();
-        async move {
-            soft.cancelled().await;
-            dispatch.finish().await;
-            drained.cancel();
-            Ok(())
-        }
+    let finishing = Arc::clone(&dispatch);
+    lifecycle.critical("attempts", async move {
+        soft.cancelled().await;
+        finishing.finish().await;
+        drained.cancel();
+        Ok(())
     });
-    let retention = Duration::from_secs(u64::from(args.retention_days) * 24 * 3600);
-    lifecycle.critical("retention", keep::keep(store.clone(), retention, soft.clone()));
-    lifecycle.critical("cancelling", keep::cancel(store.clone(), soft.clone()));
-    lifecycle.critical("gauges", keep::gauges(store, Arc::clone(&engine.queue), soft));
+    hold(&lease, &dispatch, &store, recorded).await;
     Ok(())
 }
 
-/// Takes a lease, however long that takes; `false` if the worker is to stop first.
-async fn enlisted(lease: &Lease, store: &Store, soft: &CancellationToken) -> bool {
+/// Takes a lease, however long that takes; `None` if the worker is to stop first.
+async fn enlisted(store: &Store, soft: &CancellationToken) -> Option<Lease> {
     loop {
         tokio::select! {
-            () = soft.cancelled() => return false,
-            enlisted = lease.enlist(&*store.deliveries) => match enlisted {
-                Ok(worker) => {
-                    tracing::info!(worker.id = %worker, "the worker is enlisted");
-                    return true;
-                }
+            () = soft.cancelled() => return None,
+            enlisted = Lease::enlist(&*store.deliveries) => match enlisted {
+                Ok(lease) => return Some(lease),
                 Err(error) => tracing::warn!(%error, "the worker waits for the store"),
             },
         }
@@ -161,43 +159,34 @@ async fn enlisted(lease: &Lease, store: &Store, soft: &CancellationToken) -> boo
 }
 
 /// Renews the lease until everything is recorded, then resigns.
-async fn hold(
-    lease: Arc<Lease>,
-    dispatch: Arc<Dispatch>,
-    store: Store,
-    soft: CancellationToken,
-    recorded: CancellationToken,
-) -> anyhow::Result<()> {
+async fn hold(lease: &Lease, dispatch: &Dispatch, store: &Store, recorded: CancellationToken) {
     let mut every = tokio::time::interval_at(Instant::now() + lease::RENEWAL, lease::RENEWAL);
+    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = recorded.cancelled() => break,
             _ = every.tick() => {}
         }
-        match lease.renew(&*store.deliveries).await {
-            Ok(store::Lease::Held) => {}
-            Ok(store::Lease::Lost) => {
+        let renewed = lease.renew(&*store.deliveries).await;
+        match &renewed {
+            Ok(Renewed::Same) => {}
+            Ok(Renewed::Anew) => {
+                tracing::info!("a call's outcome was in doubt: what it may have taken is freed")
+            }
+            Ok(Renewed::AfterLoss) => {
                 telemetry::lease_lost().increment(1);
-                tracing::warn!(worker.id = %lease.worker(), "the lease ran out: others may have taken what this worker held");
-                if soft.is_cancelled() {
-                    continue;
-                }
-                match lease.enlist(&*store.deliveries).await {
-                    Ok(worker) => {
-                        dispatch.lanes().keep_held_by(worker);
-                        tracing::info!(worker.id = %worker, "the worker is enlisted anew");
-                    }
-                    Err(error) => tracing::warn!(%error, "the worker waits for the store"),
-                }
+                tracing::warn!("the lease ran out: others may have taken what this worker held");
             }
             Err(error) => tracing::warn!(%error, "the lease could not be renewed"),
         }
+        if matches!(renewed, Ok(Renewed::Anew | Renewed::AfterLoss)) {
+            dispatch.lanes().keep_held_by(lease.current().worker());
+        }
     }
     // If this fails the lease runs out by itself.
-    if let Err(error) = store.deliveries.resign(lease.worker()).await {
+    if let Err(error) = lease.resign(&*store.deliveries).await {
         tracing::warn!(%error, "the worker could not resign");
     }
-    Ok(())
 }
 
 /// Acts on word of changes, and looks by itself every second.
@@ -210,7 +199,7 @@ async fn heed_changes(
 ) -> anyhow::Result<()> {
     let mut changes = store.keeper.changes();
     let mut poll = tokio::time::interval(POLL);
-    poll.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let change = tokio::select! {
             () = soft.cancelled() => return Ok(()),

@@ -4,7 +4,7 @@
 //! did meanwhile stands. While the store is away outcomes wait here, within the bound of their channel; attempts need a
 //! place in it before they begin, so nothing piles up.
 
-use std::{collections::HashSet, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use shared::{
@@ -16,7 +16,7 @@ use shared::{
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::{dispatch::Ended, scheduler::Wake};
+use crate::{dispatch::Ended, lease::Lease, scheduler::Wake};
 
 /// Outcomes that wait or are about to be: attempts under way have their place here.
 pub const CHANNEL: usize = 4_096;
@@ -30,6 +30,7 @@ pub async fn record(
     store: Store,
     mut ended: mpsc::Receiver<Ended>,
     wake: Wake,
+    lease: Arc<Lease>,
     drained: CancellationToken,
 ) -> anyhow::Result<()> {
     let mut batch = Vec::with_capacity(BATCH);
@@ -49,26 +50,31 @@ pub async fn record(
         {
             batch.push(more);
         }
-        write(&store, &wake, std::mem::take(&mut batch)).await;
+        write(&store, &wake, &lease, std::mem::take(&mut batch)).await;
     }
 }
 
 /// Writes a batch down, however long it takes.
-async fn write(store: &Store, wake: &Wake, batch: Vec<Ended>) {
-    let mut holders: Vec<WorkerId> = batch.iter().map(|ended| ended.holder).collect();
+async fn write(store: &Store, wake: &Wake, lease: &Lease, batch: Vec<Ended>) {
+    let mut holders: Vec<WorkerId> = batch.iter().map(|ended| ended.holding.worker()).collect();
     holders.sort_unstable();
     holders.dedup();
     for holder in holders {
-        let of_holder = batch.iter().filter(|ended| ended.holder == holder);
+        let of_holder = batch.iter().filter(|ended| ended.holding.worker() == holder);
         let outcomes: Vec<AttemptOutcome> = of_holder.clone().map(|ended| ended.outcome.clone()).collect();
-        let applied = apply(store, holder, &outcomes).await;
+        let applied = apply(store, lease, holder, &outcomes).await;
         for ended in of_holder {
             announce(store, wake, ended, applied.contains(&ended.outcome.delivery)).await;
         }
     }
 }
 
-async fn apply(store: &Store, holder: WorkerId, outcomes: &[AttemptOutcome]) -> HashSet<DeliveryKey> {
+async fn apply(
+    store: &Store,
+    lease: &Lease,
+    holder: WorkerId,
+    outcomes: &[AttemptOutcome],
+) -> HashSet<DeliveryKey> {
     let mut pauses = ExponentialBuilder::new()
         .with_min_delay(Duration::from_millis(20))
         .with_max_delay(Duration::from_secs(2))
@@ -85,12 +91,13 @@ async fn apply(store: &Store, holder: WorkerId, outcomes: &[AttemptOutcome]) -> 
             Err(error) if outcomes.len() > 1 => {
                 tracing::warn!(%error, outcomes = outcomes.len(), "outcomes are refused as a batch; parting it");
                 let (some, others) = outcomes.split_at(outcomes.len() / 2);
-                let mut applied = Box::pin(apply(store, holder, some)).await;
-                applied.extend(Box::pin(apply(store, holder, others)).await);
+                let mut applied = Box::pin(apply(store, lease, holder, some)).await;
+                applied.extend(Box::pin(apply(store, lease, holder, others)).await);
                 return applied;
             }
             Err(error) => {
-                // It is attempted again once the lease has run out: at least once, not at most.
+                // It is attempted again once a new lease has freed it: at least once, not at most.
+                lease.doubt();
                 let event = outcomes.first().map(|outcome| outcome.delivery.event);
                 tracing::error!(%error, event.id = ?event, "an outcome cannot be written down");
                 return HashSet::new();

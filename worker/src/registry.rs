@@ -2,10 +2,11 @@
 //!
 //! For planning, an organization's subscriptions are remembered with their version, which intake's transaction checks
 //! against the store: a plan made from what is stale is refused there, and made anew. For sending, each subscription is
-//! asked for before every attempt; it is read again when word of a change comes, and every second in any case for
-//! those that have a lane.
+//! asked for before every attempt, and what is known of it is never older than [`FRESH`]: it is read again when word of
+//! a change comes, every second while it has a lane, and else when it is asked for; an intake that was planned by it and
+//! was not refused says that it is as it was.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use http::Uri;
 use quick_cache::sync::Cache;
@@ -16,11 +17,15 @@ use shared::{
     store::{self, InForce, Store},
     subscription::Push,
 };
+use tokio::time::Instant;
 
 /// The most organizations whose subscriptions are remembered.
 const MAX_ORGANIZATIONS: usize = 10_000;
 /// The most subscriptions that are remembered.
 const MAX_SUBSCRIPTIONS: usize = 50_000;
+
+/// How old what is known of a subscription may be when something is sent to it.
+pub const FRESH: Duration = Duration::from_secs(3);
 
 /// A push subscription, ready to be sent to.
 #[derive(Debug)]
@@ -51,7 +56,14 @@ pub struct Registry {
     store: Store,
     sealer: Arc<Sealer>,
     in_force: Cache<OrganizationId, Arc<InForce>>,
-    routes: Cache<SubscriptionId, Found>,
+    routes: Cache<SubscriptionId, Known>,
+}
+
+/// What is known of a subscription, and as of when.
+#[derive(Debug, Clone)]
+struct Known {
+    found: Found,
+    as_of: Instant,
 }
 
 impl Registry {
@@ -79,9 +91,10 @@ impl Registry {
             }
         }
         if !missing.is_empty() {
+            let as_of = Instant::now();
             for in_force in self.store.subscriptions.in_force(&missing).await? {
                 for subscription in &in_force.subscriptions {
-                    self.note(subscription);
+                    self.note(subscription, as_of);
                 }
                 let in_force = Arc::new(in_force);
                 self.in_force.insert(in_force.organization, Arc::clone(&in_force));
@@ -98,13 +111,37 @@ impl Registry {
         }
     }
 
+    /// A plan by these versions of subscriptions was not refused: they are in force.
+    pub fn confirm(&self, versions: impl Iterator<Item = (SubscriptionId, i64)>) {
+        let as_of = Instant::now();
+        for (subscription, version) in versions {
+            if let Some(Known {
+                found: Found::Enabled(route),
+                ..
+            }) = self.routes.get(&subscription)
+                && route.subscription.version == version
+            {
+                self.routes.insert(
+                    subscription,
+                    Known {
+                        found: Found::Enabled(route),
+                        as_of,
+                    },
+                );
+            }
+        }
+    }
+
     /// How to send to a subscription.
     pub async fn route(&self, subscription: SubscriptionId) -> store::Result<Found> {
         match self.routes.get(&subscription) {
-            Some(found) => Ok(found),
-            None => {
+            Some(known) if known.as_of.elapsed() < FRESH => Ok(known.found),
+            _ => {
                 self.refresh(&[subscription]).await?;
-                Ok(self.routes.get(&subscription).unwrap_or(Found::Gone))
+                Ok(self
+                    .routes
+                    .get(&subscription)
+                    .map_or(Found::Gone, |known| known.found))
             }
         }
     }
@@ -112,25 +149,43 @@ impl Registry {
     /// Reads these anew.
     pub async fn refresh(&self, subscriptions: &[SubscriptionId]) -> store::Result<()> {
         for some in subscriptions.chunks(500) {
-            let read = self.store.subscriptions.by_ids(some).await?;
+            let as_of = Instant::now();
+            let mut read: HashMap<SubscriptionId, Arc<Subscription>> = HashMap::with_capacity(some.len());
+            for subscription in self.store.subscriptions.by_ids(some).await? {
+                read.insert(subscription.id, subscription);
+            }
             for id in some {
-                match read.iter().find(|subscription| subscription.id == *id) {
-                    Some(subscription) => self.note(subscription),
-                    None => self.routes.insert(*id, Found::Gone),
+                match read.get(id) {
+                    Some(subscription) => self.note(subscription, as_of),
+                    None => self.routes.insert(
+                        *id,
+                        Known {
+                            found: Found::Gone,
+                            as_of,
+                        },
+                    ),
                 }
             }
         }
         Ok(())
     }
 
-    fn note(&self, subscription: &Arc<Subscription>) {
-        let unchanged = match self.routes.get(&subscription.id) {
-            Some(Found::Enabled(route)) => route.subscription.version == subscription.version,
-            _ => false,
+    fn note(&self, subscription: &Arc<Subscription>, as_of: Instant) {
+        let found = match self.routes.get(&subscription.id) {
+            Some(Known {
+                found: Found::Enabled(route),
+                ..
+            }) if route.subscription.version == subscription.version => Found::Enabled(route),
+            // Two reads may cross: the newer version stays.
+            Some(Known {
+                found: Found::Enabled(route),
+                ..
+            }) if route.subscription.version > subscription.version => {
+                return;
+            }
+            _ => self.prepare(subscription),
         };
-        if !unchanged {
-            self.routes.insert(subscription.id, self.prepare(subscription));
-        }
+        self.routes.insert(subscription.id, Known { found, as_of });
     }
 
     fn prepare(&self, subscription: &Arc<Subscription>) -> Found {

@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     dispatch::Dispatch,
     lane::{EventBody, Job},
-    lease::Lease,
+    lease::{Holding, Lease},
     registry::{Found, Registry},
 };
 
@@ -179,8 +179,12 @@ impl Scheduler {
         if wanted.is_empty() {
             return Ok(());
         }
-        let holder = self.lease.worker();
-        let claimed = self.store.deliveries.claim(holder, &wanted).await;
+        let holding = self.lease.current();
+        let claimed = self.store.deliveries.claim(holding.worker(), &wanted).await;
+        if claimed.is_err() {
+            // They may have been claimed all the same.
+            self.lease.doubt();
+        }
         let mut counts: HashMap<SubscriptionId, u32> = HashMap::new();
         for claimed in claimed.iter().flatten() {
             *counts.entry(claimed.key.subscription).or_default() += 1;
@@ -195,12 +199,12 @@ impl Scheduler {
             }
         }
         self.dispatch
-            .push(claimed?.into_iter().map(|claimed| job(claimed, holder)));
+            .push(claimed?.into_iter().map(|claimed| job(claimed, &holding)));
         Ok(())
     }
 }
 
-fn job(claimed: Claimed, holder: shared::WorkerId) -> Job {
+fn job(claimed: Claimed, holding: &Arc<Holding>) -> Job {
     let Claimed {
         key,
         organization,
@@ -225,7 +229,7 @@ fn job(claimed: Claimed, holder: shared::WorkerId) -> Job {
         organization,
         attempts,
         event: Arc::new(event),
-        holder,
+        holding: Arc::clone(holding),
         since: Instant::now(),
     }
 }

@@ -13,21 +13,27 @@ use uuid::{NoContext, Uuid};
 
 use super::{on_a_database, store_at};
 use crate::conformance::world::{
-    MINUTE, event, failed, first, get, inbox, keyed, organization, push, repeat_of, succeeded, take_in, try_take_in,
-    worker,
+    MINUTE, event, failed, first, get, inbox, keyed, organization, push, repeat_of, succeeded, take_in,
+    try_take_in, worker,
 };
 
 const DAY: Duration = Duration::from_secs(24 * 3_600);
 
 async fn sql(url: &str, statements: &str) {
     let mut connection = PgConnection::connect(url).await.unwrap();
-    raw_sql(AssertSqlSafe(statements.to_owned())).execute(&mut connection).await.unwrap();
+    raw_sql(AssertSqlSafe(statements.to_owned()))
+        .execute(&mut connection)
+        .await
+        .unwrap();
     connection.close().await.unwrap();
 }
 
 async fn number(url: &str, statement: &str) -> i64 {
     let mut connection = PgConnection::connect(url).await.unwrap();
-    let row = query(AssertSqlSafe(statement.to_owned())).fetch_one(&mut connection).await.unwrap();
+    let row = query(AssertSqlSafe(statement.to_owned()))
+        .fetch_one(&mut connection)
+        .await
+        .unwrap();
     connection.close().await.unwrap();
     row.get(0)
 }
@@ -66,7 +72,12 @@ async fn many_migrate_an_empty_database_at_once() {
             let stores: Vec<_> = tasks.join_all().await.into_iter().map(Result::unwrap).collect();
             let ours = organization(&stores[0]).await.id;
             let (inbox, me) = (inbox(&stores[1], ours).await, worker(&stores[2]).await);
-            assert_eq!(take_in(&stores[3], me, &[event(ours)], &[(inbox, false)]).await.len(), 1);
+            assert_eq!(
+                take_in(&stores[3], me, &[event(ours)], &[(inbox, false)])
+                    .await
+                    .len(),
+                1
+            );
         })
     })
     .await;
@@ -92,14 +103,29 @@ async fn an_id_far_from_today_is_refused_and_nothing_else_is_written() {
         let ours = organization(&store).await.id;
         let (inbox, me) = (inbox(&store, ours).await, worker(&store).await);
         let now = Timestamp::now();
-        for far in [id_of(now.minus(10 * DAY)), id_of(now.plus(10 * DAY)), EventId::from_uuid(Uuid::new_v4())] {
-            let (good, bad) = (keyed(ours, "k"), AcceptedEvent { id: far, ..event(ours) });
-            let error = try_take_in(&store, me, &[good.clone(), bad], &[], &[(inbox, false)]).await.unwrap_err();
+        for far in [
+            id_of(now.minus(10 * DAY)),
+            id_of(now.plus(10 * DAY)),
+            EventId::from_uuid(Uuid::new_v4()),
+        ] {
+            let (good, bad) = (
+                keyed(ours, "k"),
+                AcceptedEvent {
+                    id: far,
+                    ..event(ours)
+                },
+            );
+            let error = try_take_in(&store, me, &[good.clone(), bad], &[], &[(inbox, false)])
+                .await
+                .unwrap_err();
             assert!(matches!(error, StoreError::Refused(_)), "{error:?}");
             assert!(store.events.get(ours, good.id).await.unwrap().is_none());
         }
         for near in [id_of(now.minus(DAY)), id_of(now.plus(2 * DAY)), EventId::new()] {
-            let good = AcceptedEvent { id: near, ..event(ours) };
+            let good = AcceptedEvent {
+                id: near,
+                ..event(ours)
+            };
             assert_eq!(take_in(&store, me, &[good], &[(inbox, false)]).await.len(), 1);
         }
     })
@@ -121,10 +147,19 @@ async fn a_key_whose_time_is_up_is_taken_over_or_forgotten() {
         // A frame that comes again, long after: neither a second event nor the owner of the key.
         assert!(take_in(&store, me, &[second.clone()], &to_inbox).await.is_empty());
         assert_eq!(get(&store, ours, second.id).await.id, first.id);
-        assert_eq!(take_in(&store, me, &[third.clone()], &to_inbox).await[0].id, third.id);
+        assert_eq!(
+            take_in(&store, me, &[third.clone()], &to_inbox).await[0].id,
+            third.id
+        );
         assert!(take_in(&store, me, &[first.clone()], &to_inbox).await.is_empty());
-        let (old, new) = (get(&store, ours, first.id).await, get(&store, ours, third.id).await);
-        assert_eq!((old.id, old.repeats, new.id, new.repeats), (first.id, 1, third.id, 0));
+        let (old, new) = (
+            get(&store, ours, first.id).await,
+            get(&store, ours, third.id).await,
+        );
+        assert_eq!(
+            (old.id, old.repeats, new.id, new.repeats),
+            (first.id, 1, third.id, 0)
+        );
 
         // Many want it at once.
         sql(&url, end_window).await;
@@ -208,8 +243,15 @@ async fn order_goes_on_after_a_move_to_another_server() {
         store.keeper.migrate().await.unwrap();
         let after = take_in(&store, me, &[event(ours)], &[(inbox, false)]).await[0];
         assert!(after.seq > before.seq + (5_000_000_000 << 18));
-        let listed = store.events.list(ours, &EventFilter::default(), Order::OldestFirst, first(10), 0).await.unwrap();
-        assert_eq!(listed.items.iter().map(|event| event.id).collect::<Vec<_>>(), [before.id, after.id]);
+        let listed = store
+            .events
+            .list(ours, &EventFilter::default(), Order::OldestFirst, first(10), 0)
+            .await
+            .unwrap();
+        assert_eq!(
+            listed.items.iter().map(|event| event.id).collect::<Vec<_>>(),
+            [before.id, after.id]
+        );
         let offset = number(&url, "SELECT xid_offset FROM intake_order").await;
         store.keeper.migrate().await.unwrap();
         assert_eq!(number(&url, "SELECT xid_offset FROM intake_order").await, offset);
@@ -223,25 +265,38 @@ async fn open_transactions_of_others_hide_nothing() {
         let ours = organization(&store).await.id;
         let (inbox, me) = (inbox(&store, ours).await, worker(&store).await);
         let mut other = PgConnection::connect(&url).await.unwrap();
-        raw_sql("CREATE TABLE others (n int); BEGIN; INSERT INTO others VALUES (1)").execute(&mut other).await.unwrap();
+        raw_sql("CREATE TABLE others (n int); BEGIN; INSERT INTO others VALUES (1)")
+            .execute(&mut other)
+            .await
+            .unwrap();
         take_in(&store, me, &[event(ours)], &[(inbox, false)]).await;
         let all = EventFilter::default();
-        let listed = store.events.list(ours, &all, Order::OldestFirst, first(10), 0).await.unwrap();
+        let listed = store
+            .events
+            .list(ours, &all, Order::OldestFirst, first(10), 0)
+            .await
+            .unwrap();
         assert_eq!(listed.items.len(), 1);
 
         // An intake under way hides what comes after it, whether or not its rows can be seen.
-        raw_sql(
-            "ROLLBACK; BEGIN; SELECT pg_current_xact_id(); LOCK TABLE events IN ROW EXCLUSIVE MODE",
-        )
-        .execute(&mut other)
-        .await
-        .unwrap();
+        raw_sql("ROLLBACK; BEGIN; SELECT pg_current_xact_id(); LOCK TABLE events IN ROW EXCLUSIVE MODE")
+            .execute(&mut other)
+            .await
+            .unwrap();
         take_in(&store, me, &[event(ours)], &[(inbox, false)]).await;
-        let listed = store.events.list(ours, &all, Order::OldestFirst, first(10), 0).await.unwrap();
+        let listed = store
+            .events
+            .list(ours, &all, Order::OldestFirst, first(10), 0)
+            .await
+            .unwrap();
         assert_eq!(listed.items.len(), 1);
         assert_eq!(store.events.count(ours, &all, 10).await.unwrap(), 2);
         raw_sql("ROLLBACK").execute(&mut other).await.unwrap();
-        let listed = store.events.list(ours, &all, Order::OldestFirst, first(10), 0).await.unwrap();
+        let listed = store
+            .events
+            .list(ours, &all, Order::OldestFirst, first(10), 0)
+            .await
+            .unwrap();
         assert_eq!(listed.items.len(), 2);
     })
     .await;
@@ -332,13 +387,21 @@ async fn a_claim_is_bounded_in_bytes() {
         let large = shared::Payload::from_trusted(format!("\"{}\"", "a".repeat(250_000)).into()).unwrap();
         let mut left = 60;
         for _ in 0..6 {
-            let events: Vec<_> =
-                (0..10).map(|_| AcceptedEvent { payload: large.clone(), ..event(ours) }).collect();
+            let events: Vec<_> = (0..10)
+                .map(|_| AcceptedEvent {
+                    payload: large.clone(),
+                    ..event(ours)
+                })
+                .collect();
             take_in(&store, me, &events, &[(push, false)]).await;
         }
         while left > 0 {
             let claimed = store.deliveries.claim(me, &[(push, 100)]).await.unwrap();
-            assert!((1..=35).contains(&claimed.len()) || claimed.len() == left, "{}", claimed.len());
+            assert!(
+                (1..=35).contains(&claimed.len()) || claimed.len() == left,
+                "{}",
+                claimed.len()
+            );
             assert!(claimed.len() <= 35);
             left -= claimed.len();
         }
@@ -351,7 +414,12 @@ async fn word_of_changes_comes_back_after_the_connection_breaks() {
     on_a_store(|store, url| async move {
         let ours = organization(&store).await.id;
         let mut changes = store.keeper.changes();
-        let mut next = async || timeout(MINUTE, changes.recv()).await.expect("word").expect("the store lives");
+        let mut next = async || {
+            timeout(MINUTE, changes.recv())
+                .await
+                .expect("word")
+                .expect("the store lives")
+        };
         while next().await != Change::Everything {}
         sql(
             &url,
@@ -362,7 +430,11 @@ async fn word_of_changes_comes_back_after_the_connection_breaks() {
         while next().await != Change::Everything {}
         let made = loop {
             // The pool's connections broke as well; a call may be the one that finds out.
-            match store.subscriptions.create(crate::conformance::world::new_push(ours)).await {
+            match store
+                .subscriptions
+                .create(crate::conformance::world::new_push(ours))
+                .await
+            {
                 Ok(made) => break made.id,
                 Err(error) => assert!(error.is_transient(), "{error:?}"),
             }
@@ -376,7 +448,11 @@ async fn word_of_changes_comes_back_after_the_connection_breaks() {
 async fn a_server_that_is_away_or_hangs_is_unavailable_in_time() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let hanging = listener.local_addr().unwrap();
-    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let closed = TcpListener::bind("127.0.0.1:0")
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap();
     let accepting = tokio::spawn(async move {
         let mut held = Vec::new();
         while let Ok((connection, _)) = listener.accept().await {
@@ -421,7 +497,10 @@ async fn a_statement_that_waits_for_a_lock_gives_up_and_nothing_is_lost() {
         assert_eq!(store.deliveries.record(me, &outcome).await.unwrap().len(), 1);
         let again = try_take_in(&store, me, &next, &[], &held).await.unwrap();
         assert!(matches!(again, IntakeOutcome::Stored(stored) if stored.len() == 1));
-        assert_eq!(get(&store, ours, posted.id).await.deliveries[0].status, DeliveryStatus::Delivered);
+        assert_eq!(
+            get(&store, ours, posted.id).await.deliveries[0].status,
+            DeliveryStatus::Delivered
+        );
     })
     .await;
 }

@@ -110,10 +110,22 @@ const SETTLED_BELOW: &str = "
 /// statuses.
 macro_rules! place {
     ($seq:literal, oldest) => {
-        concat!("($2::bigint IS NULL OR ", $seq, " > $2) AND ($7::bigint IS NULL OR ", $seq, " < $7)")
+        concat!(
+            "($2::bigint IS NULL OR ",
+            $seq,
+            " > $2) AND ($7::bigint IS NULL OR ",
+            $seq,
+            " < $7)"
+        )
     };
     ($seq:literal, newest) => {
-        concat!("($2::bigint IS NULL OR ", $seq, " < $2) AND ($7::bigint IS NULL OR ", $seq, " < $7)")
+        concat!(
+            "($2::bigint IS NULL OR ",
+            $seq,
+            " < $2) AND ($7::bigint IS NULL OR ",
+            $seq,
+            " < $7)"
+        )
     };
 }
 macro_rules! direction {
@@ -265,7 +277,15 @@ impl Events for Engine {
             Order::OldestFirst => Some(self.one(query(SETTLED_BELOW)).await?.value("seq")?),
             Order::NewestFirst => None,
         };
-        let events = bind_filter(sql, organization, filter, page.after, limit, offset, settled_below);
+        let events = bind_filter(
+            sql,
+            organization,
+            filter,
+            page.after,
+            limit,
+            offset,
+            settled_below,
+        );
         let records = self.read(organization, events, LAST_ATTEMPTS).await?;
         Ok(paged(records, page.limit, |event| event.seq))
     }
@@ -277,7 +297,9 @@ impl Events for Engine {
             WALKED_COUNT
         };
         let most = i64::try_from(most).unwrap_or(i64::MAX);
-        self.one(bind_filter(sql, organization, filter, None, most, 0, None)).await?.number("count")
+        self.one(bind_filter(sql, organization, filter, None, most, 0, None))
+            .await?
+            .number("count")
     }
 
     async fn set_aside(&self, items: &[SetAside]) -> Result<()> {

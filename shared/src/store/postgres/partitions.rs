@@ -107,7 +107,10 @@ pub(super) async fn today(connection: &mut PgConnection) -> Result<Date, sqlx::E
 /// be closed if this fails: it holds a lock then.
 pub(super) async fn make_ahead(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
     // A statement of its own: within a transaction that had begun before, what others made would not be seen yet.
-    query("SELECT pg_advisory_lock($1)").bind(MAKING).execute(&mut *connection).await?;
+    query("SELECT pg_advisory_lock($1)")
+        .bind(MAKING)
+        .execute(&mut *connection)
+        .await?;
     let today = today(&mut *connection).await?;
     for days in -BACK..=AHEAD {
         let Some(day) = today.checked_add(time::Duration::days(days)) else {
@@ -117,7 +120,10 @@ pub(super) async fn make_ahead(connection: &mut PgConnection) -> Result<(), sqlx
             make(&mut *connection, table, day).await?;
         }
     }
-    query("SELECT pg_advisory_unlock($1)").bind(MAKING).execute(&mut *connection).await?;
+    query("SELECT pg_advisory_unlock($1)")
+        .bind(MAKING)
+        .execute(&mut *connection)
+        .await?;
     Ok(())
 }
 
