@@ -59,7 +59,11 @@ impl<'a> Fields<'a> {
             .filter(|same| same.len() > 1)
             .map(|same| FieldError::at(&[same[0]], "is given more than once"))
             .collect();
-        self.errors.extend(repeated);
+        if !repeated.is_empty() {
+            let mut seen = std::collections::HashSet::new();
+            self.values.retain(|(name, _)| seen.insert(name.clone()));
+            self.errors.extend(repeated);
+        }
     }
 
     /// Takes a field as raw JSON.
