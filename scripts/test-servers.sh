@@ -38,6 +38,7 @@ find_programs() {
   local missing=()
   find_postgres || missing+=(postgresql)
   find_rabbitmq || missing+=(rabbitmq-server)
+  command -v pgrep >/dev/null || missing+=(procps)
   ((${#missing[@]} == 0)) && return
   command -v apt-get >/dev/null \
     || fail "the programs of ${missing[*]} are missing (the tests restart servers of their own): install them"
