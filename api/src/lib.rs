@@ -1,1 +1,73 @@
-//! Placeholder.
+//! The api role: the control plane. Organizations, keys and subscriptions; looking events up; the inbox and its
+//! acknowledgements; what was set aside; and the routes that existing clients of the Zapier Triggers API use.
+//!
+//! It reads the store and writes intents that a worker acts on; it never talks to a subscriber. Everything a key asks
+//! for is within its own organization: what belongs to another is 404, never 403. While the store is away every route
+//! answers 503 with `Retry-After`. Posting events is the `ingest` crate's.
+
+mod access;
+mod answer;
+mod compat;
+mod cursor;
+mod events;
+mod inbox;
+mod keys;
+mod listing;
+mod organizations;
+mod path;
+mod set_aside;
+mod subscriptions;
+mod targets;
+mod this_machine;
+mod waiting;
+
+use std::sync::Arc;
+
+use axum::Router;
+use secrecy::SecretString;
+use shared::{auth::Auth, queue::Publisher, seal::Sealer, store::Store};
+
+pub use access::Signup;
+pub use targets::Targets;
+
+/// What the control plane works with.
+pub struct Api {
+    /// Where everything is.
+    pub store: Store,
+    /// Seals signing secrets before they are stored.
+    pub sealer: Arc<Sealer>,
+    /// Who a request is from.
+    pub auth: Arc<Auth>,
+    /// The way back into the queue for what was set aside.
+    pub publisher: Publisher,
+    /// Where subscriptions may point.
+    pub targets: Targets,
+    /// Who may create an organization.
+    pub signup: Signup,
+    /// The deployment's own token, at least 16 characters, if it has one.
+    pub admin_token: Option<SecretString>,
+}
+
+/// An [`Api`], and what its routes share while they run.
+struct Control {
+    api: Arc<Api>,
+    waiters: waiting::Waiters,
+}
+
+/// The routes. Problems, request ids, and 404 and 405 for what is not here are the server's
+/// ([`shared::http::server`]).
+pub fn routes(api: Arc<Api>) -> Router {
+    let control = Control {
+        api,
+        waiters: waiting::Waiters::new(),
+    };
+    Router::new()
+        .merge(organizations::routes())
+        .merge(keys::routes())
+        .merge(subscriptions::routes())
+        .merge(events::routes())
+        .merge(inbox::routes())
+        .merge(set_aside::routes())
+        .merge(compat::routes())
+        .with_state(Arc::new(control))
+}

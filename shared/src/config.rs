@@ -37,7 +37,14 @@ impl SettingError {
 /// Reads the process's settings; on a wrong one prints one line and exits with 2. `--help` and `--version` print and
 /// exit with 0.
 pub fn parse_or_exit<P: CommandFactory + FromArgMatches>() -> P {
-    parse(std::env::args_os()).unwrap_or_else(|error| match error.kind() {
+    parse_or_exit_from(std::env::args_os())
+}
+
+/// As [`parse_or_exit`], from these arguments; the first is the command's name.
+pub fn parse_or_exit_from<P: CommandFactory + FromArgMatches>(
+    arguments: impl IntoIterator<Item = OsString>,
+) -> P {
+    parse(arguments).unwrap_or_else(|error| match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => error.exit(),
         _ => {
             eprintln!("{}", one_line::<P>(&error));

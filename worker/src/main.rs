@@ -1,2 +1,59 @@
-//! Placeholder.
-fn main() {}
+//! `worker`: takes events out of the queue, stores them, and delivers them.
+
+use std::{net::SocketAddr, process::ExitCode, sync::Arc};
+
+use clap::Parser;
+use shared::{
+    config::{self, EngineArgs, OutboundArgs, ProcessArgs, WorkerArgs},
+    engine::Engine,
+    http::{ops, server},
+    process,
+};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Takes events out of the queue, deduplicates and stores them, and pushes them to subscribers with retries. Any number
+/// of workers run at once.
+#[derive(Debug, Parser)]
+#[command(name = "worker", version)]
+struct Args {
+    /// Where to listen, for health and metrics alone.
+    #[arg(long, env = "TRIGGERS_LISTEN", default_value = "0.0.0.0:8082", value_name = "ADDRESS", value_parser = config::parse_listen)]
+    listen: SocketAddr,
+    #[command(flatten)]
+    worker: WorkerArgs,
+    #[command(flatten)]
+    outbound: OutboundArgs,
+    #[command(flatten)]
+    engine: EngineArgs,
+    #[command(flatten)]
+    process: ProcessArgs,
+}
+
+fn main() -> ExitCode {
+    let args: Args = config::parse_or_exit();
+    process::run(&args.process, async |lifecycle, metrics| {
+        let policy = args.outbound.policy("")?;
+        let engine = Engine::open(&args.engine, None).await?;
+        let (listener, _) = process::listen(args.listen).await?;
+        let checks = Arc::new(worker::ready_checks(&engine));
+        let ops = ops::routes(ops::Ops {
+            role: "worker",
+            checks,
+            metrics,
+        });
+        lifecycle.critical(
+            "http",
+            server::serve(listener, server::with_fallbacks(ops), lifecycle.clone()),
+        );
+        let (working, starting) = (engine.clone(), lifecycle.clone());
+        lifecycle.critical("start", async move {
+            if !args.engine.migrate || process::migrate(&working, &starting).await? {
+                worker::start(&working, policy, &args.worker, &starting)?;
+            }
+            Ok(())
+        });
+        Ok(Some(engine))
+    })
+}

@@ -8,7 +8,7 @@ use http::{HeaderValue, StatusCode, header};
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::{Map, Value, json};
 
-use crate::{Timestamp, VERSION};
+use crate::{Timestamp, VERSION, store::Store};
 
 /// How long a readiness check may take.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
@@ -20,6 +20,24 @@ pub trait ReadyCheck: Send + Sync {
     fn name(&self) -> &'static str;
     /// `Ok`, or why not, in a few words that tell nothing of the inside.
     async fn check(&self) -> Result<(), &'static str>;
+}
+
+/// Ready while the store answers.
+pub struct StoreReady(pub Store);
+
+#[async_trait]
+impl ReadyCheck for StoreReady {
+    fn name(&self) -> &'static str {
+        "store"
+    }
+
+    async fn check(&self) -> Result<(), &'static str> {
+        self.0
+            .keeper
+            .ping()
+            .await
+            .map_err(|_| "the store cannot be reached")
+    }
 }
 
 /// What the routes need.

@@ -390,6 +390,8 @@ pub struct Claimed {
     pub event_type: EventTypeText,
     /// When the front took the event.
     pub received_at: Timestamp,
+    /// When the producer says that it happened.
+    pub occurred_at: Option<Timestamp>,
     /// The trace that the event is part of.
     pub trace: Option<String>,
     /// The event's payload.

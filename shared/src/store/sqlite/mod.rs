@@ -1,6 +1,96 @@
-//! To come.
-/// To come.
-#[allow(clippy::unused_async)]
-pub async fn open(_: &std::path::Path) -> super::Result<super::Store> {
-    Err(super::StoreError::Corrupt("to come".into()))
+//! The store on SQLite, for one process with everything in it.
+//!
+//! One [`writer`] task owns the one connection that writes; changes that wait while it commits go together in the next
+//! transaction. Reads have a few connections of their own, each in one statement or one short transaction. Since there
+//! is one writer, the order of `seq` is the order of commits, and lists need not stop anywhere.
+//!
+//! The store's clock is this process's, read once in each transaction. Rows are written and looked up many at a time,
+//! in [`portions`](many::portions) of a few fixed sizes, so that each statement is prepared once.
+
+mod deliveries;
+mod events;
+mod intake;
+mod keeper;
+mod list;
+mod many;
+mod organizations;
+mod outcomes;
+mod retention;
+mod row;
+mod set_aside;
+mod subscriptions;
+mod writer;
+
+use std::{path::Path, sync::Arc};
+
+use sqlx::SqlitePool;
+use tokio::sync::{Mutex, broadcast};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
+
+use self::writer::Writer;
+use super::{Change, Result, Store};
+use crate::sqlite::{Database, Migrations};
+
+const MIGRATIONS: Migrations = &[(
+    1,
+    "initial",
+    include_str!("../../../../migrations/sqlite/store/0001_initial.sql"),
+)];
+/// Changes that a receiver may lag behind before it is told that it lost some.
+const CHANGES: usize = 1024;
+
+/// What all the aggregates share.
+struct Engine {
+    database: Database,
+    writer: Writer,
+    readers: SqlitePool,
+    changes: broadcast::Sender<Change>,
+    /// Held by whoever does a round of retention.
+    retention: Mutex<()>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    _stop_when_dropped: DropGuard,
+}
+
+/// Opens the store in `store.db` of the directory, which must exist. [`migrate`](super::Keeper::migrate) it before use.
+pub async fn open(dir: &Path) -> Result<Store> {
+    let database = Database::new(dir.join("store.db"), 8192);
+    let connection = database.writer().await.map_err(row::failed)?;
+    let readers = database.readers(4);
+    let (changes, _) = broadcast::channel(CHANGES);
+    let (tasks, stop, checkpoints_stop) = (
+        TaskTracker::new(),
+        CancellationToken::new(),
+        CancellationToken::new(),
+    );
+    tasks.spawn(database.clone().keep_checkpointing(checkpoints_stop.clone()));
+    let (writer, work) = writer::start(
+        database.clone(),
+        connection,
+        readers.clone(),
+        changes.clone(),
+        stop.clone(),
+        checkpoints_stop.drop_guard(),
+    );
+    tasks.spawn(work);
+    let engine = Arc::new(Engine {
+        database,
+        writer,
+        readers,
+        changes,
+        retention: Mutex::new(()),
+        tasks,
+        _stop_when_dropped: stop.clone().drop_guard(),
+        stop,
+    });
+    Ok(Store {
+        organizations: engine.clone(),
+        subscriptions: engine.clone(),
+        events: engine.clone(),
+        deliveries: engine.clone(),
+        keeper: engine,
+    })
 }

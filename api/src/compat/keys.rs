@@ -1,0 +1,121 @@
+//! `/api/keys`: an organization and its key, in one.
+
+use std::sync::Arc;
+
+use axum::{extract::State, response::IntoResponse};
+use serde::Serialize;
+use shared::{
+    Organization, Subscription, Tier, Timestamp,
+    http::{ApiError, Fields, JsonBody, Unknown, fields},
+    organization::Name,
+};
+use uuid::Uuid;
+
+use crate::{
+    Control,
+    access::{Administration, AnyKey, Caller, Founder},
+    answer::Answer,
+    keys, organizations,
+};
+
+const WARNING: &str = "store this key now: it is not shown again";
+
+#[derive(Serialize)]
+struct KeyView {
+    api_key: String,
+    organization_id: Uuid,
+    organization_name: String,
+    tier: Tier,
+    /// `null` is no limit.
+    rate_limit_per_minute: Option<u32>,
+    /// The key's.
+    created_at: Timestamp,
+    warning: &'static str,
+}
+
+impl KeyView {
+    fn of(organization: Organization, api_key: &str, created_at: Timestamp) -> Self {
+        Self {
+            api_key: api_key.to_owned(),
+            organization_id: organization.id.uuid(),
+            organization_name: organization.name,
+            tier: organization.tier,
+            rate_limit_per_minute: organization.tier.events_per_minute(),
+            created_at,
+            warning: WARNING,
+        }
+    }
+}
+
+/// `POST /api/keys/generate`: by the rules of `POST /v1/organizations`.
+pub(super) async fn generate(
+    State(control): State<Arc<Control>>,
+    founder: Founder,
+    JsonBody(body): JsonBody,
+) -> Result<impl IntoResponse, ApiError> {
+    let mut fields = Fields::parse(&body, Unknown::Ignore)?;
+    let name = fields.required("organization_name", fields::string(Name::parse));
+    let tier = fields.optional("tier", fields::string(str::parse::<Tier>));
+    let name = fields.finish(name)?.into_string();
+    let founded = organizations::found(&control, founder, &name, tier.unwrap_or(Tier::Free)).await?;
+    let created_at = founded.organization.created_at;
+    let view = KeyView::of(founded.organization, founded.text.expose(), created_at);
+    Ok(Answer::created(view).secret())
+}
+
+#[derive(Serialize)]
+struct OrganizationView {
+    organization_id: Uuid,
+    organization_name: String,
+    tier: Tier,
+    /// `null` is no limit.
+    rate_limit_per_minute: Option<u32>,
+    /// `null` until one is set.
+    webhook_url: Option<String>,
+    created_at: Timestamp,
+}
+
+async fn own_organization<A>(control: &Control, caller: &Caller<A>) -> Result<Organization, ApiError> {
+    let found = control.api.store.organizations.get(caller.organization()).await?;
+    found.ok_or_else(|| ApiError::not_found("organization"))
+}
+
+/// `GET /api/keys`: the organization of the key.
+pub(super) async fn show(
+    State(control): State<Arc<Control>>,
+    caller: Caller<AnyKey>,
+) -> Result<impl IntoResponse, ApiError> {
+    let organization = own_organization(&control, &caller).await?;
+    let webhook = control.api.store.subscriptions.webhook(organization.id).await?;
+    let push = webhook.as_ref().and_then(Subscription::push);
+    Ok(Answer::ok(OrganizationView {
+        organization_id: organization.id.uuid(),
+        organization_name: organization.name,
+        tier: organization.tier,
+        rate_limit_per_minute: organization.tier.events_per_minute(),
+        webhook_url: push.map(|push| push.url.as_str().to_owned()),
+        created_at: organization.created_at,
+    }))
+}
+
+/// `POST /api/keys/rotate`: another key that may do the same and ends when the old one would have; the old one ends now.
+pub(super) async fn rotate(
+    State(control): State<Arc<Control>>,
+    caller: Caller<Administration>,
+) -> Result<impl IntoResponse, ApiError> {
+    let organization = own_organization(&control, &caller).await?;
+    let grant = &caller.grant;
+    let (text, key) = keys::mint(
+        organization.id,
+        "rotated key".to_owned(),
+        grant.scopes,
+        grant.expires_at,
+    );
+    let rotated = control.api.store.organizations.rotate_key(grant.key, key).await?;
+    control.api.auth.forget(grant.key);
+    let key = rotated.ok_or_else(|| {
+        ApiError::unauthorized("the API key was revoked or rotated by another request just now")
+    })?;
+    tracing::info!(organization.id = %organization.id, key.id = %key.id, "a key was rotated");
+    Ok(Answer::ok(KeyView::of(organization, text.expose(), key.created_at)).secret())
+}

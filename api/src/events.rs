@@ -1,0 +1,159 @@
+//! `GET /v1/events/{id}`: an event, where its deliveries are, and every attempt.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{Router, extract::State, response::IntoResponse, routing::get};
+use serde::Serialize;
+use serde_json::value::RawValue;
+use shared::{
+    DeliveryStatus, EventId, EventStatus, FailureKind, Invalid, SubscriptionId, Timestamp,
+    http::{ApiError, Query},
+    id::EventKind,
+    store::{AttemptRecord, DeliveryRecord, EventRecord},
+};
+
+use crate::{
+    Control,
+    access::{Caller, Events},
+    answer::Answer,
+    path::PathId,
+    waiting,
+};
+
+/// How long a `GET` waits for an event that is on its way, unless asked otherwise.
+const DEFAULT_WAIT_MS: u64 = 2_000;
+/// How long it may be asked to wait.
+const MAX_WAIT_MS: u64 = 30_000;
+
+pub(crate) fn routes() -> Router<Arc<Control>> {
+    Router::new().route("/v1/events/{id}", get(show))
+}
+
+/// An event as it is shown.
+#[derive(Serialize)]
+pub(crate) struct EventView {
+    id: EventId,
+    r#type: String,
+    status: EventStatus,
+    source: Option<String>,
+    dedup_id: Option<String>,
+    occurred_at: Option<Timestamp>,
+    received_at: Timestamp,
+    /// As it was sent, byte for byte.
+    payload: Box<RawValue>,
+    /// How often it was posted again, and how many of those were not the same.
+    repeats: u64,
+    differing_repeats: u64,
+    deliveries: Vec<DeliveryView>,
+}
+
+#[derive(Serialize)]
+struct DeliveryView {
+    subscription: SubscriptionId,
+    status: DeliveryStatus,
+    /// How many attempts were made.
+    attempts: u32,
+    next_attempt_at: Option<Timestamp>,
+    updated_at: Timestamp,
+    /// The attempts, in order; in lists the last alone.
+    log: Vec<AttemptView>,
+}
+
+#[derive(Serialize)]
+struct AttemptView {
+    number: u32,
+    started_at: Timestamp,
+    duration_ms: u64,
+    /// The answer's, where there was one.
+    status_code: Option<u16>,
+    /// What went wrong; `null` is success.
+    error: Option<FailureKind>,
+    /// The answer's first 1 KiB, or what the error said.
+    detail: Option<String>,
+}
+
+impl TryFrom<EventRecord> for EventView {
+    type Error = ApiError;
+
+    fn try_from(event: EventRecord) -> Result<Self, ApiError> {
+        Ok(Self {
+            id: event.id,
+            status: event.status(),
+            r#type: event.event_type,
+            source: event.source,
+            dedup_id: event.dedup_id,
+            occurred_at: event.occurred_at,
+            received_at: event.received_at,
+            payload: raw(event.payload)?,
+            repeats: event.repeats,
+            differing_repeats: event.differing_repeats,
+            deliveries: event.deliveries.into_iter().map(DeliveryView::from).collect(),
+        })
+    }
+}
+
+impl From<DeliveryRecord> for DeliveryView {
+    fn from(delivery: DeliveryRecord) -> Self {
+        Self {
+            subscription: delivery.subscription,
+            status: delivery.status,
+            attempts: delivery.attempts,
+            next_attempt_at: delivery.next_attempt_at.filter(|_| delivery.status.is_open()),
+            updated_at: delivery.updated_at,
+            log: delivery.log.into_iter().map(AttemptView::from).collect(),
+        }
+    }
+}
+
+impl From<AttemptRecord> for AttemptView {
+    fn from(attempt: AttemptRecord) -> Self {
+        Self {
+            number: attempt.number,
+            started_at: attempt.started_at,
+            duration_ms: u64::try_from(attempt.duration.as_millis()).unwrap_or(u64::MAX),
+            status_code: attempt.status_code,
+            error: attempt.failure,
+            detail: attempt.detail,
+        }
+    }
+}
+
+/// A stored payload, to be written out as it is.
+pub(crate) fn raw(payload: String) -> Result<Box<RawValue>, ApiError> {
+    RawValue::from_string(payload).map_err(|error| ApiError::internal(&format!("a stored payload: {error}")))
+}
+
+/// 404 for an event; while it may be on its way, with when to try again.
+pub(crate) fn not_found(fresh: bool) -> ApiError {
+    let error = ApiError::not_found("event");
+    if fresh {
+        error.with_retry_after(Duration::from_secs(1))
+    } else {
+        error
+    }
+}
+
+async fn show(
+    State(control): State<Arc<Control>>,
+    caller: Caller<Events>,
+    PathId(id): PathId<EventKind>,
+    mut query: Query,
+) -> Result<impl IntoResponse, ApiError> {
+    let wait_ms = query.optional("wait_ms", |text| match text.parse() {
+        Ok(wait) if wait <= MAX_WAIT_MS => Ok(wait),
+        _ => Err(Invalid::new("must be a whole number from 0 to 30000")),
+    });
+    query.finish()?;
+    let fresh = waiting::is_fresh(id);
+    let mut wait = control
+        .waiters
+        .wait(Duration::from_millis(wait_ms.unwrap_or(DEFAULT_WAIT_MS)));
+    loop {
+        if let Some(event) = control.api.store.events.get(caller.organization(), id).await? {
+            return Ok(Answer::ok(EventView::try_from(event)?));
+        }
+        if !(fresh && wait.pause().await) {
+            return Err(not_found(fresh));
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! `/v1/inbox`: the events that nobody has taken yet, oldest first, and acknowledging them.
+//!
+//! Acknowledging closes every open delivery of an event: nothing more is sent. Doing it again changes nothing. It goes
+//! with the scope `events:read`: whoever fetches events must be able to say that they have them.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    extract::State,
+    response::IntoResponse,
+    routing::{get, post},
+};
+use serde::Serialize;
+use shared::{
+    EventId, EventStatus, EventType, Invalid, OrganizationId, Timestamp,
+    http::{ApiError, Fields, JsonBody, Query, Unknown, fields},
+    id::EventKind,
+    store::{Acknowledged, EventFilter, Order, PageRequest},
+};
+
+use crate::{
+    Control,
+    access::{Caller, Events},
+    answer::{Answer, Listing},
+    cursor::List,
+    events::{self, EventView},
+    listing,
+    path::PathId,
+    waiting,
+};
+
+/// How long acknowledging waits for events that are on their way.
+const WAIT: Duration = Duration::from_secs(2);
+/// The most events that are acknowledged in one request.
+const MAX_EVENTS: usize = 1_000;
+
+pub(crate) fn routes() -> Router<Arc<Control>> {
+    Router::new()
+        .route("/v1/inbox", get(list))
+        .route("/v1/inbox/ack", post(acknowledge_many))
+        .route("/v1/inbox/{event_id}/ack", post(acknowledge_one))
+}
+
+async fn list(
+    State(control): State<Arc<Control>>,
+    caller: Caller<Events>,
+    mut query: Query,
+) -> Result<impl IntoResponse, ApiError> {
+    let limit = query.limit();
+    let after = query.optional("cursor", |cursor| List::Inbox.place(cursor));
+    let event_type = query.optional("type", |text| {
+        EventType::parse_any(text).map(|kind| kind.to_string())
+    });
+    query.optional("status", |text| match text {
+        "pending" => Ok(()),
+        _ => Err(Invalid::new("must be pending: the inbox holds what is open")),
+    });
+    query.finish()?;
+    let filter = EventFilter {
+        statuses: vec![EventStatus::Pending],
+        failed: None,
+        event_type,
+    };
+    let (store, page) = (&control.api.store, PageRequest { after, limit });
+    let (organization, order) = (caller.organization(), Order::OldestFirst);
+    let page = listing::events(store, organization, &filter, order, page, 0, listing::LARGE).await?;
+    let data = page
+        .items
+        .into_iter()
+        .map(EventView::try_from)
+        .collect::<Result<_, _>>()?;
+    Ok(Answer::ok(Listing {
+        data,
+        next_cursor: page.next.map(|place| List::Inbox.cursor(&place)),
+    }))
+}
+
+/// What acknowledging the events that exist came to, by the id that was given. Those that are not stored yet are
+/// waited for.
+async fn acknowledge(
+    control: &Control,
+    organization: OrganizationId,
+    events: &[EventId],
+) -> Result<HashMap<EventId, (EventId, Timestamp)>, ApiError> {
+    let mut missing: Vec<EventId> = Vec::with_capacity(events.len());
+    let mut seen = HashSet::with_capacity(events.len());
+    missing.extend(events.iter().copied().filter(|event| seen.insert(*event)));
+    let mut done = HashMap::with_capacity(missing.len());
+    let mut wait = control.waiters.wait(WAIT);
+    loop {
+        let outcomes = control
+            .api
+            .store
+            .deliveries
+            .acknowledge(organization, &missing)
+            .await?;
+        let mut left = Vec::new();
+        for (given, outcome) in missing.into_iter().zip(outcomes) {
+            match outcome {
+                Acknowledged::Done { event, at } => {
+                    done.insert(given, (event, at));
+                }
+                Acknowledged::NotFound if waiting::is_fresh(given) => left.push(given),
+                Acknowledged::NotFound => {}
+            }
+        }
+        missing = left;
+        if missing.is_empty() || !wait.pause().await {
+            return Ok(done);
+        }
+    }
+}
+
+/// Acknowledges one event: its first id, and when; else 404.
+pub(crate) async fn acknowledge_event(
+    control: &Control,
+    organization: OrganizationId,
+    event: EventId,
+) -> Result<(EventId, Timestamp), ApiError> {
+    let mut done = acknowledge(control, organization, &[event]).await?;
+    done.remove(&event)
+        .ok_or_else(|| events::not_found(waiting::is_fresh(event)))
+}
+
+/// What became of one id.
+#[derive(Serialize)]
+struct AckView {
+    /// As it was given.
+    id: EventId,
+    /// The event that it stands for, which is another where the id was given for a repeat.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    event_id: Option<EventId>,
+    status: AckStatus,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    acknowledged_at: Option<Timestamp>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "snake_case")]
+enum AckStatus {
+    Acknowledged,
+    NotFound,
+}
+
+impl AckView {
+    fn of(id: EventId, done: Option<(EventId, Timestamp)>) -> Self {
+        Self {
+            id,
+            event_id: done.map(|(event, _)| event),
+            status: if done.is_some() {
+                AckStatus::Acknowledged
+            } else {
+                AckStatus::NotFound
+            },
+            acknowledged_at: done.map(|(_, at)| at),
+        }
+    }
+}
+
+async fn acknowledge_one(
+    State(control): State<Arc<Control>>,
+    caller: Caller<Events>,
+    PathId(event): PathId<EventKind>,
+) -> Result<impl IntoResponse, ApiError> {
+    let done = acknowledge_event(&control, caller.organization(), event).await?;
+    Ok(Answer::ok(AckView::of(event, Some(done))))
+}
+
+#[derive(Serialize)]
+struct Results {
+    /// In the order of the ids given.
+    results: Vec<AckView>,
+}
+
+async fn acknowledge_many(
+    State(control): State<Arc<Control>>,
+    caller: Caller<Events>,
+    JsonBody(body): JsonBody,
+) -> Result<impl IntoResponse, ApiError> {
+    let mut fields = Fields::parse(&body, Unknown::Refuse)?;
+    let events = fields.required("event_ids", |value| {
+        let ids = fields::strings(MAX_EVENTS, str::parse::<EventId>)(value)?;
+        if ids.is_empty() {
+            return Err(fields::Broken::from(Invalid::new("must have at least one entry")));
+        }
+        Ok(ids)
+    });
+    let events = fields.finish(events)?;
+    let done = acknowledge(&control, caller.organization(), &events).await?;
+    let results = events
+        .into_iter()
+        .map(|event| AckView::of(event, done.get(&event).copied()));
+    Ok(Answer::ok(Results {
+        results: results.collect(),
+    }))
+}

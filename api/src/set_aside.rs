@@ -1,0 +1,177 @@
+//! `/v1/set-aside`: what could not be taken in, for the deployment's operator to look at, put back or forget.
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    extract::State,
+    response::IntoResponse,
+    routing::{get, post},
+};
+use base64::{Engine, engine::general_purpose::STANDARD};
+use bytes::Bytes;
+use http::StatusCode;
+use serde::Serialize;
+use shared::{
+    EventId, OrganizationId, SetAsideId, Timestamp,
+    http::{ApiError, Code, Query},
+    id::SetAsideKind,
+    queue::frame,
+    store::{PageRequest, SetAside},
+};
+
+use crate::{
+    Control,
+    access::Operator,
+    answer::{Answer, Listing, NO_CONTENT},
+    cursor::List,
+    path::PathId,
+};
+
+/// How many are read at once: their frames are large, and a list leaves them out.
+const PIECE: u32 = 16;
+
+pub(crate) fn routes() -> Router<Arc<Control>> {
+    Router::new()
+        .route("/v1/set-aside", get(list))
+        .route("/v1/set-aside/{id}", get(show).delete(forget))
+        .route("/v1/set-aside/{id}/put-back", post(put_back))
+}
+
+#[derive(Serialize)]
+struct SetAsideView {
+    id: SetAsideId,
+    reason: String,
+    detail: String,
+    organization: Option<OrganizationId>,
+    event: Option<EventId>,
+    /// Of the frame.
+    size_bytes: usize,
+    at: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    frame: Option<FrameView>,
+}
+
+/// A frame, for people and for programs.
+#[derive(Serialize)]
+struct FrameView {
+    /// What is not UTF-8 in it is replaced.
+    text: String,
+    base64: String,
+}
+
+impl SetAsideView {
+    fn of(item: SetAside) -> Self {
+        Self {
+            id: item.id,
+            reason: item.reason,
+            detail: item.detail,
+            organization: item.organization,
+            event: item.event,
+            size_bytes: item.frame.len(),
+            at: item.at,
+            frame: None,
+        }
+    }
+
+    fn with_frame(item: SetAside) -> Self {
+        let frame = FrameView {
+            text: String::from_utf8_lossy(&item.frame).into_owned(),
+            base64: STANDARD.encode(&item.frame),
+        };
+        Self {
+            frame: Some(frame),
+            ..Self::of(item)
+        }
+    }
+}
+
+async fn list(
+    State(control): State<Arc<Control>>,
+    _: Operator,
+    mut query: Query,
+) -> Result<impl IntoResponse, ApiError> {
+    let limit = query.limit();
+    let after = query.optional("cursor", |cursor| List::SetAside.place(cursor));
+    query.finish()?;
+    let (mut after, mut left, mut data) = (after, limit, Vec::new());
+    loop {
+        let piece = PageRequest {
+            after,
+            limit: left.min(PIECE),
+        };
+        left -= piece.limit;
+        let read = control.api.store.events.list_set_aside(piece).await?;
+        data.extend(read.items.into_iter().map(SetAsideView::of));
+        after = read.next;
+        if after.is_none() || left == 0 {
+            let next_cursor = after.map(|place| List::SetAside.cursor(&place));
+            return Ok(Answer::ok(Listing { data, next_cursor }));
+        }
+    }
+}
+
+async fn found(control: &Control, id: SetAsideId) -> Result<SetAside, ApiError> {
+    let found = control.api.store.events.get_set_aside(id).await?;
+    found.ok_or_else(|| ApiError::not_found("thing set aside"))
+}
+
+async fn show(
+    State(control): State<Arc<Control>>,
+    _: Operator,
+    PathId(id): PathId<SetAsideKind>,
+) -> Result<impl IntoResponse, ApiError> {
+    Ok(Answer::ok(SetAsideView::with_frame(found(&control, id).await?)))
+}
+
+#[derive(Serialize)]
+struct PutBack {
+    id: SetAsideId,
+    status: &'static str,
+}
+
+/// Puts a frame back into the queue. A copy is kept under another id until the queue has confirmed it, and the
+/// original forgotten first: a worker that sets the frame aside again, under the same id, must not find it there and
+/// see its own forgotten afterwards. Whatever breaks on the way leaves one of the two.
+async fn put_back(
+    State(control): State<Arc<Control>>,
+    _: Operator,
+    PathId(id): PathId<SetAsideKind>,
+) -> Result<impl IntoResponse, ApiError> {
+    let item = found(&control, id).await?;
+    let entry = Bytes::from(item.frame.clone());
+    // It would travel with others in one frame, and make all of them unreadable.
+    frame::decode(&entry).map_err(|unreadable| {
+        let detail = format!("the frame cannot be read, so it would only be set aside again: {unreadable}");
+        ApiError::new(Code::Conflict, detail)
+    })?;
+    let events = &control.api.store.events;
+    let copy = SetAside {
+        id: SetAsideId::new(),
+        ..item.clone()
+    };
+    events.set_aside(std::slice::from_ref(&copy)).await?;
+    events.forget_set_aside(id).await?;
+    if let Err(error) = control.api.publisher.publish(entry).await {
+        events.set_aside(&[item]).await?;
+        events.forget_set_aside(copy.id).await?;
+        return Err(error.into());
+    }
+    events.forget_set_aside(copy.id).await?;
+    tracing::info!(set_aside.id = %id, "what was set aside was put back into the queue");
+    let status = "put_back";
+    Ok(Answer::accepted(PutBack { id, status }))
+}
+
+async fn forget(
+    State(control): State<Arc<Control>>,
+    _: Operator,
+    PathId(id): PathId<SetAsideKind>,
+) -> Result<StatusCode, ApiError> {
+    if control.api.store.events.forget_set_aside(id).await? {
+        tracing::info!(set_aside.id = %id, "what was set aside was forgotten");
+        Ok(NO_CONTENT)
+    } else {
+        Err(ApiError::not_found("thing set aside"))
+    }
+}

@@ -1,0 +1,255 @@
+//! `/v1/subscriptions`: who wants which events, and where they are sent.
+//!
+//! A push subscription's signing secret is answered once, when it is made, and sealed for its row before it is stored.
+//! Where a URL may point is checked here early and again at each attempt. Changes that meet are tried again on what
+//! the other made of it, so that neither is lost. The built-in inbox can be looked at and not be touched.
+
+mod request;
+mod view;
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    extract::State,
+    response::IntoResponse,
+    routing::{get, post},
+};
+use http::StatusCode;
+use shared::{
+    Builtin, EventPattern, OrganizationId, Subscription, SubscriptionId, SubscriptionUrl, Timestamp,
+    http::{ApiError, Code, FieldError, JsonBody, Query},
+    id::SubscriptionKind,
+    signature::SigningSecret,
+    store::{PageRequest, PatchOutcome, SubscriptionPatch},
+    subscription::{Push, Target},
+};
+
+use self::{
+    request::{Kind, Settings},
+    view::SubscriptionView,
+};
+use crate::{
+    Control,
+    access::{Caller, SeeSubscriptions, Subscriptions},
+    answer::{Answer, Listing, NO_CONTENT},
+    cursor::List,
+    path::PathId,
+    this_machine::FromThisMachine,
+};
+
+/// How often a change is tried that others keep getting ahead of.
+const MAX_TRIES: usize = 5;
+
+pub(crate) fn routes() -> Router<Arc<Control>> {
+    Router::new()
+        .route("/v1/subscriptions", post(create).get(list))
+        .route("/v1/subscriptions/{id}", get(show).patch(change).delete(delete))
+}
+
+/// A subscription that is to be created, with push settings as they are unless set, and its secret.
+pub(crate) fn new_push(
+    control: &Control,
+    organization: OrganizationId,
+    url: SubscriptionUrl,
+) -> (Subscription, SigningSecret) {
+    let id = SubscriptionId::new();
+    let secret = SigningSecret::generate();
+    let push = Push {
+        url,
+        secret: control
+            .api
+            .sealer
+            .seal(organization, id.uuid(), secret.as_bytes()),
+        retry_schedule: shared::RetrySchedule::default(),
+        timeout: shared::subscription::AttemptTimeout::default(),
+        max_in_flight: shared::subscription::MaxInFlight::default(),
+    };
+    (new(id, organization, Target::Push(push)), secret)
+}
+
+fn new(id: SubscriptionId, organization: OrganizationId, target: Target) -> Subscription {
+    let now = Timestamp::now();
+    Subscription {
+        id,
+        organization,
+        builtin: None,
+        target,
+        event_types: vec![EventPattern::all()],
+        enabled: true,
+        disabled_reason: None,
+        description: None,
+        version: 1,
+        created_at: now,
+        updated_at: now,
+    }
+}
+
+/// Refuses a URL that must not be reached.
+pub(crate) async fn check_target(
+    control: &Control,
+    field: &str,
+    url: &SubscriptionUrl,
+    local: FromThisMachine,
+) -> Result<(), ApiError> {
+    let checked = control.api.targets.check(url, local).await;
+    checked.map_err(|blocked| ApiError::invalid(vec![FieldError::at(&[field], blocked.to_string())]))
+}
+
+async fn create(
+    State(control): State<Arc<Control>>,
+    caller: Caller<Subscriptions>,
+    local: FromThisMachine,
+    JsonBody(body): JsonBody,
+) -> Result<impl IntoResponse, ApiError> {
+    let settings = Settings::parse(&body)?;
+    let kind = settings.kind.unwrap_or_default();
+    settings.check(kind)?;
+    let organization = caller.organization();
+    let (mut subscription, secret) = match (kind, &settings.url) {
+        (Kind::Pull, _) => (new(SubscriptionId::new(), organization, Target::Pull), None),
+        (Kind::Push, Some(url)) => {
+            check_target(&control, "url", url, local).await?;
+            let (subscription, secret) = new_push(&control, organization, url.clone());
+            (subscription, Some(secret))
+        }
+        (Kind::Push, None) => {
+            let rule = "is required for a subscription of kind push";
+            return Err(ApiError::invalid(vec![FieldError::at(&["url"], rule)]));
+        }
+    };
+    if let Target::Push(push) = &mut subscription.target
+        && let Some(merged) = settings.merged(push)
+    {
+        *push = merged;
+    }
+    if let Some(event_types) = settings.event_types {
+        subscription.event_types = event_types;
+    }
+    subscription.enabled = settings.enabled.unwrap_or(true);
+    subscription.description = settings.description.flatten();
+    let subscription = control.api.store.subscriptions.create(subscription).await?;
+    let path = format!("/v1/subscriptions/{}", subscription.id);
+    let view = SubscriptionView::of(subscription, secret.as_ref());
+    Ok(Answer::created(view).at(&path).secret())
+}
+
+async fn list(
+    State(control): State<Arc<Control>>,
+    caller: Caller<SeeSubscriptions>,
+    mut query: Query,
+) -> Result<impl IntoResponse, ApiError> {
+    let limit = query.limit();
+    let after = query.optional("cursor", |cursor| List::Subscriptions.place(cursor));
+    query.finish()?;
+    let subscriptions = &control.api.store.subscriptions;
+    let page = subscriptions
+        .list(caller.organization(), PageRequest { after, limit })
+        .await?;
+    let views = page
+        .items
+        .into_iter()
+        .map(|subscription| SubscriptionView::of(subscription, None));
+    Ok(Answer::ok(Listing {
+        data: views.collect(),
+        next_cursor: page.next.map(|place| List::Subscriptions.cursor(&place)),
+    }))
+}
+
+async fn found(
+    control: &Control,
+    organization: OrganizationId,
+    id: SubscriptionId,
+) -> Result<Subscription, ApiError> {
+    let found = control.api.store.subscriptions.get(organization, id).await?;
+    found.ok_or_else(|| ApiError::not_found("subscription"))
+}
+
+async fn show(
+    State(control): State<Arc<Control>>,
+    caller: Caller<SeeSubscriptions>,
+    PathId(id): PathId<SubscriptionKind>,
+) -> Result<impl IntoResponse, ApiError> {
+    let subscription = found(&control, caller.organization(), id).await?;
+    Ok(Answer::ok(SubscriptionView::of(subscription, None)))
+}
+
+async fn change(
+    State(control): State<Arc<Control>>,
+    caller: Caller<Subscriptions>,
+    PathId(id): PathId<SubscriptionKind>,
+    local: FromThisMachine,
+    JsonBody(body): JsonBody,
+) -> Result<impl IntoResponse, ApiError> {
+    let organization = caller.organization();
+    let mut current = found(&control, organization, id).await?;
+    refuse_inbox(&current)?;
+    let settings = Settings::parse(&body)?;
+    settings.check(Kind::of(&current.target))?;
+    if settings.is_empty() {
+        return Ok(Answer::ok(SubscriptionView::of(current, None)));
+    }
+    if let Some(url) = &settings.url {
+        check_target(&control, "url", url, local).await?;
+    }
+    for _ in 0..MAX_TRIES {
+        let patch = SubscriptionPatch {
+            target: current
+                .push()
+                .and_then(|push| settings.merged(push))
+                .map(Target::Push),
+            event_types: settings.event_types.clone(),
+            enabled: settings.enabled,
+            description: settings.description.clone(),
+        };
+        let subscriptions = &control.api.store.subscriptions;
+        match subscriptions
+            .patch(organization, id, current.version, patch)
+            .await?
+        {
+            PatchOutcome::Changed(changed) => {
+                return Ok(Answer::ok(SubscriptionView::of(*changed, None)));
+            }
+            PatchOutcome::Conflict => current = found(&control, organization, id).await?,
+            PatchOutcome::NotFound => return Err(ApiError::not_found("subscription")),
+        }
+    }
+    Err(busy())
+}
+
+/// 409: others keep changing the same subscription.
+pub(crate) fn busy() -> ApiError {
+    ApiError::new(
+        Code::Conflict,
+        "others are changing this subscription at the same time; try again",
+    )
+}
+
+fn refuse_inbox(subscription: &Subscription) -> Result<(), ApiError> {
+    match subscription.builtin {
+        Some(Builtin::Inbox) => Err(ApiError::new(
+            Code::Conflict,
+            "the built-in inbox cannot be changed or deleted: it keeps what no other subscription wants",
+        )),
+        _ => Ok(()),
+    }
+}
+
+async fn delete(
+    State(control): State<Arc<Control>>,
+    caller: Caller<Subscriptions>,
+    PathId(id): PathId<SubscriptionKind>,
+) -> Result<StatusCode, ApiError> {
+    refuse_inbox(&found(&control, caller.organization(), id).await?)?;
+    if control
+        .api
+        .store
+        .subscriptions
+        .delete(caller.organization(), id)
+        .await?
+    {
+        Ok(NO_CONTENT)
+    } else {
+        Err(ApiError::not_found("subscription"))
+    }
+}

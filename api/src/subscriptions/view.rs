@@ -1,0 +1,66 @@
+//! A subscription as it is shown.
+
+use serde::Serialize;
+use shared::{
+    Builtin, EventPattern, RetrySchedule, Subscription, SubscriptionId, Timestamp,
+    signature::SigningSecret,
+    subscription::{AttemptTimeout, MaxInFlight, Target},
+};
+
+use super::request::Kind;
+
+#[derive(Serialize)]
+pub(super) struct SubscriptionView {
+    id: SubscriptionId,
+    kind: Kind,
+    builtin: Option<Builtin>,
+    #[serde(flatten)]
+    push: Option<PushView>,
+    event_types: Vec<EventPattern>,
+    enabled: bool,
+    disabled_reason: Option<String>,
+    description: Option<String>,
+    created_at: Timestamp,
+    updated_at: Timestamp,
+    /// Shown when it is made and never again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    secret: Option<String>,
+}
+
+#[derive(Serialize)]
+struct PushView {
+    url: String,
+    retry_schedule_seconds: RetrySchedule,
+    timeout_ms: AttemptTimeout,
+    max_in_flight: MaxInFlight,
+}
+
+impl SubscriptionView {
+    pub(super) fn of(subscription: Subscription, secret: Option<&SigningSecret>) -> Self {
+        let (kind, push) = match subscription.target {
+            Target::Pull => (Kind::Pull, None),
+            Target::Push(push) => {
+                let view = PushView {
+                    url: push.url.as_str().to_owned(),
+                    retry_schedule_seconds: push.retry_schedule,
+                    timeout_ms: push.timeout,
+                    max_in_flight: push.max_in_flight,
+                };
+                (Kind::Push, Some(view))
+            }
+        };
+        Self {
+            id: subscription.id,
+            kind,
+            builtin: subscription.builtin,
+            push,
+            event_types: subscription.event_types,
+            enabled: subscription.enabled,
+            disabled_reason: subscription.disabled_reason,
+            description: subscription.description,
+            created_at: subscription.created_at,
+            updated_at: subscription.updated_at,
+            secret: secret.map(SigningSecret::to_text),
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! Deliveries: workers' leases, and what they take and give back.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use sqlx::{AssertSqlSafe, SqliteConnection};
+
+use super::{
+    Engine,
+    many::{portions, values},
+    row::{Columns as _, failed},
+    writer::Tx,
+};
+use crate::{
+    DeliveryKey, EventId, OrganizationId, SubscriptionId, Timestamp, WorkerId,
+    delivery::AttemptOutcome,
+    store::{Acknowledged, Backlog, Claimed, Deliveries, Lease, Result},
+};
+
+/// Leases that ran out longer ago than this are forgotten.
+const FORGET_WORKERS_AFTER: Duration = Duration::from_hours(1);
+/// Where counts of the backlog stop.
+const MOST_COUNTED: i64 = 100_000;
+/// That nobody holds the delivery `d`.
+const FREE: &str = "(d.lease_owner IS NULL OR NOT EXISTS \
+     (SELECT 1 FROM workers w WHERE w.id = d.lease_owner AND w.lease_until > ?))";
+
+/// Whether the worker's lease lives: the fence before all that it writes.
+pub(super) async fn lives(
+    connection: &mut SqliteConnection,
+    worker: WorkerId,
+    now: Timestamp,
+) -> Result<bool> {
+    sqlx::query("SELECT 1 FROM workers WHERE id = ? AND lease_until > ?")
+        .bind(worker.uuid())
+        .bind(now.millis())
+        .fetch_optional(connection)
+        .await
+        .map(|row| row.is_some())
+        .map_err(failed)
+}
+
+async fn renew(tx: &mut Tx, worker: WorkerId, ttl: Duration) -> Result<Lease> {
+    sqlx::query("DELETE FROM workers WHERE lease_until < ?")
+        .bind(tx.now.minus(FORGET_WORKERS_AFTER).millis())
+        .execute(&mut tx.connection)
+        .await
+        .map_err(failed)?;
+    let renewed = sqlx::query("UPDATE workers SET lease_until = ? WHERE id = ? AND lease_until > ?")
+        .bind(tx.now.plus(ttl).millis())
+        .bind(worker.uuid())
+        .bind(tx.now.millis())
+        .execute(&mut tx.connection)
+        .await
+        .map_err(failed)?;
+    Ok(if renewed.rows_affected() > 0 {
+        Lease::Held
+    } else {
+        Lease::Lost
+    })
+}
+
+async fn claim(tx: &mut Tx, worker: WorkerId, wanted: Vec<(SubscriptionId, u32)>) -> Result<Vec<Claimed>> {
+    if !lives(&mut tx.connection, worker, tx.now).await? {
+        return Ok(Vec::new());
+    }
+    let mut claimed = Vec::new();
+    for (subscription, limit) in wanted {
+        // Text is read as it is stored, and only the payload is shared on.
+        let rows = sqlx::query(AssertSqlSafe(format!(
+            "SELECT d.event_id, d.organization_id, d.seq, d.attempts, e.type, e.received_at, e.trace, e.payload, \
+             e.occurred_at \
+             FROM deliveries d INDEXED BY deliveries_due CROSS JOIN events e ON e.seq = d.seq \
+             WHERE d.subscription_id = ? AND d.due_at <= ? AND {FREE} AND EXISTS \
+             (SELECT 1 FROM subscriptions s WHERE s.id = d.subscription_id AND s.enabled AND s.deleted_at IS NULL) \
+             ORDER BY d.due_at LIMIT ?"
+        )))
+        .bind(subscription.uuid())
+        .bind(tx.now.millis())
+        .bind(tx.now.millis())
+        .bind(limit)
+        .fetch_all(&mut tx.connection)
+        .await
+        .map_err(failed)?;
+        for row in rows {
+            claimed.push(Claimed {
+                key: DeliveryKey {
+                    event: row.id(0)?,
+                    subscription,
+                },
+                organization: row.id(1)?,
+                seq: row.value(2)?,
+                attempts: row.number(3)?,
+                event_type: Arc::from(row.value::<&str>(4)?),
+                received_at: row.time(5)?,
+                trace: row.value(6)?,
+                payload: row.value::<Vec<u8>>(7)?.into(),
+                occurred_at: row.time_if_any(8)?,
+            });
+        }
+    }
+    let keys: Vec<DeliveryKey> = claimed.iter().map(|claimed| claimed.key).collect();
+    for portion in portions(&keys) {
+        let sql = format!(
+            "UPDATE deliveries SET lease_owner = ? FROM (VALUES {}) v \
+             WHERE deliveries.event_id = v.column1 AND deliveries.subscription_id = v.column2",
+            values(portion.len(), 2)
+        );
+        let mut query = sqlx::query(AssertSqlSafe(sql)).bind(worker.uuid());
+        for key in portion {
+            query = query.bind(key.event.uuid()).bind(key.subscription.uuid());
+        }
+        query.execute(&mut tx.connection).await.map_err(failed)?;
+    }
+    Ok(claimed)
+}
+
+async fn release(tx: &mut Tx, worker: WorkerId, keys: Vec<DeliveryKey>) -> Result<()> {
+    for portion in portions(&keys) {
+        let sql = format!(
+            "UPDATE deliveries SET lease_owner = NULL FROM (VALUES {}) v \
+             WHERE deliveries.event_id = v.column1 AND deliveries.subscription_id = v.column2 \
+             AND deliveries.lease_owner = ?",
+            values(portion.len(), 2)
+        );
+        let mut query = sqlx::query(AssertSqlSafe(sql));
+        for key in portion {
+            query = query.bind(key.event.uuid()).bind(key.subscription.uuid());
+        }
+        let query = query.bind(worker.uuid());
+        query.execute(&mut tx.connection).await.map_err(failed)?;
+    }
+    Ok(())
+}
+
+#[async_trait]
+impl Deliveries for Engine {
+    async fn enlist(&self, worker: WorkerId, ttl: Duration) -> Result<()> {
+        self.writer
+            .run(move |tx| {
+                Box::pin(async move {
+                    sqlx::query(
+                        "INSERT INTO workers (id, lease_until) VALUES (?, ?) \
+                         ON CONFLICT (id) DO UPDATE SET lease_until = excluded.lease_until",
+                    )
+                    .bind(worker.uuid())
+                    .bind(tx.now.plus(ttl).millis())
+                    .execute(&mut tx.connection)
+                    .await
+                    .map(drop)
+                    .map_err(failed)
+                })
+            })
+            .await
+    }
+
+    async fn renew(&self, worker: WorkerId, ttl: Duration) -> Result<Lease> {
+        self.writer.run(move |tx| Box::pin(renew(tx, worker, ttl))).await
+    }
+
+    async fn resign(&self, worker: WorkerId) -> Result<()> {
+        self.writer
+            .run(move |tx| {
+                Box::pin(async move {
+                    sqlx::query("DELETE FROM workers WHERE id = ?")
+                        .bind(worker.uuid())
+                        .execute(&mut tx.connection)
+                        .await
+                        .map(drop)
+                        .map_err(failed)
+                })
+            })
+            .await
+    }
+
+    async fn lanes_due(&self, after: Option<SubscriptionId>, limit: u32) -> Result<Vec<SubscriptionId>> {
+        let now = Timestamp::now().millis();
+        sqlx::query(AssertSqlSafe(format!(
+            "SELECT s.id FROM subscriptions s \
+             WHERE s.kind = 'push' AND s.enabled AND s.deleted_at IS NULL AND EXISTS (SELECT 1 FROM deliveries d \
+             WHERE d.subscription_id = s.id AND d.due_at <= ? AND {FREE}) \
+             ORDER BY s.id <= ?, s.id LIMIT ?"
+        )))
+        .bind(now)
+        .bind(now)
+        .bind(after.map_or_else(uuid::Uuid::nil, SubscriptionId::uuid))
+        .bind(limit)
+        .fetch_all(&self.readers)
+        .await
+        .map_err(failed)?
+        .iter()
+        .map(|row| row.id(0))
+        .collect()
+    }
+
+    async fn claim(&self, worker: WorkerId, wanted: &[(SubscriptionId, u32)]) -> Result<Vec<Claimed>> {
+        let wanted = wanted.to_vec();
+        self.writer
+            .run(move |tx| Box::pin(claim(tx, worker, wanted)))
+            .await
+    }
+
+    async fn release(&self, worker: WorkerId, keys: &[DeliveryKey]) -> Result<()> {
+        let keys = keys.to_vec();
+        self.writer
+            .run(move |tx| Box::pin(release(tx, worker, keys)))
+            .await
+    }
+
+    async fn still_held(&self, worker: WorkerId, keys: &[DeliveryKey]) -> Result<Vec<DeliveryKey>> {
+        let now = Timestamp::now().millis();
+        let mut held = Vec::with_capacity(keys.len());
+        for portion in portions(keys) {
+            let sql = format!(
+                "SELECT d.event_id, d.subscription_id FROM (VALUES {}) v CROSS JOIN deliveries d \
+                 ON d.event_id = v.column1 AND d.subscription_id = v.column2 \
+                 CROSS JOIN subscriptions s ON s.id = d.subscription_id \
+                 WHERE d.due_at IS NOT NULL AND s.deleted_at IS NULL AND d.lease_owner = ? \
+                 AND EXISTS (SELECT 1 FROM workers w WHERE w.id = d.lease_owner AND w.lease_until > ?)",
+                values(portion.len(), 2)
+            );
+            let mut query = sqlx::query(AssertSqlSafe(sql));
+            for key in portion {
+                query = query.bind(key.event.uuid()).bind(key.subscription.uuid());
+            }
+            let query = query.bind(worker.uuid()).bind(now);
+            for row in query.fetch_all(&self.readers).await.map_err(failed)? {
+                held.push(DeliveryKey {
+                    event: row.id(0)?,
+                    subscription: row.id(1)?,
+                });
+            }
+        }
+        Ok(held)
+    }
+
+    async fn record(&self, worker: WorkerId, outcomes: &[AttemptOutcome]) -> Result<Vec<DeliveryKey>> {
+        self.write_outcomes(worker, outcomes).await
+    }
+
+    async fn acknowledge(
+        &self,
+        organization: OrganizationId,
+        events: &[EventId],
+    ) -> Result<Vec<Acknowledged>> {
+        self.close_deliveries(organization, events).await
+    }
+
+    async fn backlog(&self) -> Result<Backlog> {
+        let count = |state: &str| {
+            format!(
+                "(SELECT count(*) FROM (SELECT 1 FROM subscriptions s CROSS JOIN deliveries d \
+                 INDEXED BY deliveries_due ON d.subscription_id = s.id AND d.due_at IS NOT NULL \
+                 WHERE s.kind = 'push' AND s.deleted_at IS NULL AND d.state = '{state}' LIMIT {MOST_COUNTED}))"
+            )
+        };
+        let now = Timestamp::now();
+        let row = sqlx::query(AssertSqlSafe(format!(
+            "SELECT {}, {}, (SELECT min((SELECT min(d.due_at) FROM deliveries d INDEXED BY deliveries_due \
+             WHERE d.subscription_id = s.id AND d.due_at IS NOT NULL)) \
+             FROM subscriptions s WHERE s.kind = 'push' AND s.enabled AND s.deleted_at IS NULL)",
+            count("pending"),
+            count("retrying")
+        )))
+        .fetch_one(&self.readers)
+        .await
+        .map_err(failed)?;
+        Ok(Backlog {
+            pending: row.number(0)?,
+            retrying: row.number(1)?,
+            oldest_due: row
+                .time_if_any(2)?
+                .map_or(Duration::ZERO, |oldest| now.since(oldest)),
+        })
+    }
+}

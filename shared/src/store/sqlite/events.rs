@@ -1,0 +1,261 @@
+//! Events: the aggregate's operations, and the look-up of one.
+
+use std::{collections::HashMap, time::Duration};
+
+use async_trait::async_trait;
+use sqlx::{AssertSqlSafe, SqliteConnection, sqlite::SqliteRow};
+
+use super::{
+    Engine,
+    many::{marks, portions},
+    row::{Columns as _, corrupt, failed},
+};
+use crate::{
+    DeliveryState, EventId, FailureKind, OrganizationId, SetAsideId, Timestamp,
+    delivery::{Status, SubscriptionCondition},
+    store::{
+        AttemptRecord, DeliveryRecord, EventFilter, EventRecord, Events, IntakeBatch, IntakeOutcome, Order,
+        Page, PageRequest, Result, SetAside, parse_state,
+    },
+};
+
+/// The repeats of `e`: its aliases, and notes that name one of those instead of it.
+const ALIASES: &str = "(SELECT count(*) FROM event_aliases a WHERE a.organization_id = e.organization_id AND \
+     (a.event_id = e.id OR a.event_id IN (SELECT b.id FROM event_aliases b WHERE b.event_id = e.id))";
+
+/// A delivery, its last failed attempt, and what its status depends on: its subscription and its owner's lease.
+const DELIVERY: &str = "SELECT d.event_id, d.subscription_id, d.state, d.attempts, d.due_at, d.updated_at, \
+     d.started_at, d.duration_ms, d.status_code, s.enabled, s.deleted_at IS NOT NULL, \
+     EXISTS (SELECT 1 FROM workers w WHERE w.id = d.lease_owner AND w.lease_until > ?), \
+     a.number, a.started_at, a.duration_ms, a.status_code, a.failure, a.detail \
+     FROM deliveries d JOIN subscriptions s ON s.id = d.subscription_id \
+     LEFT JOIN attempts a ON a.event_id = d.event_id AND a.subscription_id = d.subscription_id \
+     AND (? OR a.number = d.attempts)";
+
+/// How much of each delivery's log is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Log {
+    Whole,
+    Last,
+}
+
+/// What an id stands for: itself, or the event whose alias it is. A note's alias may name an alias in turn.
+pub(super) async fn resolve(
+    connection: &mut SqliteConnection,
+    organization: OrganizationId,
+    ids: &[EventId],
+) -> Result<HashMap<EventId, EventId>> {
+    let mut found = HashMap::with_capacity(ids.len());
+    for portion in portions(ids) {
+        let marks = marks(portion.len());
+        let sql = format!(
+            "SELECT e.id, e.id FROM events e WHERE e.organization_id = ? AND e.id IN ({marks}) \
+             UNION ALL \
+             SELECT a.id, e.id FROM event_aliases a \
+             LEFT JOIN event_aliases b ON b.id = a.event_id AND b.organization_id = a.organization_id \
+             JOIN events e ON e.id = coalesce(b.event_id, a.event_id) AND e.organization_id = a.organization_id \
+             WHERE a.organization_id = ? AND a.id IN ({marks})"
+        );
+        let mut query = sqlx::query(AssertSqlSafe(sql));
+        for _ in 0..2 {
+            query = query.bind(organization.uuid());
+            for id in portion {
+                query = query.bind(id.uuid());
+            }
+        }
+        for row in query.fetch_all(&mut *connection).await.map_err(failed)? {
+            found.insert(row.id(0)?, row.id(1)?);
+        }
+    }
+    Ok(found)
+}
+
+/// The events with these numbers, with their deliveries, in the order of `seqs`.
+pub(super) async fn records(
+    connection: &mut SqliteConnection,
+    seqs: &[i64],
+    log: Log,
+    now: Timestamp,
+) -> Result<Vec<EventRecord>> {
+    let mut records = HashMap::with_capacity(seqs.len());
+    let mut places = HashMap::with_capacity(seqs.len());
+    for portion in portions(seqs) {
+        let sql = format!(
+            "SELECT e.seq, e.id, e.type, e.dedup_id, e.source, e.occurred_at, e.received_at, e.payload, \
+             {ALIASES}), {ALIASES} AND a.differs) FROM events e WHERE e.seq IN ({})",
+            marks(portion.len())
+        );
+        let mut query = sqlx::query(AssertSqlSafe(sql));
+        for seq in portion {
+            query = query.bind(seq);
+        }
+        for row in query.fetch_all(&mut *connection).await.map_err(failed)? {
+            let record = record(&row)?;
+            places.insert(record.id, record.seq);
+            records.insert(record.seq, record);
+        }
+    }
+    let ids: Vec<EventId> = places.keys().copied().collect();
+    for portion in portions(&ids) {
+        let sql = format!(
+            "{DELIVERY} WHERE d.event_id IN ({}) ORDER BY d.event_id, d.subscription_id, a.number",
+            marks(portion.len())
+        );
+        let mut query = sqlx::query(AssertSqlSafe(sql))
+            .bind(now.millis())
+            .bind(log == Log::Whole);
+        for id in portion {
+            query = query.bind(id.uuid());
+        }
+        for row in query.fetch_all(&mut *connection).await.map_err(failed)? {
+            let seq = places.get(&row.id(0)?);
+            if let Some(record) = seq.and_then(|seq| records.get_mut(seq)) {
+                add_delivery(&mut record.deliveries, &row)?;
+            }
+        }
+    }
+    let mut records: Vec<EventRecord> = seqs.iter().filter_map(|seq| records.remove(seq)).collect();
+    for delivery in records.iter_mut().flat_map(|record| &mut record.deliveries) {
+        if log == Log::Last && delivery.log.len() > 1 {
+            delivery.log.drain(..delivery.log.len() - 1);
+        }
+        delivery.log.sort_by_key(|attempt| attempt.number);
+    }
+    Ok(records)
+}
+
+fn record(row: &SqliteRow) -> Result<EventRecord> {
+    Ok(EventRecord {
+        seq: row.value(0)?,
+        id: row.id(1)?,
+        event_type: row.value(2)?,
+        dedup_id: row.value(3)?,
+        source: row.value(4)?,
+        occurred_at: row.time_if_any(5)?,
+        received_at: row.time(6)?,
+        payload: row.value(7)?,
+        repeats: row.number(8)?,
+        differing_repeats: row.number(9)?,
+        deliveries: Vec::new(),
+    })
+}
+
+/// Adds a row of [`DELIVERY`]: to the delivery before, if it is another attempt at that.
+fn add_delivery(deliveries: &mut Vec<DeliveryRecord>, row: &SqliteRow) -> Result<()> {
+    let subscription = row.id(1)?;
+    if deliveries
+        .last()
+        .is_none_or(|last| last.subscription != subscription)
+    {
+        let state = parse_state(row.value(2)?)?;
+        let condition = match (row.value::<bool>(10)?, row.value::<bool>(9)?) {
+            (true, _) => SubscriptionCondition::Deleted,
+            (false, true) => SubscriptionCondition::Enabled,
+            (false, false) => SubscriptionCondition::Disabled,
+        };
+        let status = Status::of(state, row.value(11)?, condition);
+        let attempts = row.number(3)?;
+        let succeeded = (state == DeliveryState::Delivered)
+            .then(|| attempt(row, attempts, 6, None))
+            .transpose()?;
+        deliveries.push(DeliveryRecord {
+            subscription,
+            status,
+            attempts,
+            next_attempt_at: row.time_if_any(4)?.filter(|_| status.is_open()),
+            updated_at: row.time(5)?,
+            log: succeeded.into_iter().collect(),
+        });
+    }
+    if row.value::<Option<i64>>(12)?.is_some()
+        && let Some(delivery) = deliveries.last_mut()
+    {
+        let failure = (
+            row.value::<&str>(16)?.parse::<FailureKind>().map_err(corrupt)?,
+            row.value(17)?,
+        );
+        delivery
+            .log
+            .push(attempt(row, row.number(12)?, 13, Some(failure))?);
+    }
+    Ok(())
+}
+
+/// An attempt whose start, duration and status code begin at a column.
+fn attempt(
+    row: &SqliteRow,
+    number: u32,
+    column: usize,
+    failure: Option<(FailureKind, String)>,
+) -> Result<AttemptRecord> {
+    let (failure, detail) = failure.unzip();
+    Ok(AttemptRecord {
+        number,
+        started_at: row.time(column)?,
+        duration: Duration::from_millis(row.number(column + 1)?),
+        status_code: row
+            .value::<Option<i64>>(column + 2)?
+            .map(u16::try_from)
+            .transpose()
+            .map_err(corrupt)?,
+        failure,
+        detail,
+    })
+}
+
+#[async_trait]
+impl Events for Engine {
+    async fn intake(&self, batch: &IntakeBatch<'_>) -> Result<IntakeOutcome> {
+        self.take_in(batch).await
+    }
+
+    async fn get(&self, organization: OrganizationId, id: EventId) -> Result<Option<EventRecord>> {
+        let mut snapshot = self.readers.begin().await.map_err(failed)?;
+        let Some(first) = resolve(&mut snapshot, organization, &[id]).await?.remove(&id) else {
+            return Ok(None);
+        };
+        let seq: Option<i64> = sqlx::query_scalar("SELECT seq FROM events WHERE id = ?")
+            .bind(first.uuid())
+            .fetch_optional(&mut *snapshot)
+            .await
+            .map_err(failed)?;
+        let seqs: Vec<i64> = seq.into_iter().collect();
+        let mut records = records(&mut snapshot, &seqs, Log::Whole, Timestamp::now()).await?;
+        Ok(records.pop())
+    }
+
+    async fn list(
+        &self,
+        organization: OrganizationId,
+        filter: &EventFilter,
+        order: Order,
+        page: PageRequest<i64>,
+        offset: u64,
+    ) -> Result<Page<EventRecord, i64>> {
+        self.list_events(organization, filter, order, page, offset).await
+    }
+
+    async fn count(&self, organization: OrganizationId, filter: &EventFilter, most: u64) -> Result<u64> {
+        self.count_events(organization, filter, most).await
+    }
+
+    async fn set_aside(&self, items: &[SetAside]) -> Result<()> {
+        self.keep_aside(items).await
+    }
+
+    async fn list_set_aside(&self, page: PageRequest<SetAsideId>) -> Result<Page<SetAside, SetAsideId>> {
+        self.set_asides(page).await
+    }
+
+    async fn get_set_aside(&self, id: SetAsideId) -> Result<Option<SetAside>> {
+        self.one_set_aside(id).await
+    }
+
+    async fn forget_set_aside(&self, id: SetAsideId) -> Result<bool> {
+        self.forget(id).await
+    }
+
+    async fn count_set_aside(&self) -> Result<u64> {
+        self.how_many_set_aside().await
+    }
+}

@@ -1,0 +1,351 @@
+//! Intake: deduplicates, persists and fans out a batch, in one transaction.
+
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
+
+use sqlx::{AssertSqlSafe, SqliteConnection};
+use uuid::Uuid;
+
+use super::{
+    Engine,
+    many::{marks, portions, values},
+    row::{Columns as _, corrupt, failed},
+    writer::Tx,
+};
+use crate::{
+    AcceptedEvent, EventId, OrganizationId, Repeat, SubscriptionId, Timestamp, WorkerId,
+    event::Digest16,
+    store::{
+        DEDUPLICATION_WINDOW, IntakeBatch, IntakeOutcome, PlannedDelivery, Result, StoreError, StoredEvent,
+    },
+};
+
+/// How far ahead of now an event's id may be.
+const MAX_AHEAD: Duration = Duration::from_hours(24);
+/// How far behind now an event's id may be.
+const MAX_BEHIND: Duration = Duration::from_hours(30 * 24);
+
+/// A batch that can wait for the writer.
+struct Batch {
+    worker: WorkerId,
+    events: Vec<AcceptedEvent>,
+    deliveries: Vec<PlannedDelivery>,
+    versions: Vec<(OrganizationId, i64)>,
+    repeats: Vec<Repeat>,
+}
+
+/// An event that is not stored, but an id of another.
+struct Alias {
+    id: EventId,
+    organization: OrganizationId,
+    first: EventId,
+    differs: bool,
+}
+
+/// Which event a deduplication key belongs to.
+struct Holder {
+    event: EventId,
+    digest: Digest16,
+}
+
+impl Engine {
+    pub(super) async fn take_in(&self, batch: &IntakeBatch<'_>) -> Result<IntakeOutcome> {
+        let batch = Batch {
+            worker: batch.worker,
+            events: batch.events.to_vec(),
+            deliveries: batch.deliveries.to_vec(),
+            versions: batch.versions.to_vec(),
+            repeats: batch.repeats.to_vec(),
+        };
+        self.writer
+            .run(move |tx| Box::pin(async move { batch.take_in(tx).await }))
+            .await
+    }
+}
+
+impl Batch {
+    async fn take_in(&self, tx: &mut Tx) -> Result<IntakeOutcome> {
+        let now = tx.now;
+        if let Some(event) = self.events.iter().find(|event| !in_range(event.id, now)) {
+            return Err(refused(format!("id_out_of_range: {} is far from now", event.id)));
+        }
+        if !self.is_current(&mut tx.connection).await? {
+            return Ok(IntakeOutcome::Stale);
+        }
+        let known = known(&mut tx.connection, &self.events).await?;
+        let mut holders = holders(&mut tx.connection, &self.events, now).await?;
+
+        let mut fresh = Vec::with_capacity(self.events.len());
+        let mut keyed = Vec::new();
+        let mut aliases = Vec::new();
+        for (at, event) in self.events.iter().enumerate() {
+            if known.contains(&event.id) {
+                continue;
+            }
+            if let Some(key) = &event.dedup_id {
+                let digest = Digest16::of(&event.event_type, &event.payload);
+                let address = (event.organization, key.as_str());
+                if let Some(holder) = holders.get(&address).filter(|holder| holder.event != event.id) {
+                    aliases.push(Alias {
+                        id: event.id,
+                        organization: event.organization,
+                        first: holder.event,
+                        differs: holder.digest != digest,
+                    });
+                    continue;
+                }
+                let event = event.id;
+                holders.insert(address, Holder { event, digest });
+                keyed.push((address, event, digest));
+            }
+            fresh.push(at);
+        }
+        aliases.extend(self.repeats.iter().map(|repeat| Alias {
+            id: repeat.id,
+            organization: repeat.organization,
+            first: repeat.first,
+            differs: repeat.differs,
+        }));
+
+        let seqs = self.insert_events(&mut tx.connection, &fresh).await?;
+        insert_keys(&mut tx.connection, &keyed, now).await?;
+        insert_aliases(&mut tx.connection, &aliases).await?;
+        self.insert_deliveries(&mut tx.connection, &seqs, now).await?;
+        let stored = fresh.iter().filter_map(|&at| {
+            let id = self.events.get(at)?.id;
+            Some(StoredEvent {
+                id,
+                seq: *seqs.get(&at)?,
+            })
+        });
+        Ok(IntakeOutcome::Stored(stored.collect()))
+    }
+
+    /// Whether the plan was made by the subscriptions that are in force.
+    async fn is_current(&self, connection: &mut SqliteConnection) -> Result<bool> {
+        let mut now = HashMap::with_capacity(self.versions.len());
+        for portion in portions(&self.versions) {
+            let sql = format!(
+                "SELECT id, subscriptions_version FROM organizations WHERE id IN ({})",
+                marks(portion.len())
+            );
+            let mut query = sqlx::query(AssertSqlSafe(sql));
+            for (organization, _) in portion {
+                query = query.bind(organization.uuid());
+            }
+            for row in query.fetch_all(&mut *connection).await.map_err(failed)? {
+                now.insert(row.id(0)?, row.value::<i64>(1)?);
+            }
+        }
+        Ok(self
+            .versions
+            .iter()
+            .all(|(organization, version)| now.get(organization) == Some(version)))
+    }
+
+    /// Inserts the events at these places of the batch; their `seq` by place.
+    async fn insert_events(
+        &self,
+        connection: &mut SqliteConnection,
+        places: &[usize],
+    ) -> Result<HashMap<usize, i64>> {
+        let mut seqs = HashMap::with_capacity(places.len());
+        for portion in portions(places) {
+            let sql = format!(
+                "INSERT INTO events (id, organization_id, type, dedup_id, source, occurred_at, received_at, trace, \
+                 payload) VALUES {}",
+                values(portion.len(), 9)
+            );
+            let mut query = sqlx::query(AssertSqlSafe(sql));
+            for event in portion.iter().filter_map(|&at| self.events.get(at)) {
+                query = query
+                    .bind(event.id.uuid())
+                    .bind(event.organization.uuid())
+                    .bind(event.event_type.as_str())
+                    .bind(event.dedup_id.as_ref().map(|key| key.as_str().to_owned()))
+                    .bind(event.source.as_ref().map(|source| source.as_str().to_owned()))
+                    .bind(event.occurred_at.map(Timestamp::millis))
+                    .bind(event.received_at.millis())
+                    .bind(event.trace.as_ref().map(|trace| trace.as_str().to_owned()))
+                    .bind(event.payload.as_str().to_owned());
+            }
+            let done = query.execute(&mut *connection).await.map_err(failed)?;
+            // One statement of the one writer gives numbers without gaps, in the order of its rows.
+            let places = portion.iter().rev().copied();
+            seqs.extend(places.zip((1..=done.last_insert_rowid()).rev()));
+        }
+        Ok(seqs)
+    }
+
+    async fn insert_deliveries(
+        &self,
+        connection: &mut SqliteConnection,
+        seqs: &HashMap<usize, i64>,
+        now: Timestamp,
+    ) -> Result<()> {
+        struct Row {
+            event: EventId,
+            organization: OrganizationId,
+            seq: i64,
+            subscription: SubscriptionId,
+            owner: Option<Uuid>,
+        }
+        let rows: Vec<Row> = self
+            .deliveries
+            .iter()
+            .filter_map(|planned| {
+                let event = self.events.get(planned.event)?;
+                Some(Row {
+                    event: event.id,
+                    organization: event.organization,
+                    seq: *seqs.get(&planned.event)?,
+                    subscription: planned.subscription,
+                    owner: planned.held.then_some(self.worker.uuid()),
+                })
+            })
+            .collect();
+        for portion in portions(&rows) {
+            let sql = format!(
+                "INSERT INTO deliveries (event_id, subscription_id, organization_id, seq, state, attempts, due_at, \
+                 lease_owner, updated_at) VALUES {}",
+                values(portion.len(), 9)
+            );
+            let mut query = sqlx::query(AssertSqlSafe(sql));
+            for row in portion {
+                query = query
+                    .bind(row.event.uuid())
+                    .bind(row.subscription.uuid())
+                    .bind(row.organization.uuid())
+                    .bind(row.seq)
+                    .bind("pending")
+                    .bind(0)
+                    .bind(now.millis())
+                    .bind(row.owner)
+                    .bind(now.millis());
+            }
+            query.execute(&mut *connection).await.map_err(failed)?;
+        }
+        Ok(())
+    }
+}
+
+/// An id far from now comes from a clock gone wrong: retention goes by ids.
+fn in_range(id: EventId, now: Timestamp) -> bool {
+    id.created_at()
+        .is_some_and(|at| at <= now.plus(MAX_AHEAD) && at >= now.minus(MAX_BEHIND))
+}
+
+fn refused(why: String) -> StoreError {
+    StoreError::Refused(sqlx::Error::Protocol(why))
+}
+
+/// Which of the events are stored already, or are ids of others.
+async fn known(connection: &mut SqliteConnection, events: &[AcceptedEvent]) -> Result<HashSet<EventId>> {
+    let mut known = HashSet::new();
+    for portion in portions(events) {
+        let marks = marks(portion.len());
+        let sql = format!(
+            "SELECT id FROM events WHERE id IN ({marks}) UNION ALL SELECT id FROM event_aliases WHERE id IN ({marks})"
+        );
+        let mut query = sqlx::query(AssertSqlSafe(sql));
+        for event in portion.iter().chain(portion) {
+            query = query.bind(event.id.uuid());
+        }
+        for row in query.fetch_all(&mut *connection).await.map_err(failed)? {
+            known.insert(row.id(0)?);
+        }
+    }
+    Ok(known)
+}
+
+/// Who holds the events' keys now.
+async fn holders<'a>(
+    connection: &mut SqliteConnection,
+    events: &'a [AcceptedEvent],
+    now: Timestamp,
+) -> Result<HashMap<(OrganizationId, &'a str), Holder>> {
+    let mut keys: HashMap<(Uuid, &str), (OrganizationId, &str)> = HashMap::new();
+    for event in events {
+        if let Some(key) = &event.dedup_id {
+            keys.insert(
+                (event.organization.uuid(), key.as_str()),
+                (event.organization, key.as_str()),
+            );
+        }
+    }
+    let addresses: Vec<(OrganizationId, &str)> = keys.values().copied().collect();
+    let mut holders = HashMap::with_capacity(addresses.len());
+    for portion in portions(&addresses) {
+        let sql = format!(
+            "SELECT k.organization_id, k.key, k.event_id, k.digest FROM (VALUES {}) v CROSS JOIN dedup_keys k \
+             ON k.organization_id = v.column1 AND k.key = v.column2 WHERE k.expires_at > ?",
+            values(portion.len(), 2)
+        );
+        let mut query = sqlx::query(AssertSqlSafe(sql));
+        for (organization, key) in portion {
+            query = query.bind(organization.uuid()).bind((*key).to_owned());
+        }
+        let query = query.bind(now.millis());
+        for row in query.fetch_all(&mut *connection).await.map_err(failed)? {
+            let digest = <[u8; 16]>::try_from(row.value::<&[u8]>(3)?)
+                .map_err(|_| corrupt("a digest is not 16 bytes"))?;
+            let address = (row.value::<Uuid>(0)?, row.value::<&str>(1)?);
+            if let Some(address) = keys.get(&address) {
+                let holder = Holder {
+                    event: row.id(2)?,
+                    digest: Digest16(digest),
+                };
+                holders.insert(*address, holder);
+            }
+        }
+    }
+    Ok(holders)
+}
+
+async fn insert_keys(
+    connection: &mut SqliteConnection,
+    keyed: &[((OrganizationId, &str), EventId, Digest16)],
+    now: Timestamp,
+) -> Result<()> {
+    let expires_at = now.plus(DEDUPLICATION_WINDOW).millis();
+    for portion in portions(keyed) {
+        let sql = format!(
+            "INSERT INTO dedup_keys (organization_id, key, event_id, digest, expires_at) VALUES {} \
+             ON CONFLICT (organization_id, key) DO UPDATE SET event_id = excluded.event_id, \
+             digest = excluded.digest, expires_at = excluded.expires_at",
+            values(portion.len(), 5)
+        );
+        let mut query = sqlx::query(AssertSqlSafe(sql));
+        for ((organization, key), event, digest) in portion {
+            query = query
+                .bind(organization.uuid())
+                .bind((*key).to_owned())
+                .bind(event.uuid())
+                .bind(digest.0.to_vec())
+                .bind(expires_at);
+        }
+        query.execute(&mut *connection).await.map_err(failed)?;
+    }
+    Ok(())
+}
+
+async fn insert_aliases(connection: &mut SqliteConnection, aliases: &[Alias]) -> Result<()> {
+    for portion in portions(aliases) {
+        let sql = format!(
+            "INSERT INTO event_aliases (id, organization_id, event_id, differs) VALUES {} ON CONFLICT (id) DO NOTHING",
+            values(portion.len(), 4)
+        );
+        let mut query = sqlx::query(AssertSqlSafe(sql));
+        for alias in portion {
+            query = query
+                .bind(alias.id.uuid())
+                .bind(alias.organization.uuid())
+                .bind(alias.first.uuid())
+                .bind(alias.differs);
+        }
+        query.execute(&mut *connection).await.map_err(failed)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,51 @@
+//! Schema, health, word of changes, and the end.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use sqlx::migrate::MigrateError;
+use tokio::sync::broadcast;
+
+use super::{Engine, MIGRATIONS, row::failed};
+use crate::store::{Change, Keeper, Result, Retention, StoreError};
+
+#[async_trait]
+impl Keeper for Engine {
+    async fn migrate(&self) -> Result<()> {
+        self.database
+            .migrate(MIGRATIONS)
+            .await
+            .map_err(|error| match error {
+                MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => failed(error),
+                error => StoreError::Corrupt(error.to_string()),
+            })
+    }
+
+    async fn ping(&self) -> Result<()> {
+        sqlx::query("SELECT 1")
+            .execute(&self.readers)
+            .await
+            .map(drop)
+            .map_err(failed)
+    }
+
+    async fn keep(&self, retention: Duration) -> Result<Retention> {
+        self.keep_for(retention).await
+    }
+
+    async fn cancel_deleted(&self) -> Result<bool> {
+        self.writer
+            .run(|tx| Box::pin(super::retention::cancel_deleted(tx)))
+            .await
+    }
+
+    fn changes(&self) -> broadcast::Receiver<Change> {
+        self.changes.subscribe()
+    }
+
+    async fn close(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}

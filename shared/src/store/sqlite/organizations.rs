@@ -1,0 +1,240 @@
+//! Organizations and their keys.
+
+use async_trait::async_trait;
+use sqlx::{AssertSqlSafe, SqliteConnection, sqlite::SqliteRow};
+
+use super::{
+    Engine,
+    many::{marks, portions},
+    row::{Columns as _, corrupt, failed},
+    subscriptions::insert_inbox,
+};
+use crate::{
+    Grant, Key, KeyHash, KeyId, Organization, OrganizationId, Scopes, Tier, Timestamp,
+    store::{NewKey, Organizations, Page, PageRequest, Result},
+};
+
+const KEY: &str = "id, organization_id, name, hint, scopes, created_at, expires_at, revoked_at";
+
+fn organization(row: &SqliteRow) -> Result<Organization> {
+    Ok(Organization {
+        id: row.id(0)?,
+        name: row.value(1)?,
+        tier: row.value::<&str>(2)?.parse::<Tier>().map_err(corrupt)?,
+        created_at: row.time(3)?,
+    })
+}
+
+fn key(row: &SqliteRow) -> Result<Key> {
+    Ok(Key {
+        id: row.id(0)?,
+        organization: row.id(1)?,
+        name: row.value(2)?,
+        hint: row.value(3)?,
+        scopes: Scopes::from_text(row.value(4)?),
+        created_at: row.time(5)?,
+        expires_at: row.time_if_any(6)?,
+        revoked_at: row.time_if_any(7)?,
+    })
+}
+
+async fn insert_key(connection: &mut SqliteConnection, key: NewKey, now: Timestamp) -> Result<Key> {
+    sqlx::query(
+        "INSERT INTO keys (id, organization_id, name, hint, hash, scopes, created_at, expires_at) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+    )
+    .bind(key.id.uuid())
+    .bind(key.organization.uuid())
+    .bind(&key.name)
+    .bind(&key.hint)
+    .bind(&key.hash.0[..])
+    .bind(key.scopes.to_text())
+    .bind(now.millis())
+    .bind(key.expires_at.map(Timestamp::millis))
+    .execute(connection)
+    .await
+    .map_err(failed)?;
+    Ok(Key {
+        id: key.id,
+        organization: key.organization,
+        name: key.name,
+        hint: key.hint,
+        scopes: key.scopes,
+        created_at: now,
+        expires_at: key.expires_at,
+        revoked_at: None,
+    })
+}
+
+#[async_trait]
+impl Organizations for Engine {
+    async fn create(
+        &self,
+        id: OrganizationId,
+        name: &str,
+        tier: Tier,
+        first_key: NewKey,
+    ) -> Result<Organization> {
+        let name = name.to_owned();
+        self.writer
+            .run(move |tx| {
+                Box::pin(async move {
+                    sqlx::query(
+                        "INSERT INTO organizations (id, name, tier, subscriptions_version, created_at) \
+                         VALUES (?, ?, ?, 1, ?)",
+                    )
+                    .bind(id.uuid())
+                    .bind(&name)
+                    .bind(tier.as_str())
+                    .bind(tx.now.millis())
+                    .execute(&mut tx.connection)
+                    .await
+                    .map_err(failed)?;
+                    insert_inbox(&mut tx.connection, id, tx.now).await?;
+                    insert_key(&mut tx.connection, first_key, tx.now).await?;
+                    Ok(Organization {
+                        id,
+                        name,
+                        tier,
+                        created_at: tx.now,
+                    })
+                })
+            })
+            .await
+    }
+
+    async fn get(&self, id: OrganizationId) -> Result<Option<Organization>> {
+        sqlx::query("SELECT id, name, tier, created_at FROM organizations WHERE id = ?")
+            .bind(id.uuid())
+            .fetch_optional(&self.readers)
+            .await
+            .map_err(failed)?
+            .as_ref()
+            .map(organization)
+            .transpose()
+    }
+
+    async fn rename(&self, id: OrganizationId, name: &str) -> Result<Option<Organization>> {
+        let name = name.to_owned();
+        self.writer
+            .run(move |tx| {
+                Box::pin(async move {
+                    sqlx::query(
+                        "UPDATE organizations SET name = ? WHERE id = ? RETURNING id, name, tier, created_at",
+                    )
+                    .bind(name)
+                    .bind(id.uuid())
+                    .fetch_all(&mut tx.connection)
+                    .await
+                    .map_err(failed)?
+                    .first()
+                    .map(organization)
+                    .transpose()
+                })
+            })
+            .await
+    }
+
+    async fn create_key(&self, key: NewKey) -> Result<Key> {
+        self.writer
+            .run(move |tx| Box::pin(insert_key(&mut tx.connection, key, tx.now)))
+            .await
+    }
+
+    async fn keys(&self, organization: OrganizationId, page: PageRequest<KeyId>) -> Result<Page<Key, KeyId>> {
+        let rows = sqlx::query(AssertSqlSafe(format!(
+            "SELECT {KEY} FROM keys WHERE organization_id = ? AND (? IS NULL OR id < ?) ORDER BY id DESC LIMIT ?"
+        )))
+        .bind(organization.uuid())
+        .bind(page.after.map(KeyId::uuid))
+        .bind(page.after.map(KeyId::uuid))
+        .bind(i64::from(page.limit) + 1)
+        .fetch_all(&self.readers)
+        .await
+        .map_err(failed)?;
+        let keys = rows.iter().map(key).collect::<Result<Vec<_>>>()?;
+        Ok(paged(keys, page.limit, |key| key.id))
+    }
+
+    async fn revoke_key(&self, organization: OrganizationId, key: KeyId) -> Result<bool> {
+        self.writer
+            .run(move |tx| {
+                Box::pin(async move {
+                    sqlx::query(
+                        "UPDATE keys SET revoked_at = coalesce(revoked_at, ?) WHERE id = ? AND organization_id = ?",
+                    )
+                    .bind(tx.now.millis())
+                    .bind(key.uuid())
+                    .bind(organization.uuid())
+                    .execute(&mut tx.connection)
+                    .await
+                    .map(|done| done.rows_affected() > 0)
+                    .map_err(failed)
+                })
+            })
+            .await
+    }
+
+    async fn rotate_key(&self, old: KeyId, new: NewKey) -> Result<Option<Key>> {
+        self.writer
+            .run(move |tx| {
+                Box::pin(async move {
+                    let ended = sqlx::query(
+                        "UPDATE keys SET revoked_at = ? WHERE id = ? AND organization_id = ? \
+                         AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > ?)",
+                    )
+                    .bind(tx.now.millis())
+                    .bind(old.uuid())
+                    .bind(new.organization.uuid())
+                    .bind(tx.now.millis())
+                    .execute(&mut tx.connection)
+                    .await
+                    .map_err(failed)?;
+                    if ended.rows_affected() == 0 {
+                        return Ok(None);
+                    }
+                    insert_key(&mut tx.connection, new, tx.now).await.map(Some)
+                })
+            })
+            .await
+    }
+
+    async fn grants(&self, hashes: &[KeyHash]) -> Result<Vec<(KeyHash, Grant)>> {
+        let now = Timestamp::now();
+        let mut grants = Vec::with_capacity(hashes.len());
+        for portion in portions(hashes) {
+            let sql = format!(
+                "SELECT k.hash, k.id, k.organization_id, o.tier, k.scopes, k.expires_at \
+                 FROM keys k JOIN organizations o ON o.id = k.organization_id \
+                 WHERE k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > ?) AND k.hash IN ({})",
+                marks(portion.len())
+            );
+            let mut query = sqlx::query(AssertSqlSafe(sql)).bind(now.millis());
+            for hash in portion {
+                query = query.bind(&hash.0[..]);
+            }
+            for row in query.fetch_all(&self.readers).await.map_err(failed)? {
+                let hash = <[u8; 32]>::try_from(row.value::<&[u8]>(0)?)
+                    .map_err(|_| corrupt("a key's hash is not 32 bytes"))?;
+                let grant = Grant {
+                    key: row.id(1)?,
+                    organization: row.id(2)?,
+                    tier: row.value::<&str>(3)?.parse().map_err(corrupt)?,
+                    scopes: Scopes::from_text(row.value(4)?),
+                    expires_at: row.time_if_any(5)?,
+                };
+                grants.push((KeyHash(hash), grant));
+            }
+        }
+        Ok(grants)
+    }
+}
+
+/// A page from what was read with one more than its limit.
+pub(super) fn paged<T, C>(mut items: Vec<T>, limit: u32, cursor: impl FnOnce(&T) -> C) -> Page<T, C> {
+    let limit = limit as usize;
+    let more = items.len() > limit;
+    items.truncate(limit);
+    let next = items.last().filter(|_| more).map(cursor);
+    Page { items, next }
+}

@@ -1,0 +1,201 @@
+//! What goes, and when: in small transactions of their own, so that others get their turn.
+//!
+//! An event's age is that of its id. Once it is older than its retention, what is still open of it is `expired`; it
+//! stays to be seen for another day, then it is removed with all that belongs to it.
+
+use std::time::Duration;
+
+use sqlx::AssertSqlSafe;
+use uuid::Uuid;
+
+use super::{
+    Engine,
+    many::{marks, portions},
+    row::{Columns as _, failed},
+    writer::Tx,
+};
+use crate::{
+    Timestamp,
+    store::{Result, Retention},
+};
+
+/// Rows of one transaction.
+const STEP: u32 = 256;
+/// How long what has expired stays to be seen.
+const SHOWN_FOR: Duration = Duration::from_hours(24);
+
+impl Engine {
+    pub(super) async fn keep_for(&self, retention: Duration) -> Result<Retention> {
+        let Ok(_alone) = self.retention.try_lock() else {
+            return Ok(Retention::default());
+        };
+        let now = Timestamp::now();
+        let ended = first_id(now.minus(retention));
+        let gone = first_id(now.minus(retention).minus(SHOWN_FOR));
+        let done = Retention {
+            expired: self.expire(ended).await?,
+            removed: self.remove(gone, now.minus(SHOWN_FOR)).await?,
+        };
+        self.in_steps(
+            "DELETE FROM event_aliases WHERE id IN (SELECT id FROM event_aliases WHERE id < ? LIMIT ?)",
+            Bound::Id(gone),
+        )
+        .await?;
+        self.in_steps(
+            "DELETE FROM dedup_keys WHERE (organization_id, key) IN \
+             (SELECT organization_id, key FROM dedup_keys WHERE expires_at <= ? LIMIT ?)",
+            Bound::Time(now),
+        )
+        .await?;
+        Ok(done)
+    }
+
+    /// Ends what is open of events before `ended`.
+    async fn expire(&self, ended: Uuid) -> Result<u64> {
+        let organizations = sqlx::query("SELECT id FROM organizations")
+            .fetch_all(&self.readers)
+            .await
+            .map_err(failed)?;
+        let mut expired = 0;
+        for organization in organizations {
+            let organization: Uuid = organization.value(0)?;
+            // What a deleted subscription leaves open counts as cancelled, and is written down as that.
+            let step = "UPDATE deliveries SET state = 'expired', due_at = NULL, lease_owner = NULL, updated_at = ? \
+                 WHERE (event_id, subscription_id) IN (SELECT d.event_id, d.subscription_id \
+                 FROM deliveries d INDEXED BY deliveries_open CROSS JOIN subscriptions s ON s.id = d.subscription_id \
+                 WHERE d.organization_id = ? AND d.due_at IS NOT NULL AND d.event_id < ? AND s.deleted_at IS NULL \
+                 LIMIT ?)";
+            loop {
+                let rows = self
+                    .writer
+                    .run(move |tx| {
+                        Box::pin(async move {
+                            sqlx::query(step)
+                                .bind(tx.now.millis())
+                                .bind(organization)
+                                .bind(ended)
+                                .bind(STEP)
+                                .execute(&mut tx.connection)
+                                .await
+                                .map(|done| done.rows_affected())
+                                .map_err(failed)
+                        })
+                    })
+                    .await?;
+                expired += rows;
+                if rows < u64::from(STEP) {
+                    break;
+                }
+            }
+        }
+        Ok(expired)
+    }
+
+    /// Removes events before `gone`, but for those of which something expired after `seen`.
+    async fn remove(&self, gone: Uuid, seen: Timestamp) -> Result<u64> {
+        let (mut removed, mut after) = (0, Uuid::nil());
+        loop {
+            let rows = sqlx::query(
+                "SELECT e.id FROM events e WHERE e.id > ? AND e.id < ? AND NOT EXISTS (SELECT 1 FROM deliveries d \
+                 WHERE d.event_id = e.id AND d.state = 'expired' AND d.updated_at > ?) ORDER BY e.id LIMIT ?",
+            )
+            .bind(after)
+            .bind(gone)
+            .bind(seen.millis())
+            .bind(STEP)
+            .fetch_all(&self.readers)
+            .await
+            .map_err(failed)?;
+            let ids = rows
+                .iter()
+                .map(|row| row.value(0))
+                .collect::<Result<Vec<Uuid>>>()?;
+            let Some(last) = ids.last() else {
+                return Ok(removed);
+            };
+            after = *last;
+            removed += self
+                .writer
+                .run(move |tx| Box::pin(async move { remove(tx, &ids).await }))
+                .await?;
+        }
+    }
+
+    /// Runs a statement with a bound and a limit until it finds nothing more.
+    async fn in_steps(&self, step: &'static str, bound: Bound) -> Result<()> {
+        loop {
+            let rows = self
+                .writer
+                .run(move |tx| {
+                    Box::pin(async move {
+                        let query = match bound {
+                            Bound::Id(id) => sqlx::query(step).bind(id),
+                            Bound::Time(at) => sqlx::query(step).bind(at.millis()),
+                        };
+                        query
+                            .bind(STEP)
+                            .execute(&mut tx.connection)
+                            .await
+                            .map(|done| done.rows_affected())
+                            .map_err(failed)
+                    })
+                })
+                .await?;
+            if rows < u64::from(STEP) {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Before what something is to go.
+#[derive(Clone, Copy)]
+enum Bound {
+    Id(Uuid),
+    Time(Timestamp),
+}
+
+/// Removes events with all that belongs to them; aliases go by their own age.
+async fn remove(tx: &mut Tx, ids: &[Uuid]) -> Result<u64> {
+    let mut removed = 0;
+    for portion in portions(ids) {
+        for (table, column) in [
+            ("attempts", "event_id"),
+            ("deliveries", "event_id"),
+            ("events", "id"),
+        ] {
+            let sql = format!("DELETE FROM {table} WHERE {column} IN ({})", marks(portion.len()));
+            let mut query = sqlx::query(AssertSqlSafe(sql));
+            for id in portion {
+                query = query.bind(id);
+            }
+            let done = query.execute(&mut tx.connection).await.map_err(failed)?;
+            if table == "events" {
+                removed += done.rows_affected();
+            }
+        }
+    }
+    Ok(removed)
+}
+
+/// Writes `cancelled` to open deliveries of deleted subscriptions; whether there may be more.
+pub(super) async fn cancel_deleted(tx: &mut Tx) -> Result<bool> {
+    let cancelled = sqlx::query(
+        "UPDATE deliveries SET state = 'cancelled', due_at = NULL, lease_owner = NULL, updated_at = ? \
+         WHERE (event_id, subscription_id) IN (SELECT d.event_id, d.subscription_id FROM subscriptions s \
+         CROSS JOIN deliveries d INDEXED BY deliveries_due ON d.subscription_id = s.id AND d.due_at IS NOT NULL \
+         WHERE s.deleted_at IS NOT NULL LIMIT ?)",
+    )
+    .bind(tx.now.millis())
+    .bind(STEP)
+    .execute(&mut tx.connection)
+    .await
+    .map_err(failed)?;
+    Ok(cancelled.rows_affected() == u64::from(STEP))
+}
+
+/// The first id that a UUIDv7 of this time can be.
+fn first_id(at: Timestamp) -> Uuid {
+    let millis = u128::try_from(at.millis()).unwrap_or(0);
+    Uuid::from_u128(millis << 80)
+}

@@ -1,0 +1,109 @@
+//! What could not be taken in.
+
+use sqlx::{AssertSqlSafe, sqlite::SqliteRow};
+use uuid::Uuid;
+
+use super::{
+    Engine,
+    organizations::paged,
+    row::{Columns as _, failed},
+};
+use crate::{
+    EventId, OrganizationId, SetAsideId,
+    store::{Page, PageRequest, Result, SetAside},
+};
+
+const SET_ASIDE: &str = "id, reason, detail, organization_id, event_id, at, frame";
+
+fn set_aside(row: &SqliteRow) -> Result<SetAside> {
+    Ok(SetAside {
+        id: row.id(0)?,
+        reason: row.value(1)?,
+        detail: row.value(2)?,
+        organization: row.value::<Option<Uuid>>(3)?.map(OrganizationId::from_uuid),
+        event: row.value::<Option<Uuid>>(4)?.map(EventId::from_uuid),
+        at: row.time(5)?,
+        frame: row.value(6)?,
+    })
+}
+
+impl Engine {
+    pub(super) async fn keep_aside(&self, items: &[SetAside]) -> Result<()> {
+        let items = items.to_vec();
+        self.writer
+            .run(move |tx| {
+                Box::pin(async move {
+                    for item in items {
+                        sqlx::query(
+                            "INSERT INTO set_aside (id, reason, detail, organization_id, event_id, at, frame) \
+                             VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING",
+                        )
+                        .bind(item.id.uuid())
+                        .bind(item.reason)
+                        .bind(item.detail)
+                        .bind(item.organization.map(OrganizationId::uuid))
+                        .bind(item.event.map(EventId::uuid))
+                        .bind(item.at.millis())
+                        .bind(item.frame)
+                        .execute(&mut tx.connection)
+                        .await
+                        .map_err(failed)?;
+                    }
+                    Ok(())
+                })
+            })
+            .await
+    }
+
+    pub(super) async fn set_asides(
+        &self,
+        page: PageRequest<SetAsideId>,
+    ) -> Result<Page<SetAside, SetAsideId>> {
+        let rows = sqlx::query(AssertSqlSafe(format!(
+            "SELECT {SET_ASIDE} FROM set_aside WHERE id > ? ORDER BY id LIMIT ?"
+        )))
+        .bind(page.after.map_or_else(Uuid::nil, SetAsideId::uuid))
+        .bind(i64::from(page.limit) + 1)
+        .fetch_all(&self.readers)
+        .await
+        .map_err(failed)?;
+        let items = rows.iter().map(set_aside).collect::<Result<Vec<_>>>()?;
+        Ok(paged(items, page.limit, |item| item.id))
+    }
+
+    pub(super) async fn one_set_aside(&self, id: SetAsideId) -> Result<Option<SetAside>> {
+        sqlx::query(AssertSqlSafe(format!(
+            "SELECT {SET_ASIDE} FROM set_aside WHERE id = ?"
+        )))
+        .bind(id.uuid())
+        .fetch_optional(&self.readers)
+        .await
+        .map_err(failed)?
+        .as_ref()
+        .map(set_aside)
+        .transpose()
+    }
+
+    pub(super) async fn forget(&self, id: SetAsideId) -> Result<bool> {
+        self.writer
+            .run(move |tx| {
+                Box::pin(async move {
+                    sqlx::query("DELETE FROM set_aside WHERE id = ?")
+                        .bind(id.uuid())
+                        .execute(&mut tx.connection)
+                        .await
+                        .map(|done| done.rows_affected() > 0)
+                        .map_err(failed)
+                })
+            })
+            .await
+    }
+
+    pub(super) async fn how_many_set_aside(&self) -> Result<u64> {
+        sqlx::query("SELECT count(*) FROM set_aside")
+            .fetch_one(&self.readers)
+            .await
+            .map_err(failed)?
+            .number(0)
+    }
+}

@@ -1,0 +1,379 @@
+//! Subscriptions.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use sqlx::{
+    AssertSqlSafe, Sqlite, SqliteConnection,
+    query::Query,
+    sqlite::{SqliteArguments, SqliteRow},
+};
+
+use super::{
+    Engine,
+    many::{marks, portions},
+    organizations::paged,
+    row::{Columns as _, corrupt, failed},
+    writer::Tx,
+};
+use crate::{
+    Builtin, EventPattern, OrganizationId, RetrySchedule, Subscription, SubscriptionId, SubscriptionUrl,
+    Timestamp,
+    seal::Sealed,
+    store::{Change, InForce, Page, PageRequest, PatchOutcome, Result, SubscriptionPatch, Subscriptions},
+    subscription::{AttemptTimeout, MaxInFlight, Push, Target},
+};
+
+const SUBSCRIPTION: &str = "s.id, s.organization_id, s.builtin, s.kind, s.url, s.secret, s.retry_schedule, \
+     s.timeout_ms, s.max_in_flight, s.event_types, s.enabled, s.disabled_reason, s.description, s.version, \
+     s.created_at, s.updated_at";
+
+/// From a row of [`SUBSCRIPTION`].
+fn subscription(row: &SqliteRow) -> Result<Subscription> {
+    let patterns: Vec<String> = serde_json::from_str(row.value(9)?).map_err(corrupt)?;
+    let patterns = patterns.iter().map(|pattern| EventPattern::parse(pattern));
+    Ok(Subscription {
+        id: row.id(0)?,
+        organization: row.id(1)?,
+        builtin: row
+            .value::<Option<&str>>(2)?
+            .map(str::parse::<Builtin>)
+            .transpose()
+            .map_err(corrupt)?,
+        target: match row.value::<&str>(3)? {
+            "push" => Target::Push(push(row)?),
+            "pull" => Target::Pull,
+            kind => return Err(corrupt(format!("unknown kind of subscription {kind:?}"))),
+        },
+        event_types: patterns.collect::<Result<_, _>>().map_err(corrupt)?,
+        enabled: row.value(10)?,
+        disabled_reason: row.value(11)?,
+        description: row.value(12)?,
+        version: row.value(13)?,
+        created_at: row.time(14)?,
+        updated_at: row.time(15)?,
+    })
+}
+
+fn push(row: &SqliteRow) -> Result<Push> {
+    let waits: Vec<u32> = serde_json::from_str(row.value(6)?).map_err(corrupt)?;
+    Ok(Push {
+        url: SubscriptionUrl::parse(row.value(4)?).map_err(corrupt)?,
+        secret: Sealed(row.value(5)?),
+        retry_schedule: RetrySchedule::new(waits).map_err(corrupt)?,
+        timeout: AttemptTimeout::new(row.number(7)?).map_err(corrupt)?,
+        max_in_flight: MaxInFlight::new(row.number(8)?).map_err(corrupt)?,
+    })
+}
+
+/// Binds what a client may set: kind, url, secret, schedule, timeout, limit, types, enabled, reason, description.
+fn bind_settings<'q>(
+    query: Query<'q, Sqlite, SqliteArguments>,
+    subscription: &Subscription,
+) -> Result<Query<'q, Sqlite, SqliteArguments>> {
+    let push = subscription.push();
+    let waits = push
+        .map(|push| serde_json::to_string(&push.retry_schedule))
+        .transpose();
+    let patterns = serde_json::to_string(&subscription.event_types);
+    Ok(query
+        .bind(if push.is_some() { "push" } else { "pull" })
+        .bind(push.map(|push| push.url.as_str().to_owned()))
+        .bind(push.map(|push| push.secret.0.clone()))
+        .bind(waits.map_err(corrupt)?)
+        .bind(push.map(|push| push.timeout.get()))
+        .bind(push.map(|push| i64::from(push.max_in_flight.get())))
+        .bind(patterns.map_err(corrupt)?)
+        .bind(subscription.enabled)
+        .bind(subscription.disabled_reason.clone())
+        .bind(subscription.description.clone()))
+}
+
+async fn insert(connection: &mut SqliteConnection, subscription: &Subscription) -> Result<()> {
+    let query = sqlx::query(
+        "INSERT INTO subscriptions (id, organization_id, builtin, version, created_at, updated_at, kind, url, secret, \
+         retry_schedule, timeout_ms, max_in_flight, event_types, enabled, disabled_reason, description) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+    )
+    .bind(subscription.id.uuid())
+    .bind(subscription.organization.uuid())
+    .bind(subscription.builtin.map(Builtin::as_str))
+    .bind(subscription.version)
+    .bind(subscription.created_at.millis())
+    .bind(subscription.updated_at.millis());
+    bind_settings(query, subscription)?
+        .execute(connection)
+        .await
+        .map(drop)
+        .map_err(failed)
+}
+
+/// The inbox that every organization has from the start.
+pub(super) async fn insert_inbox(
+    connection: &mut SqliteConnection,
+    organization: OrganizationId,
+    now: Timestamp,
+) -> Result<()> {
+    let inbox = Subscription {
+        id: SubscriptionId::new(),
+        organization,
+        builtin: Some(Builtin::Inbox),
+        target: Target::Pull,
+        event_types: vec![EventPattern::all()],
+        enabled: true,
+        disabled_reason: None,
+        description: None,
+        version: 1,
+        created_at: now,
+        updated_at: now,
+    };
+    insert(connection, &inbox).await
+}
+
+/// Raises the organization's version, and announces the change.
+async fn changed(tx: &mut Tx, organization: OrganizationId, id: SubscriptionId) -> Result<()> {
+    sqlx::query("UPDATE organizations SET subscriptions_version = subscriptions_version + 1 WHERE id = ?")
+        .bind(organization.uuid())
+        .execute(&mut tx.connection)
+        .await
+        .map_err(failed)?;
+    tx.announce(Change::Subscription(id));
+    Ok(())
+}
+
+async fn patch(
+    tx: &mut Tx,
+    organization: OrganizationId,
+    id: SubscriptionId,
+    version: i64,
+    patch: SubscriptionPatch,
+) -> Result<PatchOutcome> {
+    let row = sqlx::query(AssertSqlSafe(format!(
+        "SELECT {SUBSCRIPTION} FROM subscriptions s WHERE s.id = ? AND s.organization_id = ? AND s.deleted_at IS NULL"
+    )))
+    .bind(id.uuid())
+    .bind(organization.uuid())
+    .fetch_optional(&mut tx.connection)
+    .await
+    .map_err(failed)?;
+    let Some(row) = row else {
+        return Ok(PatchOutcome::NotFound);
+    };
+    let mut subscription = subscription(&row)?;
+    if subscription.version != version {
+        return Ok(PatchOutcome::Conflict);
+    }
+    if let Some(target) = patch.target {
+        subscription.target = target;
+    }
+    if let Some(event_types) = patch.event_types {
+        subscription.event_types = event_types;
+    }
+    if let Some(enabled) = patch.enabled {
+        subscription.enabled = enabled;
+        subscription.disabled_reason = None;
+    }
+    if let Some(description) = patch.description {
+        subscription.description = description;
+    }
+    subscription.version += 1;
+    subscription.updated_at = tx.now;
+
+    let query = sqlx::query(
+        "UPDATE subscriptions SET kind = ?, url = ?, secret = ?, retry_schedule = ?, timeout_ms = ?, \
+         max_in_flight = ?, event_types = ?, enabled = ?, disabled_reason = ?, description = ?, version = ?, \
+         updated_at = ? WHERE id = ?",
+    );
+    bind_settings(query, &subscription)?
+        .bind(subscription.version)
+        .bind(subscription.updated_at.millis())
+        .bind(id.uuid())
+        .execute(&mut tx.connection)
+        .await
+        .map_err(failed)?;
+    changed(tx, organization, id).await?;
+    Ok(PatchOutcome::Changed(Box::new(subscription)))
+}
+
+async fn delete(tx: &mut Tx, organization: OrganizationId, id: SubscriptionId) -> Result<bool> {
+    let deleted = sqlx::query(
+        "UPDATE subscriptions SET deleted_at = ?, updated_at = ?, version = version + 1 \
+         WHERE id = ? AND organization_id = ? AND deleted_at IS NULL AND builtin IS NOT 'inbox'",
+    )
+    .bind(tx.now.millis())
+    .bind(tx.now.millis())
+    .bind(id.uuid())
+    .bind(organization.uuid())
+    .execute(&mut tx.connection)
+    .await
+    .map_err(failed)?;
+    if deleted.rows_affected() == 0 {
+        return Ok(false);
+    }
+    changed(tx, organization, id).await?;
+    Ok(true)
+}
+
+async fn disable(
+    tx: &mut Tx,
+    organization: OrganizationId,
+    id: SubscriptionId,
+    reason: String,
+) -> Result<()> {
+    let disabled = sqlx::query(
+        "UPDATE subscriptions SET enabled = 0, disabled_reason = ?, version = version + 1, updated_at = ? \
+         WHERE id = ? AND organization_id = ? AND deleted_at IS NULL AND enabled",
+    )
+    .bind(reason)
+    .bind(tx.now.millis())
+    .bind(id.uuid())
+    .bind(organization.uuid())
+    .execute(&mut tx.connection)
+    .await
+    .map_err(failed)?;
+    if disabled.rows_affected() > 0 {
+        changed(tx, organization, id).await?;
+    }
+    Ok(())
+}
+
+#[async_trait]
+impl Subscriptions for Engine {
+    async fn create(&self, mut subscription: Subscription) -> Result<Subscription> {
+        self.writer
+            .run(move |tx| {
+                Box::pin(async move {
+                    subscription.version = 1;
+                    subscription.created_at = tx.now;
+                    subscription.updated_at = tx.now;
+                    insert(&mut tx.connection, &subscription).await?;
+                    changed(tx, subscription.organization, subscription.id).await?;
+                    Ok(subscription)
+                })
+            })
+            .await
+    }
+
+    async fn get(&self, organization: OrganizationId, id: SubscriptionId) -> Result<Option<Subscription>> {
+        sqlx::query(AssertSqlSafe(format!(
+            "SELECT {SUBSCRIPTION} FROM subscriptions s \
+             WHERE s.id = ? AND s.organization_id = ? AND s.deleted_at IS NULL"
+        )))
+        .bind(id.uuid())
+        .bind(organization.uuid())
+        .fetch_optional(&self.readers)
+        .await
+        .map_err(failed)?
+        .as_ref()
+        .map(subscription)
+        .transpose()
+    }
+
+    async fn list(
+        &self,
+        organization: OrganizationId,
+        page: PageRequest<SubscriptionId>,
+    ) -> Result<Page<Subscription, SubscriptionId>> {
+        let after = page.after.map_or_else(uuid::Uuid::nil, SubscriptionId::uuid);
+        let rows = sqlx::query(AssertSqlSafe(format!(
+            "SELECT {SUBSCRIPTION} FROM subscriptions s \
+             WHERE s.organization_id = ? AND s.deleted_at IS NULL AND s.id > ? ORDER BY s.id LIMIT ?"
+        )))
+        .bind(organization.uuid())
+        .bind(after)
+        .bind(i64::from(page.limit) + 1)
+        .fetch_all(&self.readers)
+        .await
+        .map_err(failed)?;
+        let items = rows.iter().map(subscription).collect::<Result<Vec<_>>>()?;
+        Ok(paged(items, page.limit, |subscription| subscription.id))
+    }
+
+    async fn patch(
+        &self,
+        organization: OrganizationId,
+        id: SubscriptionId,
+        version: i64,
+        change: SubscriptionPatch,
+    ) -> Result<PatchOutcome> {
+        self.writer
+            .run(move |tx| Box::pin(patch(tx, organization, id, version, change)))
+            .await
+    }
+
+    async fn delete(&self, organization: OrganizationId, id: SubscriptionId) -> Result<bool> {
+        self.writer
+            .run(move |tx| Box::pin(delete(tx, organization, id)))
+            .await
+    }
+
+    async fn disable(&self, organization: OrganizationId, id: SubscriptionId, reason: &str) -> Result<()> {
+        let reason = reason.to_owned();
+        self.writer
+            .run(move |tx| Box::pin(disable(tx, organization, id, reason)))
+            .await
+    }
+
+    async fn webhook(&self, organization: OrganizationId) -> Result<Option<Subscription>> {
+        sqlx::query(AssertSqlSafe(format!(
+            "SELECT {SUBSCRIPTION} FROM subscriptions s \
+             WHERE s.organization_id = ? AND s.builtin = 'webhook' AND s.deleted_at IS NULL"
+        )))
+        .bind(organization.uuid())
+        .fetch_optional(&self.readers)
+        .await
+        .map_err(failed)?
+        .as_ref()
+        .map(subscription)
+        .transpose()
+    }
+
+    async fn in_force(&self, organizations: &[OrganizationId]) -> Result<Vec<InForce>> {
+        let mut found: Vec<InForce> = Vec::with_capacity(organizations.len());
+        for portion in portions(organizations) {
+            // One statement sees one snapshot. There is always a row: nobody can delete the inbox.
+            let sql = format!(
+                "SELECT {SUBSCRIPTION}, o.subscriptions_version FROM organizations o \
+                 JOIN subscriptions s ON s.organization_id = o.id AND s.deleted_at IS NULL \
+                 WHERE o.id IN ({}) ORDER BY o.id, s.id",
+                marks(portion.len())
+            );
+            let mut query = sqlx::query(AssertSqlSafe(sql));
+            for organization in portion {
+                query = query.bind(organization.uuid());
+            }
+            for row in query.fetch_all(&self.readers).await.map_err(failed)? {
+                let subscription = Arc::new(subscription(&row)?);
+                match found.last_mut() {
+                    Some(last) if last.organization == subscription.organization => {
+                        last.subscriptions.push(subscription);
+                    }
+                    _ => found.push(InForce {
+                        organization: subscription.organization,
+                        version: row.value(16)?,
+                        subscriptions: vec![subscription],
+                    }),
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    async fn by_ids(&self, ids: &[SubscriptionId]) -> Result<Vec<Arc<Subscription>>> {
+        let mut found = Vec::with_capacity(ids.len());
+        for portion in portions(ids) {
+            let sql = format!(
+                "SELECT {SUBSCRIPTION} FROM subscriptions s WHERE s.deleted_at IS NULL AND s.id IN ({})",
+                marks(portion.len())
+            );
+            let mut query = sqlx::query(AssertSqlSafe(sql));
+            for id in portion {
+                query = query.bind(id.uuid());
+            }
+            for row in query.fetch_all(&self.readers).await.map_err(failed)? {
+                found.push(Arc::new(subscription(&row)?));
+            }
+        }
+        Ok(found)
+    }
+}

@@ -1,0 +1,108 @@
+//! Every role in one process: `triggers serve` and `triggers dev`.
+
+use std::{net::SocketAddr, process::ExitCode, sync::Arc};
+
+use api::{Api, Signup, Targets};
+use clap::Parser;
+use ingest::{Ingest, QueueReady};
+use shared::{
+    auth::Auth,
+    config::{self, ControlArgs, DataDirArgs, EngineArgs, OutboundArgs, ProcessArgs, WorkerArgs},
+    engine::Engine,
+    http::{ops, server},
+    process,
+    queue::Publisher,
+};
+
+use crate::{Command, dev};
+
+/// What loopback is, for those conveniences of `triggers dev` that reach it.
+const LOOPBACK: &str = "127.0.0.0/8,::1/128";
+
+/// Settings of `triggers serve` and `triggers dev`.
+#[derive(Debug, Parser)]
+pub struct Args {
+    /// Where to listen.
+    #[arg(long, env = "TRIGGERS_LISTEN", default_value = "127.0.0.1:8080", value_name = "ADDRESS", value_parser = config::parse_listen)]
+    listen: SocketAddr,
+    #[command(flatten)]
+    data_dir: DataDirArgs,
+    #[command(flatten)]
+    engine: EngineArgs,
+    #[command(flatten)]
+    control: ControlArgs,
+    #[command(flatten)]
+    outbound: OutboundArgs,
+    #[command(flatten)]
+    worker: WorkerArgs,
+    #[command(flatten)]
+    process: ProcessArgs,
+}
+
+impl Args {
+    /// What plain `triggers` does: `triggers dev`, with settings from the environment.
+    pub fn dev_by_default() -> Command {
+        Command::Dev(config::parse_or_exit_from(["triggers dev".into()]))
+    }
+}
+
+/// How much is made easy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// For one person on one machine.
+    Dev,
+    /// Nothing that is not set.
+    Serve,
+}
+
+/// Runs until asked to stop.
+pub fn run(args: Args, mode: Mode) -> ExitCode {
+    process::run(&args.process, async |lifecycle, metrics| {
+        let admin_token = args.control.admin_token()?;
+        // Conveniences are for whoever sits at this machine: they need a listener that only this machine reaches.
+        let near = mode == Mode::Dev && args.listen.ip().is_loopback();
+        let signup = match args.control.open_signup {
+            Some(true) => Signup::Open,
+            None if near => Signup::FromThisMachine,
+            _ => Signup::AdminOnly,
+        };
+        let policy = args.outbound.policy(if near { LOOPBACK } else { "" })?;
+        let opened = near && args.outbound.allow_private_targets.is_none();
+        let targets = Targets {
+            policy: args.outbound.policy("")?,
+            from_this_machine: opened.then(|| policy.clone()),
+        };
+        let engine = Engine::open(&args.engine, Some(&args.data_dir.data_dir)).await?;
+        if args.engine.migrate && !process::migrate(&engine, &lifecycle).await? {
+            return Ok(Some(engine));
+        }
+        let (listener, address) = process::listen(args.listen).await?;
+        let publisher = Publisher::start(Arc::clone(&engine.queue), &lifecycle);
+        let auth = Auth::start(engine.store.clone(), &lifecycle);
+        worker::start(&engine, policy, &args.worker, &lifecycle)?;
+        let api = Api {
+            store: engine.store.clone(),
+            sealer: Arc::clone(&engine.sealer),
+            auth: Arc::clone(&auth),
+            publisher: publisher.clone(),
+            targets,
+            signup,
+            admin_token,
+        };
+        let store = ops::StoreReady(engine.store.clone());
+        let ready = QueueReady(publisher.clone());
+        let ops = ops::Ops {
+            role: "all",
+            checks: Arc::new([Box::new(ready), Box::new(store)]),
+            metrics,
+        };
+        let routes = ingest::routes(Ingest::new(auth, publisher)).merge(api::routes(Arc::new(api)));
+        let routes = server::with_fallbacks(routes.merge(ops::routes(ops)));
+        lifecycle.critical("http", server::serve(listener, routes, lifecycle.clone()));
+        if mode == Mode::Dev {
+            let key_file = dev::ready_made_key(&engine, &args.data_dir.data_dir).await?;
+            dev::greet(address, &key_file);
+        }
+        Ok(Some(engine))
+    })
+}

@@ -1,0 +1,208 @@
+//! One attempt: a signed POST, and what came of it.
+//!
+//! Follows [Standard Webhooks](https://www.standardwebhooks.com): 2xx is success, anything else is not, redirects are
+//! not followed. DNS, connecting, TLS, sending, and the answer with its body share one deadline.
+
+use std::{fmt::Write, sync::Arc};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use shared::{
+    Builtin, FailureKind, Timestamp, VERSION,
+    delivery::{AttemptOutcome, AttemptResult, Failure, Next},
+};
+use tokio::time::Instant;
+
+use crate::{
+    lane::{EventBody, Job},
+    outbound::{self, Outbound},
+    registry::Route,
+};
+
+/// The most bytes of an answer's body that are read; a longer one costs its connection.
+const MAX_ANSWER: usize = 64 * 1024;
+/// The bytes of a failed attempt's answer that are kept.
+const KEPT_ANSWER: usize = 1024;
+const USER_AGENT: &str = concat!("Triggers/", env!("CARGO_PKG_VERSION"));
+
+/// Makes an attempt, and says what came of it; whether it counts, the store decides.
+pub async fn attempt(client: &Outbound, route: &Route, job: &Job) -> AttemptOutcome {
+    let (started_at, started) = (Timestamp::now(), Instant::now());
+    let number = job.attempts + 1;
+    let sent = match request(route, job, number, started_at) {
+        Ok(request) => {
+            let deadline = route.push.timeout.duration();
+            tokio::time::timeout(deadline, send(client, request))
+                .await
+                .unwrap_or_else(|_| {
+                    let detail = format!("no complete answer within {} ms", deadline.as_millis());
+                    Err(Failure {
+                        kind: FailureKind::Timeout,
+                        status_code: None,
+                        detail,
+                    })
+                })
+        }
+        Err(detail) => Err(Failure {
+            kind: FailureKind::Unsendable,
+            status_code: None,
+            detail,
+        }),
+    };
+    let result = match sent {
+        Ok(status_code) => AttemptResult::Delivered { status_code },
+        Err(failure) => {
+            let wait = route.push.retry_schedule.wait_after(number, rand::random());
+            AttemptResult::Failed {
+                failure,
+                next: wait.map_or(Next::DeadLetter, |after| Next::Retry { after }),
+            }
+        }
+    };
+    AttemptOutcome {
+        delivery: job.key,
+        organization: job.organization,
+        number,
+        started_at,
+        duration: started.elapsed(),
+        result,
+    }
+}
+
+async fn send(client: &Outbound, request: Request<Full<Bytes>>) -> Result<u16, Failure> {
+    let response = client.request(request).await.map_err(|error| {
+        let (kind, detail) = outbound::failure(&error);
+        Failure {
+            kind,
+            status_code: None,
+            detail,
+        }
+    })?;
+    let status = response.status();
+    let body = read_to_cap(response).await;
+    let failed = |kind, detail| Failure {
+        kind,
+        status_code: Some(status.as_u16()),
+        detail,
+    };
+    match body {
+        Ok(_) if status.is_success() => Ok(status.as_u16()),
+        Err(error) if status.is_success() => Err(failed(FailureKind::Body, error)),
+        Ok(answer) => Err(failed(FailureKind::Status, shown(&answer))),
+        Err(error) => Err(failed(FailureKind::Status, error)),
+    }
+}
+
+/// Reads the body, so that the connection can be used again; no further than the cap.
+async fn read_to_cap(response: Response<Incoming>) -> Result<Vec<u8>, String> {
+    let mut body = response.into_body();
+    let (mut kept, mut read) = (Vec::new(), 0);
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| format!("the answer's body broke off: {error}"))?;
+        if let Some(data) = frame.data_ref() {
+            let room = KEPT_ANSWER - kept.len();
+            kept.extend_from_slice(&data[..data.len().min(room)]);
+            read += data.len();
+            if read > MAX_ANSWER {
+                break;
+            }
+        }
+    }
+    Ok(kept)
+}
+
+/// An answer as text that a store and a person can take.
+fn shown(answer: &[u8]) -> String {
+    String::from_utf8_lossy(answer).replace('\0', "\u{fffd}")
+}
+
+fn request(route: &Route, job: &Job, number: u32, at: Timestamp) -> Result<Request<Full<Bytes>>, String> {
+    let uri = route.uri.clone()?;
+    let secret = route.secret.as_ref().map_err(Clone::clone)?;
+    let id = job.event.id.to_string();
+    let body = envelope(&id, &job.event);
+    let signature = secret.sign(&id, at, &body);
+
+    let mut request = Request::new(Full::new(Bytes::from(body)));
+    *request.method_mut() = Method::POST;
+    *request.uri_mut() = uri;
+    let headers = request.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
+    headers.insert("webhook-timestamp", HeaderValue::from(at.seconds()));
+    headers.insert("webhook-attempt", HeaderValue::from(number));
+    let mut text = |name: &'static str, value: &str| insert(headers, name, value);
+    text("webhook-id", &id)?;
+    text("webhook-signature", &signature)?;
+    if let Some(trace) = &job.event.trace {
+        text("traceparent", trace)?;
+    }
+    if route.subscription.builtin == Some(Builtin::Webhook) {
+        text("x-event-id", &job.event.id.uuid().to_string())?;
+        text("x-event-type", &job.event.event_type)?;
+    }
+    Ok(request)
+}
+
+fn insert(headers: &mut HeaderMap, name: &'static str, value: &str) -> Result<(), String> {
+    let value =
+        HeaderValue::from_str(value).map_err(|error| format!("the header {name} cannot be sent: {error}"))?;
+    headers.insert(name, value);
+    Ok(())
+}
+
+/// `{"id","type","timestamp","data"}`, with `data` byte for byte as it was posted.
+fn envelope(id: &str, event: &Arc<EventBody>) -> Vec<u8> {
+    let mut head = String::with_capacity(160 + event.event_type.len());
+    let timestamp = event.occurred_at.unwrap_or(event.received_at);
+    // A type may hold backslashes, which JSON escapes; ids and times hold nothing of the kind.
+    let event_type = event.event_type.replace('\\', "\\\\");
+    if write!(
+        head,
+        r#"{{"id":"{id}","type":"{event_type}","timestamp":"{timestamp}","data":"#
+    )
+    .is_err()
+    {
+        unreachable!("a string takes all that is written to it");
+    }
+    let mut body = head.into_bytes();
+    body.reserve_exact(event.payload.len() + 1);
+    body.extend_from_slice(&event.payload);
+    body.push(b'}');
+    body
+}
+
+const _: () = assert!(!VERSION.is_empty());
+
+#[cfg(test)]
+mod tests {
+    use shared::EventId;
+
+    use super::*;
+
+    #[test]
+    fn data_is_byte_for_byte() {
+        let payload = r#"{"b":1.0,  "a":[1e400,"\u00e9"]}"#;
+        let event = Arc::new(EventBody {
+            id: EventId::new(),
+            event_type: r"odd\type".into(),
+            received_at: Timestamp::from_millis(1_700_000_000_123),
+            occurred_at: None,
+            trace: None,
+            payload: Bytes::from_static(payload.as_bytes()),
+        });
+        let body = String::from_utf8(envelope("evt_1", &event)).unwrap();
+        let expected = format!(
+            r#"{{"id":"evt_1","type":"odd\\type","timestamp":"2023-11-14T22:13:20.123Z","data":{payload}}}"#
+        );
+        assert_eq!(body, expected);
+        assert!(serde_json::from_str::<&serde_json::value::RawValue>(&body).is_ok());
+    }
+
+    #[test]
+    fn answers_can_be_stored() {
+        assert_eq!(shown(b"a\0b\xffc"), "a\u{fffd}b\u{fffd}c");
+    }
+}

@@ -1,0 +1,202 @@
+//! From lanes to attempts to outcomes.
+//!
+//! Whoever puts a delivery into a lane, or frees a place in one, starts what can be started: there is no task between a
+//! committed intake and its first attempt. Attempts are a bounded pool; each has its place in the outcome channel
+//! before it begins, so that nothing waits once it is sent.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use shared::{DeliveryKey, SubscriptionId, delivery::AttemptOutcome, store::Store, telemetry};
+use tokio::sync::mpsc;
+use tokio_util::task::TaskTracker;
+
+use crate::{
+    attempt::attempt,
+    lane::{Job, Lanes},
+    lease::Lease,
+    outbound::Outbound,
+    registry::{Found, Registry, Route},
+    scheduler::Wake,
+};
+
+/// How long a delivery may wait in its lane before the store is asked whether it is still to be sent.
+const RECHECK: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// An outcome on its way to the store, with what the metrics want to know.
+#[derive(Debug)]
+pub struct Ended {
+    /// What came of the attempt.
+    pub outcome: AttemptOutcome,
+    /// As whom it was made.
+    pub holder: shared::WorkerId,
+    /// When the front took the event.
+    pub received_at: shared::Timestamp,
+}
+
+/// Lanes and what they are emptied by.
+pub struct Dispatch {
+    lanes: Mutex<Lanes>,
+    lease: Arc<Lease>,
+    registry: Arc<Registry>,
+    client: Outbound,
+    store: Store,
+    outcomes: mpsc::Sender<Ended>,
+    wake: Wake,
+    attempts: TaskTracker,
+}
+
+/// What became of a delivery at the moment of sending.
+enum Before {
+    Send(Arc<Route>),
+    /// It is not this worker's any more, or was closed.
+    NotOurs,
+    /// Its subscription is disabled or gone, or the store cannot say: it goes back as it was.
+    GiveBack,
+}
+
+impl Dispatch {
+    /// With nothing to send yet.
+    pub fn new(
+        lanes: Lanes,
+        lease: Arc<Lease>,
+        registry: Arc<Registry>,
+        client: Outbound,
+        store: Store,
+        outcomes: mpsc::Sender<Ended>,
+        wake: Wake,
+    ) -> Arc<Self> {
+        let attempts = TaskTracker::new();
+        Arc::new(Self {
+            lanes: Mutex::new(lanes),
+            lease,
+            registry,
+            client,
+            store,
+            outcomes,
+            wake,
+            attempts,
+        })
+    }
+
+    /// The lanes, for a moment: nothing may be awaited meanwhile.
+    pub fn lanes(&self) -> MutexGuard<'_, Lanes> {
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts deliveries, for which room was reserved, into their lanes, and starts what can be started.
+    pub fn push(self: &Arc<Self>, jobs: impl IntoIterator<Item = Job>) {
+        let mut lanes = self.lanes();
+        for job in jobs {
+            lanes.push(job);
+        }
+        self.start(lanes);
+    }
+
+    /// Starts what can be started.
+    pub fn pump(self: &Arc<Self>) {
+        self.start(self.lanes());
+    }
+
+    fn start(self: &Arc<Self>, mut lanes: MutexGuard<'_, Lanes>) {
+        while let Some(job) = lanes.next() {
+            let dispatch = Arc::clone(self);
+            self.attempts.spawn(async move { dispatch.attempt(job).await });
+        }
+        #[expect(clippy::cast_precision_loss, reason = "a gauge of some thousands")]
+        {
+            let (busy, waiting, in_flight) = lanes.load();
+            telemetry::lanes_busy().set(busy as f64);
+            telemetry::lane_deliveries().set(waiting as f64);
+            telemetry::attempts_in_flight().set(in_flight as f64);
+        }
+    }
+
+    async fn attempt(self: Arc<Self>, job: Job) {
+        let subscription = job.key.subscription;
+        // Freed on every way out, a panic included.
+        let place = Place {
+            dispatch: Arc::clone(&self),
+            subscription,
+        };
+        let Ok(permit) = self.outcomes.reserve().await else {
+            return;
+        };
+        match self.before(&job).await {
+            Before::Send(route) => {
+                let outcome = attempt(&self.client, &route, &job).await;
+                tracing::debug!(
+                    event.id = %job.key.event, subscription.id = %subscription, attempt = outcome.number,
+                    duration_ms = u64::try_from(outcome.duration.as_millis()).unwrap_or(u64::MAX),
+                    result = ?outcome.result, "attempt"
+                );
+                permit.send(Ended {
+                    outcome,
+                    holder: job.holder,
+                    received_at: job.event.received_at,
+                });
+                drop(place);
+            }
+            Before::NotOurs => {
+                tracing::debug!(event.id = %job.key.event, subscription.id = %subscription, "closed or taken meanwhile");
+            }
+            Before::GiveBack => self.give_back(vec![job]).await,
+        }
+    }
+
+    async fn before(&self, job: &Job) -> Before {
+        if !self.lease.is_held_by(job.holder) {
+            return Before::NotOurs;
+        }
+        if job.since.elapsed() > RECHECK {
+            match self.store.deliveries.still_held(job.holder, &[job.key]).await {
+                Ok(held) if held.contains(&job.key) => {}
+                Ok(_) => return Before::NotOurs,
+                Err(error) => {
+                    tracing::debug!(%error, event.id = %job.key.event, "the store cannot say whether to send");
+                    return Before::GiveBack;
+                }
+            }
+        }
+        match self.registry.route(job.key.subscription).await {
+            Ok(Found::Enabled(route)) => Before::Send(route),
+            Ok(Found::Disabled | Found::Gone) | Err(_) => Before::GiveBack,
+        }
+    }
+
+    /// Gives deliveries back to the store. If that fails they stay held, and are found when this worker next looks, or
+    /// once its lease has run out.
+    pub async fn give_back(&self, jobs: Vec<Job>) {
+        let Some(holder) = jobs.first().map(|job| job.holder) else {
+            return;
+        };
+        let keys: Vec<DeliveryKey> = jobs.iter().map(|job| job.key).collect();
+        for some in keys.chunks(500) {
+            if let Err(error) = self.store.deliveries.release(holder, some).await {
+                tracing::warn!(%error, "deliveries could not be given back; they are found again when the lease ends");
+            }
+        }
+    }
+
+    /// Sends nothing more, and waits for the attempts under way.
+    pub async fn finish(&self) {
+        self.lanes().close();
+        self.attempts.close();
+        self.attempts.wait().await;
+    }
+}
+
+/// An attempt's place in its lane and in the pool.
+struct Place {
+    dispatch: Arc<Dispatch>,
+    subscription: SubscriptionId,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut lanes = self.dispatch.lanes();
+        if lanes.finished(self.subscription) {
+            self.dispatch.wake.feed(self.subscription);
+        }
+        self.dispatch.start(lanes);
+    }
+}

@@ -1,0 +1,99 @@
+//! What must be done now and then: retention, partitions, deleted subscriptions, and the gauges that the store and the
+//! queue are asked for.
+
+use std::time::Duration;
+
+use shared::{queue::DynQueue, store::Store, telemetry};
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+
+/// How often retention and partitions are seen to.
+const KEEP: Duration = Duration::from_secs(300);
+/// How often deleted subscriptions are.
+const CANCEL: Duration = Duration::from_secs(5);
+/// How often the gauges are read.
+const GAUGES: Duration = Duration::from_secs(5);
+
+/// Retention and partitions, until the soft signal.
+pub async fn keep(store: Store, retention: Duration, soft: CancellationToken) -> anyhow::Result<()> {
+    let mut every = interval(KEEP);
+    loop {
+        tokio::select! {
+            () = soft.cancelled() => return Ok(()),
+            _ = every.tick() => {}
+        }
+        match store.keeper.keep(retention).await {
+            Ok(done) => {
+                telemetry::expired().increment(done.expired);
+                if done.expired > 0 || done.removed > 0 {
+                    tracing::info!(
+                        deliveries.expired = done.expired,
+                        removed = done.removed,
+                        "retention"
+                    );
+                }
+            }
+            Err(error) => tracing::warn!(%error, "retention has to wait"),
+        }
+    }
+}
+
+/// Open deliveries of deleted subscriptions, until the soft signal.
+pub async fn cancel(store: Store, soft: CancellationToken) -> anyhow::Result<()> {
+    let mut every = interval(CANCEL);
+    loop {
+        tokio::select! {
+            () = soft.cancelled() => return Ok(()),
+            _ = every.tick() => {}
+        }
+        while !soft.is_cancelled() {
+            match store.keeper.cancel_deleted().await {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error) => {
+                    tracing::debug!(%error, "deliveries of deleted subscriptions have to wait");
+                    break;
+                }
+            }
+        }
+    }
+}
+
+/// Gauges, until the soft signal.
+#[expect(clippy::cast_precision_loss, reason = "gauges")]
+pub async fn gauges(store: Store, queue: DynQueue, soft: CancellationToken) -> anyhow::Result<()> {
+    let mut every = interval(GAUGES);
+    loop {
+        tokio::select! {
+            () = soft.cancelled() => return Ok(()),
+            _ = every.tick() => {}
+        }
+        match queue.depth().await {
+            Ok(depth) => {
+                telemetry::queue_frames().set(depth.frames as f64);
+                telemetry::queue_dead_frames().set(depth.dead as f64);
+                if depth.frames == 0 && depth.dead == 0 {
+                    telemetry::queue_age().set(0.0);
+                }
+            }
+            Err(error) => tracing::debug!(%error, "the queue does not say how full it is"),
+        }
+        match store.deliveries.backlog().await {
+            Ok(backlog) => {
+                telemetry::backlog(false).set(backlog.pending as f64);
+                telemetry::backlog(true).set(backlog.retrying as f64);
+                telemetry::backlog_oldest().set(backlog.oldest_due.as_secs_f64());
+            }
+            Err(error) => tracing::debug!(%error, "the store does not say what is open"),
+        }
+        if let Ok(count) = store.events.count_set_aside().await {
+            telemetry::set_aside_now().set(count as f64);
+        }
+    }
+}
+
+fn interval(period: Duration) -> tokio::time::Interval {
+    let mut interval = tokio::time::interval(period);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    interval
+}

@@ -1,0 +1,464 @@
+//! Lanes: what this worker holds and has yet to send, one lane a subscription.
+//!
+//! A pure state machine: no clock, no I/O, nothing awaited. A slow subscriber fills its own lane and delays only itself.
+//! Memory is bounded: room is reserved before a delivery is taken, and what finds none stays in the store, from where the
+//! scheduler feeds it back. Lanes that have something to send take turns.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use shared::{DeliveryKey, EventId, OrganizationId, SubscriptionId, Timestamp, WorkerId};
+use tokio::time::Instant;
+
+/// The event that deliveries are of, shared by all of them.
+#[derive(Debug)]
+pub struct EventBody {
+    /// Its id.
+    pub id: EventId,
+    /// Its type.
+    pub event_type: Arc<str>,
+    /// When the front took it.
+    pub received_at: Timestamp,
+    /// When it happened, as the producer says.
+    pub occurred_at: Option<Timestamp>,
+    /// The trace that it is part of.
+    pub trace: Option<String>,
+    /// Its payload.
+    pub payload: Bytes,
+}
+
+/// A delivery that this worker holds.
+#[derive(Debug)]
+pub struct Job {
+    /// Its address.
+    pub key: DeliveryKey,
+    /// Whose it is.
+    pub organization: OrganizationId,
+    /// Attempts made so far.
+    pub attempts: u32,
+    /// What to send.
+    pub event: Arc<EventBody>,
+    /// As whom this worker holds it.
+    pub holder: WorkerId,
+    /// Since when.
+    pub since: Instant,
+}
+
+impl Job {
+    fn weight(&self) -> usize {
+        self.event.payload.len() + 512
+    }
+}
+
+/// How much lanes may hold.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// Attempts under way at once, over all lanes.
+    pub in_flight: usize,
+    /// Deliveries that wait in one lane.
+    pub lane: usize,
+    /// Deliveries that wait in all lanes. A nearly empty lane may go over it, up to twice as many.
+    pub total: usize,
+    /// Bytes that wait in all lanes.
+    pub bytes: usize,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self {
+            in_flight: 512,
+            lane: 1_000,
+            total: 10_000,
+            bytes: 48 * 1024 * 1024,
+        }
+    }
+}
+
+/// A lane with fewer waiting than this counts as nearly empty.
+const NEARLY_EMPTY: usize = 16;
+
+#[derive(Debug, Default)]
+struct Lane {
+    waiting: VecDeque<Job>,
+    /// Room that is promised to deliveries on their way here.
+    reserved: usize,
+    in_flight: usize,
+    max_in_flight: usize,
+    /// Whether it is in the queue of lanes that take turns.
+    queued: bool,
+    /// Whether the store may hold more for it than was taken.
+    hungry: bool,
+}
+
+impl Lane {
+    fn held(&self) -> usize {
+        self.waiting.len() + self.reserved
+    }
+
+    fn can_send(&self) -> bool {
+        !self.waiting.is_empty() && self.in_flight < self.max_in_flight
+    }
+
+    fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.reserved == 0 && self.in_flight == 0 && !self.hungry
+    }
+}
+
+/// All lanes of a worker.
+#[derive(Debug)]
+pub struct Lanes {
+    bounds: Bounds,
+    lanes: HashMap<SubscriptionId, Lane>,
+    turns: VecDeque<SubscriptionId>,
+    held: usize,
+    bytes: usize,
+    in_flight: usize,
+    closed: bool,
+}
+
+impl Lanes {
+    /// With nothing in them.
+    pub fn new(bounds: Bounds) -> Self {
+        Self {
+            bounds,
+            lanes: HashMap::new(),
+            turns: VecDeque::new(),
+            held: 0,
+            bytes: 0,
+            in_flight: 0,
+            closed: false,
+        }
+    }
+
+    /// Promises room for one delivery. Where there is none, the lane is hungry from now on: the store holds more for it.
+    pub fn reserve(&mut self, subscription: SubscriptionId, max_in_flight: usize) -> bool {
+        let bounds = self.bounds;
+        let total = if self
+            .lanes
+            .get(&subscription)
+            .is_none_or(|lane| lane.held() < NEARLY_EMPTY)
+        {
+            bounds.total * 2
+        } else {
+            bounds.total
+        };
+        let room = !self.closed && self.held < total && self.bytes < bounds.bytes;
+        let lane = self.lanes.entry(subscription).or_default();
+        lane.max_in_flight = max_in_flight;
+        // What waits in the store is older: nothing may pass it by.
+        if !room || lane.hungry || lane.held() >= bounds.lane {
+            lane.hungry = true;
+            return false;
+        }
+        lane.reserved += 1;
+        self.held += 1;
+        true
+    }
+
+    /// Promises room for as many deliveries as there may be, `most` at most, to be claimed from the store.
+    pub fn reserve_many(&mut self, subscription: SubscriptionId, max_in_flight: usize, most: usize) -> usize {
+        if self.closed || self.bytes >= self.bounds.bytes {
+            return 0;
+        }
+        let lane = self.lanes.entry(subscription).or_default();
+        lane.max_in_flight = max_in_flight;
+        let nearly_empty = NEARLY_EMPTY
+            .saturating_sub(lane.held())
+            .min((2 * self.bounds.total).saturating_sub(self.held));
+        let room = (self.bounds.lane.saturating_sub(lane.held()))
+            .min(self.bounds.total.saturating_sub(self.held))
+            .max(nearly_empty)
+            .min(most);
+        lane.reserved += room;
+        self.held += room;
+        room
+    }
+
+    /// Gives back room that was promised and is not needed.
+    pub fn unreserve(&mut self, subscription: SubscriptionId, count: usize) {
+        if let Some(lane) = self.lanes.get_mut(&subscription) {
+            lane.reserved -= count;
+            self.held -= count;
+            self.forget_if_idle(subscription);
+        }
+    }
+
+    /// Says whether the store holds more for a lane than was claimed.
+    pub fn set_hungry(&mut self, subscription: SubscriptionId, hungry: bool) {
+        if let Some(lane) = self.lanes.get_mut(&subscription) {
+            lane.hungry = hungry;
+            self.forget_if_idle(subscription);
+        }
+    }
+
+    /// Takes a delivery for which room was reserved. Once closed, it is dropped: the lease ends with the worker.
+    pub fn push(&mut self, job: Job) {
+        let subscription = job.key.subscription;
+        let Some(lane) = self.lanes.get_mut(&subscription) else {
+            return;
+        };
+        lane.reserved = lane.reserved.saturating_sub(1);
+        if self.closed {
+            self.held -= 1;
+            return;
+        }
+        self.bytes += job.weight();
+        lane.waiting.push_back(job);
+        self.queue(subscription);
+    }
+
+    /// The next delivery to send, if there is one and there may be another attempt: lanes take turns.
+    pub fn next(&mut self) -> Option<Job> {
+        while self.in_flight < self.bounds.in_flight {
+            let subscription = self.turns.pop_front()?;
+            let Some(lane) = self.lanes.get_mut(&subscription) else {
+                continue;
+            };
+            lane.queued = false;
+            if !lane.can_send() {
+                continue;
+            }
+            let Some(job) = lane.waiting.pop_front() else {
+                continue;
+            };
+            lane.in_flight += 1;
+            self.in_flight += 1;
+            self.held -= 1;
+            self.bytes -= job.weight();
+            self.queue(subscription);
+            return Some(job);
+        }
+        None
+    }
+
+    /// An attempt ended. Says whether the lane should be fed: the store holds more, and half of its room is free.
+    pub fn finished(&mut self, subscription: SubscriptionId) -> bool {
+        self.in_flight -= 1;
+        let Some(lane) = self.lanes.get_mut(&subscription) else {
+            return false;
+        };
+        lane.in_flight -= 1;
+        let feed = lane.hungry && lane.held() <= self.bounds.lane / 2;
+        self.queue(subscription);
+        self.forget_if_idle(subscription);
+        feed
+    }
+
+    /// Takes out all that waits in a lane: its subscription is disabled or gone.
+    pub fn drain(&mut self, subscription: SubscriptionId) -> Vec<Job> {
+        self.take_out(subscription, |_| true)
+    }
+
+    /// Takes out what waits of an event: it was acknowledged or called off.
+    pub fn drain_event(&mut self, event: EventId) {
+        let lanes: Vec<_> = self.lanes.keys().copied().collect();
+        for subscription in lanes {
+            self.take_out(subscription, |job| job.key.event == event);
+        }
+    }
+
+    /// Takes out all that waits and is not held by `holder`: the lease under which it was held is lost.
+    pub fn keep_held_by(&mut self, holder: WorkerId) {
+        let lanes: Vec<_> = self.lanes.keys().copied().collect();
+        for subscription in lanes {
+            self.take_out(subscription, |job| job.holder != holder);
+        }
+    }
+
+    /// Sends nothing more and takes nothing more.
+    pub fn close(&mut self) {
+        self.closed = true;
+        let lanes: Vec<_> = self.lanes.keys().copied().collect();
+        for subscription in lanes {
+            self.drain(subscription);
+        }
+    }
+
+    /// Changes how many attempts of a lane may be under way.
+    pub fn set_max_in_flight(&mut self, subscription: SubscriptionId, max_in_flight: usize) {
+        if let Some(lane) = self.lanes.get_mut(&subscription) {
+            lane.max_in_flight = max_in_flight;
+            self.queue(subscription);
+        }
+    }
+
+    /// The subscriptions that have a lane at the moment.
+    pub fn subscriptions(&self) -> Vec<SubscriptionId> {
+        self.lanes.keys().copied().collect()
+    }
+
+    /// The lanes that are hungry and have room.
+    pub fn hungry(&self) -> Vec<SubscriptionId> {
+        let has_room = |lane: &Lane| lane.hungry && lane.held() <= self.bounds.lane / 2;
+        self.lanes
+            .iter()
+            .filter(|(_, lane)| has_room(lane))
+            .map(|(id, _)| *id)
+            .collect()
+    }
+
+    /// Lanes, deliveries that wait, and attempts under way.
+    pub fn load(&self) -> (usize, usize, usize) {
+        (self.lanes.len(), self.held, self.in_flight)
+    }
+
+    fn take_out(&mut self, subscription: SubscriptionId, goes: impl Fn(&Job) -> bool) -> Vec<Job> {
+        let Some(lane) = self.lanes.get_mut(&subscription) else {
+            return Vec::new();
+        };
+        let (gone, kept): (Vec<Job>, Vec<Job>) = lane.waiting.drain(..).partition(goes);
+        lane.waiting = kept.into();
+        self.held -= gone.len();
+        self.bytes -= gone.iter().map(Job::weight).sum::<usize>();
+        self.forget_if_idle(subscription);
+        gone
+    }
+
+    fn queue(&mut self, subscription: SubscriptionId) {
+        if let Some(lane) = self.lanes.get_mut(&subscription)
+            && !lane.queued
+            && lane.can_send()
+        {
+            lane.queued = true;
+            self.turns.push_back(subscription);
+        }
+    }
+
+    fn forget_if_idle(&mut self, subscription: SubscriptionId) {
+        if self
+            .lanes
+            .get(&subscription)
+            .is_some_and(|lane| lane.is_idle() && !lane.queued)
+        {
+            self.lanes.remove(&subscription);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn job(subscription: SubscriptionId, holder: WorkerId) -> Job {
+        let event = EventBody {
+            id: EventId::new(),
+            event_type: "a".into(),
+            received_at: Timestamp::now(),
+            occurred_at: None,
+            trace: None,
+            payload: Bytes::from_static(b"{}"),
+        };
+        Job {
+            key: DeliveryKey {
+                event: event.id,
+                subscription,
+            },
+            organization: OrganizationId::new(),
+            attempts: 0,
+            event: Arc::new(event),
+            holder,
+            since: Instant::now(),
+        }
+    }
+
+    fn lanes(in_flight: usize, lane: usize, total: usize) -> Lanes {
+        Lanes::new(Bounds {
+            in_flight,
+            lane,
+            total,
+            bytes: usize::MAX,
+        })
+    }
+
+    #[test]
+    fn lanes_take_turns_within_their_limits() {
+        let (slow, other, me) = (SubscriptionId::new(), SubscriptionId::new(), WorkerId::new());
+        let mut lanes = lanes(3, 100, 100);
+        for subscription in [slow, slow, slow, slow, other] {
+            assert!(lanes.reserve(subscription, 2));
+            lanes.push(job(subscription, me));
+        }
+        let order: Vec<_> = std::iter::from_fn(|| lanes.next())
+            .map(|job| job.key.subscription)
+            .collect();
+        assert_eq!(
+            order,
+            [slow, other, slow],
+            "the pool holds three, and the slow lane two"
+        );
+        lanes.finished(other);
+        assert!(lanes.next().is_none(), "the slow lane is at its limit");
+        lanes.finished(slow);
+        assert_eq!(lanes.next().map(|job| job.key.subscription), Some(slow));
+    }
+
+    #[test]
+    fn what_finds_no_room_makes_the_lane_hungry_until_it_is_fed() {
+        let (subscription, me) = (SubscriptionId::new(), WorkerId::new());
+        let mut lanes = lanes(10, 2, 100);
+        assert!(lanes.reserve(subscription, 1) && lanes.reserve(subscription, 1));
+        assert!(!lanes.reserve(subscription, 1));
+        lanes.push(job(subscription, me));
+        lanes.push(job(subscription, me));
+        lanes.next();
+        lanes.next();
+        assert!(
+            !lanes.reserve(subscription, 1),
+            "what waits in the store goes first"
+        );
+        assert!(lanes.finished(subscription), "half is free: feed it");
+        assert_eq!(lanes.reserve_many(subscription, 1, 50), 1);
+        lanes.unreserve(subscription, 1);
+        lanes.set_hungry(subscription, false);
+        assert!(lanes.reserve(subscription, 1));
+    }
+
+    proptest! {
+        /// Whatever happens in whatever order, the counts are those of what is there, and the bounds hold.
+        #[test]
+        fn counts_add_up(steps in prop::collection::vec((0usize..8, 0usize..4), 1..400)) {
+            let subscriptions: Vec<_> = (0..4).map(|_| SubscriptionId::new()).collect();
+            let (me, old) = (WorkerId::new(), WorkerId::new());
+            let mut lanes = lanes(5, 6, 12);
+            let mut reserved: Vec<SubscriptionId> = Vec::new();
+            let mut sending: Vec<SubscriptionId> = Vec::new();
+            for (step, which) in steps {
+                let subscription = subscriptions[which];
+                match step {
+                    0 | 1 => if lanes.reserve(subscription, 2) { reserved.push(subscription) },
+                    2 => if let Some(subscription) = reserved.pop() {
+                        lanes.push(job(subscription, if which == 0 { old } else { me }));
+                    },
+                    3 => if let Some(job) = lanes.next() { sending.push(job.key.subscription) },
+                    4 => if let Some(subscription) = sending.pop() { lanes.finished(subscription); },
+                    5 => if let Some(subscription) = reserved.pop() { lanes.unreserve(subscription, 1) },
+                    6 => { lanes.drain(subscription); lanes.set_hungry(subscription, false); }
+                    _ => lanes.keep_held_by(me),
+                }
+                let waiting: usize = lanes.lanes.values().map(|lane| lane.waiting.len()).sum();
+                let weight: usize = lanes.lanes.values().flat_map(|lane| &lane.waiting).map(Job::weight).sum();
+                prop_assert_eq!(lanes.held, waiting + reserved.len());
+                prop_assert_eq!(lanes.bytes, weight);
+                prop_assert_eq!(lanes.in_flight, sending.len());
+                prop_assert!(lanes.in_flight <= 5 && lanes.held <= 24);
+                for (id, lane) in &lanes.lanes {
+                    prop_assert!(lane.in_flight <= 2);
+                    prop_assert!(lane.held() <= 6);
+                    prop_assert_eq!(lane.in_flight, sending.iter().filter(|s| *s == id).count());
+                    if lane.can_send() {
+                        prop_assert!(lane.queued, "a lane that can send is never forgotten");
+                    }
+                }
+            }
+            while let Some(subscription) = sending.pop() { lanes.finished(subscription); }
+            while let Some(subscription) = reserved.pop() { lanes.unreserve(subscription, 1) }
+            while let Some(job) = lanes.next() { lanes.finished(job.key.subscription); }
+            prop_assert_eq!(lanes.load(), (lanes.lanes.values().filter(|lane| lane.hungry).count(), 0, 0));
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! Writing outcomes down, many in one transaction.
+//!
+//! An outcome applies only if the delivery is open, still this worker's, and at the attempt that was made: what others
+//! did meanwhile stands. While the store is away outcomes wait here, within the bound of their channel; attempts need a
+//! place in it before they begin, so nothing piles up.
+
+use std::{collections::HashSet, time::Duration};
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use shared::{
+    DeliveryKey, Timestamp, WorkerId,
+    delivery::{AttemptOutcome, AttemptResult, Next},
+    store::{Store, StoreError},
+    telemetry::{self, Ending},
+};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::{dispatch::Ended, scheduler::Wake};
+
+/// Outcomes that wait or are about to be: attempts under way have their place here.
+pub const CHANNEL: usize = 4_096;
+/// The most outcomes of one transaction.
+const BATCH: usize = 1_000;
+/// How long outcomes gather. Nobody waits for them to be written but those who look.
+const GATHER: Duration = Duration::from_millis(5);
+
+/// Writes outcomes down until `drained` is given and none is left.
+pub async fn record(
+    store: Store,
+    mut ended: mpsc::Receiver<Ended>,
+    wake: Wake,
+    drained: CancellationToken,
+) -> anyhow::Result<()> {
+    let mut batch = Vec::with_capacity(BATCH);
+    loop {
+        let first = tokio::select! {
+            biased;
+            first = ended.recv() => first,
+            () = drained.cancelled() => ended.try_recv().ok(),
+        };
+        let Some(first) = first else { return Ok(()) };
+        batch.push(first);
+        if !drained.is_cancelled() {
+            tokio::time::sleep(GATHER).await;
+        }
+        while batch.len() < BATCH
+            && let Ok(more) = ended.try_recv()
+        {
+            batch.push(more);
+        }
+        write(&store, &wake, std::mem::take(&mut batch)).await;
+    }
+}
+
+/// Writes a batch down, however long it takes.
+async fn write(store: &Store, wake: &Wake, batch: Vec<Ended>) {
+    let mut holders: Vec<WorkerId> = batch.iter().map(|ended| ended.holder).collect();
+    holders.sort_unstable();
+    holders.dedup();
+    for holder in holders {
+        let of_holder = batch.iter().filter(|ended| ended.holder == holder);
+        let outcomes: Vec<AttemptOutcome> = of_holder.clone().map(|ended| ended.outcome.clone()).collect();
+        let applied = apply(store, holder, &outcomes).await;
+        for ended in of_holder {
+            announce(store, wake, ended, applied.contains(&ended.outcome.delivery)).await;
+        }
+    }
+}
+
+async fn apply(store: &Store, holder: WorkerId, outcomes: &[AttemptOutcome]) -> HashSet<DeliveryKey> {
+    let mut pauses = ExponentialBuilder::new()
+        .with_min_delay(Duration::from_millis(20))
+        .with_max_delay(Duration::from_secs(2))
+        .without_max_times()
+        .with_jitter()
+        .build();
+    loop {
+        match store.deliveries.record(holder, outcomes).await {
+            Ok(applied) => return applied.into_iter().collect(),
+            Err(error @ StoreError::Unavailable(_)) => {
+                tracing::warn!(%error, outcomes = outcomes.len(), "outcomes wait: the store is away");
+                tokio::time::sleep(pauses.next().unwrap_or(Duration::from_secs(2))).await;
+            }
+            Err(error) if outcomes.len() > 1 => {
+                tracing::warn!(%error, outcomes = outcomes.len(), "outcomes are refused as a batch; parting it");
+                let (some, others) = outcomes.split_at(outcomes.len() / 2);
+                let mut applied = Box::pin(apply(store, holder, some)).await;
+                applied.extend(Box::pin(apply(store, holder, others)).await);
+                return applied;
+            }
+            Err(error) => {
+                // It is attempted again once the lease has run out: at least once, not at most.
+                let event = outcomes.first().map(|outcome| outcome.delivery.event);
+                tracing::error!(%error, event.id = ?event, "an outcome cannot be written down");
+                return HashSet::new();
+            }
+        }
+    }
+}
+
+/// Counts an outcome, and sees to what follows from it.
+async fn announce(store: &Store, wake: &Wake, ended: &Ended, applied: bool) {
+    let outcome = &ended.outcome;
+    let delivery = outcome.delivery;
+    telemetry::attempt_seconds().record(outcome.duration);
+    if let AttemptResult::Failed { failure, .. } = &outcome.result {
+        telemetry::attempt_failures(failure.kind).increment(1);
+        if failure.status_code == Some(410) {
+            let reason = "the subscriber answered 410 Gone";
+            if let Err(error) = store
+                .subscriptions
+                .disable(outcome.organization, delivery.subscription, reason)
+                .await
+            {
+                // The next attempt is answered the same, and tries again.
+                tracing::warn!(%error, subscription.id = %delivery.subscription, "could not be disabled");
+            }
+        }
+    }
+    let ending = match &outcome.result {
+        _ if !applied => Ending::Superseded,
+        AttemptResult::Delivered { .. } => {
+            let ended_at = outcome.started_at.plus(outcome.duration);
+            telemetry::delivery_seconds().record(Timestamp::since(ended_at, ended.received_at));
+            Ending::Delivered
+        }
+        AttemptResult::Failed {
+            failure,
+            next: Next::Retry { after },
+        } => {
+            wake.due_after(delivery.subscription, *after);
+            tracing::info!(
+                event.id = %delivery.event, subscription.id = %delivery.subscription, attempt = outcome.number,
+                failure.kind = failure.kind.as_str(), failure.status_code = ?failure.status_code,
+                retry_in_seconds = after.as_secs_f32(), "an attempt failed"
+            );
+            Ending::Retrying
+        }
+        AttemptResult::Failed {
+            failure,
+            next: Next::DeadLetter,
+        } => {
+            tracing::warn!(
+                event.id = %delivery.event, subscription.id = %delivery.subscription, attempt = outcome.number,
+                failure.kind = failure.kind.as_str(), failure.status_code = ?failure.status_code,
+                "the last attempt failed: dead letter"
+            );
+            Ending::DeadLetter
+        }
+    };
+    telemetry::deliveries(ending).increment(1);
+}
+
+/// The channel of outcomes.
+pub fn channel() -> (mpsc::Sender<Ended>, mpsc::Receiver<Ended>) {
+    mpsc::channel(CHANNEL)
+}

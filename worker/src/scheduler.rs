@@ -1,0 +1,231 @@
+//! Feeding lanes from the store: retries that fall due, what found no room, and what dead workers left behind.
+//!
+//! The store knows all of that; this is only about looking in the right place at the right time. A lane is looked at
+//! when a retry that this worker wrote down falls due, when a hungry lane has room, and when its subscription changes;
+//! and every few seconds the store is asked for all lanes that have something due which nobody holds. Only lanes are
+//! ever looked at, never all that is due.
+
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use shared::{
+    SubscriptionId,
+    store::{self, Claimed, Store},
+};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, MissedTickBehavior},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    dispatch::Dispatch,
+    lane::{EventBody, Job},
+    lease::Lease,
+    registry::{Found, Registry},
+};
+
+/// How often the store is asked which lanes have something due that nobody holds.
+const SWEEP: Duration = Duration::from_secs(3);
+/// How often hungry lanes are looked at.
+const TICK: Duration = Duration::from_millis(100);
+/// The most deliveries that one claim takes, and of one lane.
+const CLAIM: usize = 256;
+/// The most lanes that one claim asks for.
+const CLAIM_LANES: usize = 64;
+/// The most lanes that one sweep takes in; the next goes on from there.
+const SWEEP_LANES: u32 = 256;
+/// The most retries whose time is remembered; others are found by a sweep.
+const MAX_TIMERS: usize = 100_000;
+
+/// Word for the scheduler.
+#[derive(Debug, Clone, Copy)]
+enum Word {
+    Feed(SubscriptionId),
+    Due(SubscriptionId, Instant),
+}
+
+/// Gives the scheduler word. What does not get through is found by a sweep.
+#[derive(Debug, Clone)]
+pub struct Wake(mpsc::Sender<Word>);
+
+impl Wake {
+    /// The lane may have something due in the store.
+    pub fn feed(&self, subscription: SubscriptionId) {
+        let _ = self.0.try_send(Word::Feed(subscription));
+    }
+
+    /// A retry of the lane falls due after this long.
+    pub fn due_after(&self, subscription: SubscriptionId, after: Duration) {
+        // A little later than the store, whose clock decides: to look too early is to look twice.
+        let _ = self.0.try_send(Word::Due(
+            subscription,
+            Instant::now() + after + Duration::from_millis(20),
+        ));
+    }
+}
+
+/// The scheduler's ear.
+pub struct Words(mpsc::Receiver<Word>);
+
+/// A way to give it word.
+pub fn wake() -> (Wake, Words) {
+    let (sender, receiver) = mpsc::channel(16_384);
+    (Wake(sender), Words(receiver))
+}
+
+/// Feeds lanes.
+pub struct Scheduler {
+    /// The lanes.
+    pub dispatch: Arc<Dispatch>,
+    /// As whom deliveries are taken.
+    pub lease: Arc<Lease>,
+    /// Which subscriptions are served.
+    pub registry: Arc<Registry>,
+    /// Where deliveries are taken from.
+    pub store: Store,
+    /// What it is told.
+    pub words: Words,
+}
+
+impl Scheduler {
+    /// Runs until the soft signal.
+    pub async fn run(mut self, soft: CancellationToken) -> anyhow::Result<()> {
+        let mut timers: BinaryHeap<Reverse<(Instant, SubscriptionId)>> = BinaryHeap::new();
+        let mut hungry: HashSet<SubscriptionId> = HashSet::new();
+        let mut sweep_after: Option<SubscriptionId> = None;
+        let mut sweep = tokio::time::interval(SWEEP);
+        let mut tick = tokio::time::interval(TICK);
+        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let next_due = timers.peek().map(|Reverse((at, _))| *at);
+            tokio::select! {
+                () = soft.cancelled() => return Ok(()),
+                word = self.words.0.recv() => match word {
+                    Some(word) => self.hear(word, &mut hungry, &mut timers),
+                    None => return Ok(()),
+                },
+                () = async { tokio::time::sleep_until(next_due.unwrap_or_else(Instant::now)).await }, if next_due.is_some() => {}
+                _ = tick.tick() => hungry.extend(self.dispatch.lanes().hungry()),
+                _ = sweep.tick() => match self.store.deliveries.lanes_due(sweep_after, SWEEP_LANES).await {
+                    Ok(lanes) => {
+                        sweep_after = lanes.last().copied().filter(|_| lanes.len() == SWEEP_LANES as usize);
+                        hungry.extend(lanes);
+                    }
+                    Err(error) => tracing::debug!(%error, "the store cannot say which lanes are due"),
+                },
+            }
+            while let Ok(word) = self.words.0.try_recv() {
+                self.hear(word, &mut hungry, &mut timers);
+            }
+            let now = Instant::now();
+            while let Some(Reverse((at, subscription))) = timers.peek().copied() {
+                if at > now {
+                    break;
+                }
+                timers.pop();
+                hungry.insert(subscription);
+            }
+            let mut lanes: Vec<SubscriptionId> = hungry.drain().collect();
+            while !lanes.is_empty() {
+                let some = lanes.split_off(lanes.len().saturating_sub(CLAIM_LANES));
+                if let Err(error) = self.feed(&some).await {
+                    // The next sweep finds them.
+                    tracing::debug!(%error, "lanes could not be fed");
+                    break;
+                }
+            }
+        }
+    }
+
+    fn hear(
+        &self,
+        word: Word,
+        hungry: &mut HashSet<SubscriptionId>,
+        timers: &mut BinaryHeap<Reverse<(Instant, SubscriptionId)>>,
+    ) {
+        match word {
+            Word::Feed(subscription) => drop(hungry.insert(subscription)),
+            Word::Due(subscription, at) if timers.len() < MAX_TIMERS => {
+                timers.push(Reverse((at, subscription)))
+            }
+            Word::Due(..) => {}
+        }
+    }
+
+    /// Claims what is due for these lanes, as far as there is room.
+    async fn feed(&self, subscriptions: &[SubscriptionId]) -> store::Result<()> {
+        let share = (CLAIM / subscriptions.len().max(1)).max(4);
+        let mut wanted: Vec<(SubscriptionId, u32)> = Vec::new();
+        for subscription in subscriptions {
+            let Found::Enabled(route) = self.registry.route(*subscription).await? else {
+                self.dispatch.lanes().set_hungry(*subscription, false);
+                continue;
+            };
+            let max_in_flight = usize::from(route.push.max_in_flight.get());
+            let room = self
+                .dispatch
+                .lanes()
+                .reserve_many(*subscription, max_in_flight, share);
+            if let Ok(room @ 1..) = u32::try_from(room) {
+                wanted.push((*subscription, room));
+            }
+        }
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let holder = self.lease.worker();
+        let claimed = self.store.deliveries.claim(holder, &wanted).await;
+        let mut counts: HashMap<SubscriptionId, u32> = HashMap::new();
+        for claimed in claimed.iter().flatten() {
+            *counts.entry(claimed.key.subscription).or_default() += 1;
+        }
+        {
+            let mut lanes = self.dispatch.lanes();
+            for (subscription, room) in &wanted {
+                let count = counts.get(subscription).copied().unwrap_or_default();
+                // Fewer than asked for: the store holds no more that is due.
+                lanes.set_hungry(*subscription, claimed.is_err() || count == *room);
+                lanes.unreserve(*subscription, (room - count) as usize);
+            }
+        }
+        self.dispatch
+            .push(claimed?.into_iter().map(|claimed| job(claimed, holder)));
+        Ok(())
+    }
+}
+
+fn job(claimed: Claimed, holder: shared::WorkerId) -> Job {
+    let Claimed {
+        key,
+        organization,
+        attempts,
+        event_type,
+        received_at,
+        occurred_at,
+        trace,
+        payload,
+        ..
+    } = claimed;
+    let event = EventBody {
+        id: key.event,
+        event_type,
+        received_at,
+        occurred_at,
+        trace,
+        payload,
+    };
+    Job {
+        key,
+        organization,
+        attempts,
+        event: Arc::new(event),
+        holder,
+        since: Instant::now(),
+    }
+}
