@@ -49,13 +49,14 @@ find_programs() {
 
 # Debian starts a service when its package is installed, unless this file says no. An existing one is left alone.
 install_packages() {
-  local as_root=()
+  local as_root=() log
   if ((EUID != 0)); then
     command -v sudo >/dev/null || fail "installing $* needs root: run as root, or: apt-get install $*"
     as_root=(sudo)
     [[ -t 0 ]] || as_root+=(--non-interactive)
   fi
   note "installing Debian packages: $*"
+  log="$(mktemp)"
   "${as_root[@]}" sh -eu -c '
     if ! [ -e /usr/sbin/policy-rc.d ]; then
       trap "rm -f /usr/sbin/policy-rc.d" EXIT
@@ -65,7 +66,12 @@ install_packages() {
     export DEBIAN_FRONTEND=noninteractive
     apt-get update -qq
     apt-get install -qq --yes --no-install-recommends "$@"
-  ' sh "$@" </dev/null || fail "the packages could not be installed: $*"
+  ' sh "$@" >"$log" 2>&1 </dev/null || {
+    cat "$log" >&2
+    rm -f "$log"
+    fail "the packages could not be installed: $*"
+  }
+  rm -f "$log"
 }
 
 # --- Do they answer? -------------------------------------------------------------------------------------------------
