@@ -1,4 +1,5 @@
-//! `GET /v1/events/{id}`: an event, where its deliveries are, and every attempt.
+//! `GET /v1/events/{id}`: an event, where its deliveries are, and every attempt; and one delivery alone, under
+//! `/deliveries/{subscription}`.
 
 use std::{sync::Arc, time::Duration};
 
@@ -6,9 +7,9 @@ use axum::{Router, extract::State, response::IntoResponse, routing::get};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use shared::{
-    DeliveryStatus, EventId, EventStatus, FailureKind, Invalid, SubscriptionId, Timestamp,
+    DeliveryStatus, EventId, EventStatus, FailureKind, Invalid, OrganizationId, SubscriptionId, Timestamp,
     http::{ApiError, Query},
-    id::EventKind,
+    id::{EventKind, SubscriptionKind},
     store::{AttemptRecord, DeliveryRecord, EventRecord},
 };
 
@@ -16,7 +17,7 @@ use crate::{
     Control,
     access::{Caller, Events},
     answer::Answer,
-    path::PathId,
+    path::{PathId, PathIds},
     waiting,
 };
 
@@ -26,7 +27,9 @@ const DEFAULT_WAIT_MS: u64 = 2_000;
 const MAX_WAIT_MS: u64 = 30_000;
 
 pub(crate) fn routes() -> Router<Arc<Control>> {
-    Router::new().route("/v1/events/{id}", get(show))
+    Router::new()
+        .route("/v1/events/{id}", get(show))
+        .route("/v1/events/{id}/deliveries/{subscription}", get(show_delivery))
 }
 
 /// An event as it is shown.
@@ -133,27 +136,50 @@ pub(crate) fn not_found(fresh: bool) -> ApiError {
     }
 }
 
-async fn show(
-    State(control): State<Arc<Control>>,
-    caller: Caller<Events>,
-    PathId(id): PathId<EventKind>,
+/// Looks an event up; one that may be on its way is waited for, as long as the query says.
+async fn found(
+    control: &Control,
+    organization: OrganizationId,
+    id: EventId,
     mut query: Query,
-) -> Result<impl IntoResponse, ApiError> {
+) -> Result<EventRecord, ApiError> {
     let wait_ms = query.optional("wait_ms", |text| match text.parse() {
         Ok(wait) if wait <= MAX_WAIT_MS => Ok(wait),
         _ => Err(Invalid::new("must be a whole number from 0 to 30000")),
     });
     query.finish()?;
     let fresh = waiting::is_fresh(id);
-    let mut wait = control
-        .waiters
-        .wait(Duration::from_millis(wait_ms.unwrap_or(DEFAULT_WAIT_MS)));
+    let limit = Duration::from_millis(wait_ms.unwrap_or(DEFAULT_WAIT_MS));
+    let mut wait = control.waiters.wait(limit);
     loop {
-        if let Some(event) = control.api.store.events.get(caller.organization(), id).await? {
-            return Ok(Answer::ok(EventView::try_from(event)?));
+        if let Some(event) = control.api.store.events.get(organization, id).await? {
+            return Ok(event);
         }
         if !(fresh && wait.pause().await) {
             return Err(not_found(fresh));
         }
     }
+}
+
+async fn show(
+    State(control): State<Arc<Control>>,
+    caller: Caller<Events>,
+    PathId(id): PathId<EventKind>,
+    query: Query,
+) -> Result<impl IntoResponse, ApiError> {
+    let event = found(&control, caller.organization(), id, query).await?;
+    Ok(Answer::ok(EventView::try_from(event)?))
+}
+
+async fn show_delivery(
+    State(control): State<Arc<Control>>,
+    caller: Caller<Events>,
+    PathIds(id, subscription): PathIds<EventKind, SubscriptionKind>,
+    query: Query,
+) -> Result<impl IntoResponse, ApiError> {
+    let event = found(&control, caller.organization(), id, query).await?;
+    let mut deliveries = event.deliveries.into_iter();
+    let delivery = deliveries.find(|delivery| delivery.subscription == subscription);
+    let delivery = delivery.ok_or_else(|| ApiError::not_found("delivery"))?;
+    Ok(Answer::ok(DeliveryView::from(delivery)))
 }

@@ -27,7 +27,6 @@ use crate::{
     access::{Administration, Caller},
     answer::{Answer, Listing, NO_CONTENT},
     cursor::List,
-    organizations::Founded,
     path::PathId,
 };
 
@@ -39,7 +38,7 @@ pub(crate) fn routes() -> Router<Arc<Control>> {
 
 /// A key as it is shown.
 #[derive(Serialize)]
-pub(crate) struct KeyView {
+struct KeyView {
     id: KeyId,
     name: String,
     /// Its text: shown when it is made and never again.
@@ -64,25 +63,6 @@ impl KeyView {
             created_at: key.created_at,
             expires_at: key.expires_at,
             revoked_at: key.revoked_at,
-        }
-    }
-
-    /// The key that an organization begins with.
-    pub(crate) fn first(founded: &Founded) -> Self {
-        let Founded {
-            organization,
-            key,
-            text,
-        } = founded;
-        Self {
-            id: key.id,
-            name: key.name.clone(),
-            key: Some(text.expose().to_owned()),
-            hint: key.hint.clone(),
-            scopes: key.scopes,
-            created_at: organization.created_at,
-            expires_at: key.expires_at,
-            revoked_at: None,
         }
     }
 }

@@ -10,10 +10,9 @@ use axum::{
 };
 use serde::Serialize;
 use shared::{
-    KeyText, Organization, OrganizationId, Scopes, Tier, Timestamp,
+    KeyId, KeyText, Organization, OrganizationId, Scopes, Tier, Timestamp,
     http::{ApiError, Fields, JsonBody, Unknown, fields},
     organization::Name,
-    store::NewKey,
 };
 
 use crate::{
@@ -37,48 +36,55 @@ struct OrganizationView {
     /// Accepted events a minute; `null` is no limit.
     events_per_minute: Option<u32>,
     created_at: Timestamp,
-    /// The first key, which may do everything: shown here and never again.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    key: Option<keys::KeyView>,
+    #[serde(flatten)]
+    first_key: Option<FirstKeyView>,
+}
+
+/// The key that an organization begins with, which may do everything: its text is shown here and never again.
+#[derive(Serialize)]
+struct FirstKeyView {
+    api_key: String,
+    api_key_id: KeyId,
 }
 
 impl OrganizationView {
-    fn of(organization: Organization, key: Option<keys::KeyView>) -> Self {
+    fn of(organization: Organization, first_key: Option<FirstKeyView>) -> Self {
         Self {
             id: organization.id,
             name: organization.name,
             tier: organization.tier,
             events_per_minute: organization.tier.events_per_minute(),
             created_at: organization.created_at,
-            key,
+            first_key,
         }
     }
 }
 
 /// An organization that was created just now, and its first key.
-pub(crate) struct Founded {
+pub(crate) struct Created {
     pub(crate) organization: Organization,
-    pub(crate) key: NewKey,
-    pub(crate) text: KeyText,
+    pub(crate) key: KeyText,
+    key_id: KeyId,
 }
 
 /// Creates an organization with a key that may do everything.
-pub(crate) async fn found(
+pub(crate) async fn create_with_key(
     control: &Control,
     founder: Founder,
     name: &str,
     tier: Tier,
-) -> Result<Founded, ApiError> {
+) -> Result<Created, ApiError> {
     founder.check(tier)?;
     let id = OrganizationId::new();
     let (text, key) = keys::mint(id, "first key".to_owned(), Scopes::all(), None);
     let organizations = &control.api.store.organizations;
-    let organization = organizations.create(id, name, tier, key.clone()).await?;
+    let key_id = key.id;
+    let organization = organizations.create(id, name, tier, key).await?;
     tracing::info!(organization.id = %id, tier = tier.as_str(), "an organization was created");
-    Ok(Founded {
+    Ok(Created {
         organization,
-        key,
-        text,
+        key: text,
+        key_id,
     })
 }
 
@@ -91,9 +97,12 @@ async fn create(
     let name = fields.required("name", fields::string(Name::parse));
     let tier = fields.optional("tier", fields::string(str::parse::<Tier>));
     let name = fields.finish(name)?.into_string();
-    let founded = found(&control, founder, &name, tier.unwrap_or(Tier::Free)).await?;
-    let key = keys::KeyView::first(&founded);
-    let view = OrganizationView::of(founded.organization, Some(key));
+    let created = create_with_key(&control, founder, &name, tier.unwrap_or(Tier::Free)).await?;
+    let first_key = FirstKeyView {
+        api_key: created.key.expose().to_owned(),
+        api_key_id: created.key_id,
+    };
+    let view = OrganizationView::of(created.organization, Some(first_key));
     Ok(Answer::created(view).at("/v1/organization").secret())
 }
 

@@ -130,34 +130,22 @@ struct PutBack {
     status: &'static str,
 }
 
-/// Puts a frame back into the queue. A copy is kept under another id until the queue has confirmed it, and the
-/// original forgotten first: a worker that sets the frame aside again, under the same id, must not find it there and
-/// see its own forgotten afterwards. Whatever breaks on the way leaves one of the two.
+/// Puts a frame back into the queue, and forgets it once the queue has confirmed. Whatever breaks between leaves it
+/// here, and taking the same events in twice changes nothing. What a worker sets aside again has an id of its own.
 async fn put_back(
     State(control): State<Arc<Control>>,
     _: Operator,
     PathId(id): PathId<SetAsideKind>,
 ) -> Result<impl IntoResponse, ApiError> {
     let item = found(&control, id).await?;
-    let entry = Bytes::from(item.frame.clone());
+    let entry = Bytes::from(item.frame);
     // It would travel with others in one frame, and make all of them unreadable.
     frame::decode(&entry).map_err(|unreadable| {
         let detail = format!("the frame cannot be read, so it would only be set aside again: {unreadable}");
         ApiError::new(Code::Conflict, detail)
     })?;
-    let events = &control.api.store.events;
-    let copy = SetAside {
-        id: SetAsideId::new(),
-        ..item.clone()
-    };
-    events.set_aside(std::slice::from_ref(&copy)).await?;
-    events.forget_set_aside(id).await?;
-    if let Err(error) = control.api.publisher.publish(entry).await {
-        events.set_aside(&[item]).await?;
-        events.forget_set_aside(copy.id).await?;
-        return Err(error.into());
-    }
-    events.forget_set_aside(copy.id).await?;
+    control.api.publisher.publish(entry).await?;
+    control.api.store.events.forget_set_aside(id).await?;
     tracing::info!(set_aside.id = %id, "what was set aside was put back into the queue");
     let status = "put_back";
     Ok(Answer::accepted(PutBack { id, status }))

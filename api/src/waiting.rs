@@ -12,7 +12,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 /// The most requests that wait at once.
 const MAX_WAITERS: usize = 1_024;
 /// How old an event may be that is not stored yet.
-const FRESH: Duration = Duration::from_secs(60);
+const FRESH: Duration = Duration::from_mins(1);
 /// The first pause between two looks; each is twice the one before.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 /// The longest.

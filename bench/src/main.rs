@@ -1,2 +1,160 @@
-//! Placeholder.
-fn main() {}
+//! Load generator and reports.
+//!
+//! `ingest` measures how fast events are accepted, `e2e` how fast they arrive; both beside the floor of the same run, so
+//! that a noisy machine shows in both. Everything runs on this machine, over loopback, and ends by itself.
+
+mod deployment;
+mod floor;
+mod http;
+mod load;
+mod receiver;
+mod report;
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Parser, ValueEnum};
+
+use crate::{deployment::Deployment, load::Load, report::Report};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// What is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Scenario {
+    /// From posting to the 202.
+    Ingest,
+    /// From posting to the arrival of the webhook, with one subscription and the receiver on this machine.
+    E2e,
+}
+
+/// What the deployment runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Engine {
+    /// `ingest`, `worker` and `api` on RabbitMQ and PostgreSQL.
+    Servers,
+    /// `triggers serve` on SQLite.
+    Embedded,
+}
+
+/// Measures Triggers on this machine, beside the floor: the bare confirm of the queue.
+#[derive(Debug, Parser)]
+#[command(name = "bench", version)]
+struct Args {
+    /// What to measure.
+    scenario: Scenario,
+    /// What to run on.
+    #[arg(long, default_value = "servers")]
+    engine: Engine,
+    /// Closed loop: this many connections, each posting as soon as it is answered.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    connections: u16,
+    /// Open loop: this many events a second, whatever the answers (over 64 connections).
+    #[arg(long, conflicts_with = "connections", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    rate: Option<u32>,
+    /// How long to post.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3_600))]
+    seconds: u64,
+    /// How large a payload is.
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(64..=262_144))]
+    payload_bytes: u32,
+    /// How many workers to start (servers only).
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8))]
+    workers: u8,
+    /// Where to write the report as JSON.
+    #[arg(long, default_value = "bench-report.json")]
+    json: PathBuf,
+    /// PostgreSQL, with the right to create a database; the bench makes one of its own and drops it.
+    #[arg(
+        long,
+        env = "TRIGGERS_BENCH_DATABASE_URL",
+        default_value = "postgres://postgres@127.0.0.1:5432/postgres"
+    )]
+    database_url: String,
+    /// RabbitMQ; the bench uses queues of its own and deletes them.
+    #[arg(
+        long,
+        env = "TRIGGERS_BENCH_AMQP_URL",
+        default_value = "amqp://guest:guest@127.0.0.1:5672/%2f"
+    )]
+    amqp_url: String,
+}
+
+fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    // One thread for the generator and the receiver: they are to take as little as they can from what is measured.
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(run(args))
+}
+
+async fn run(args: Args) -> anyhow::Result<()> {
+    let shape = match args.rate {
+        Some(rate) => load::Shape::Open { rate },
+        None => load::Shape::Closed {
+            connections: args.connections,
+        },
+    };
+    let length = Duration::from_secs(args.seconds);
+    let payload = args.payload_bytes as usize;
+
+    eprintln!("measuring the floor …");
+    let floor = match args.engine {
+        Engine::Servers => {
+            floor::rabbit(
+                &args.amqp_url,
+                shape,
+                payload,
+                length.min(Duration::from_secs(10)),
+            )
+            .await?
+        }
+        Engine::Embedded => floor::sqlite(payload).await?,
+    };
+
+    eprintln!("starting {:?} …", args.engine);
+    let deployment = match args.engine {
+        Engine::Servers => Deployment::servers(&args.database_url, &args.amqp_url, args.workers).await?,
+        Engine::Embedded => Deployment::embedded().await?,
+    };
+    let idle = deployment.memory()?;
+    let measured = async {
+        let receiver = match args.scenario {
+            Scenario::E2e => {
+                let receiver = receiver::start().await?;
+                deployment.subscribe(receiver.address).await?;
+                Some(receiver)
+            }
+            Scenario::Ingest => None,
+        };
+        let load = Load {
+            target: deployment.ingest,
+            key: deployment.key.clone(),
+            payload,
+        };
+        eprintln!("warming up …");
+        let warm = load.run(shape, Duration::from_secs(2), 0).await?;
+        if let Some(receiver) = &receiver {
+            receiver.settle(warm.posted()).await;
+        }
+        eprintln!("measuring for {} s …", args.seconds);
+        let run = load.run(shape, length, warm.posted()).await?;
+        let arrivals = match &receiver {
+            Some(receiver) => {
+                receiver.settle(run.posted()).await;
+                Some(receiver.arrivals())
+            }
+            None => None,
+        };
+        anyhow::Ok((run, arrivals, deployment.memory()?))
+    }
+    .await;
+    let left = deployment.end().await;
+    let (run, arrivals, memory) = measured?;
+    let report = Report::new(&args, &run, arrivals.as_ref(), floor, &idle, &memory);
+    println!("{report}");
+    std::fs::write(&args.json, serde_json::to_string_pretty(&report.to_json())?)?;
+    eprintln!("the report is in {}", args.json.display());
+    left
+}

@@ -77,9 +77,7 @@ impl Engine {
             url: database_url.into(),
             max_connections: args.database_connections,
         };
-        let store = postgres::connect(options)
-            .await
-            .map_err(SettingError::of("TRIGGERS_DATABASE_URL"))?;
+        let store = postgres::connect(&options).map_err(SettingError::of("TRIGGERS_DATABASE_URL"))?;
         let queue = rabbit::RabbitQueue::new(rabbit::RabbitOptions {
             uri,
             prefix: args.queue_prefix.clone(),

@@ -23,8 +23,8 @@ use sqlx::{
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-/// Past this many pages (64 MiB) the write-ahead log is started over.
-const MAX_WAL_PAGES: i64 = 16 * 1024;
+/// Past this many pages (32 MiB) the write-ahead log is started over; what is written until the next checkpoint comes on top.
+const MAX_WAL_PAGES: i64 = 8 * 1024;
 /// How often the log is carried into the database file, while there is anything to carry.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(1);
 /// How long a lock that somebody else holds is waited for. No other process should be there at all.

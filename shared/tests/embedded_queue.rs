@@ -163,7 +163,7 @@ async fn a_source_that_lags_reads_what_memory_does_not_hold() {
     let directory = Directory::new();
     let queue = opened(&directory).await;
     let mut sink = queue.sink().await.unwrap();
-    let body = |number: u32| Bytes::from([&number.to_be_bytes()[..], &[7; 600_000]].concat());
+    let body = |number: u32| Bytes::from([&number.to_be_bytes()[..], &vec![7; 600_000]].concat());
     for number in 0..20 {
         sink.write(body(number)).await.unwrap().await.unwrap();
     }

@@ -11,8 +11,8 @@ use shared::{
     OrganizationId, Payload, Scopes, SubscriptionId, Tier, Timestamp, WorkerId,
     delivery::{AttemptOutcome, AttemptResult},
     store::{
-        EventFilter, IntakeBatch, IntakeOutcome, NewKey, Order, PageRequest, PlannedDelivery, Retention,
-        Store, StoreError, sqlite,
+        EventFilter, IntakeBatch, IntakeOutcome, Lease, NewKey, Order, PageRequest, PlannedDelivery,
+        Retention, Store, StoreError, sqlite,
     },
 };
 use sqlx::{ConnectOptions as _, SqliteConnection, sqlite::SqliteConnectOptions};
@@ -207,6 +207,17 @@ async fn what_was_committed_survives_a_crash_and_a_close() {
         .unwrap();
     assert_eq!(event.payload, "{ \"b\":1.0, \"a\":\"é\" }");
     assert_eq!(event.deliveries[0].log[0].status_code, Some(204));
+    // Nobody who held something has lived on.
+    let event = recovered
+        .store
+        .events
+        .get(recovered.organization, ids[299])
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(event.deliveries[0].status, DeliveryStatus::Pending);
+    let lease = recovered.store.deliveries.renew(recovered.worker, HOUR).await;
+    assert_eq!(lease.unwrap(), Lease::Lost);
 
     recovered.store.keeper.close().await;
     assert!(!crashed.path().join("store.db-wal").exists());

@@ -57,9 +57,10 @@ pub(super) async fn generate(
     let name = fields.required("organization_name", fields::string(Name::parse));
     let tier = fields.optional("tier", fields::string(str::parse::<Tier>));
     let name = fields.finish(name)?.into_string();
-    let founded = organizations::found(&control, founder, &name, tier.unwrap_or(Tier::Free)).await?;
-    let created_at = founded.organization.created_at;
-    let view = KeyView::of(founded.organization, founded.text.expose(), created_at);
+    let created =
+        organizations::create_with_key(&control, founder, &name, tier.unwrap_or(Tier::Free)).await?;
+    let created_at = created.organization.created_at;
+    let view = KeyView::of(created.organization, created.key.expose(), created_at);
     Ok(Answer::created(view).secret())
 }
 

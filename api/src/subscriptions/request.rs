@@ -54,6 +54,10 @@ pub(super) struct Settings {
     pub(super) event_types: Option<Vec<EventPattern>>,
     pub(super) enabled: Option<bool>,
     /// `Some(None)` is `null`: there is to be none.
+    #[expect(
+        clippy::option_option,
+        reason = "not given, null and a text are three things, as the store's patch has them"
+    )]
     pub(super) description: Option<Option<String>>,
     pub(super) retry_schedule: Option<RetrySchedule>,
     pub(super) timeout: Option<AttemptTimeout>,

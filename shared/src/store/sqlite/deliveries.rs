@@ -72,7 +72,8 @@ async fn claim(tx: &mut Tx, worker: WorkerId, wanted: Vec<(SubscriptionId, u32)>
              e.occurred_at \
              FROM deliveries d INDEXED BY deliveries_due CROSS JOIN events e ON e.seq = d.seq \
              WHERE d.subscription_id = ? AND d.due_at <= ? AND {FREE} AND EXISTS \
-             (SELECT 1 FROM subscriptions s WHERE s.id = d.subscription_id AND s.enabled AND s.deleted_at IS NULL) \
+             (SELECT 1 FROM subscriptions s WHERE s.id = d.subscription_id AND s.kind = 'push' AND s.enabled \
+             AND s.deleted_at IS NULL) \
              ORDER BY d.due_at LIMIT ?"
         )))
         .bind(subscription.uuid())
@@ -139,9 +140,9 @@ impl Deliveries for Engine {
         self.writer
             .run(move |tx| {
                 Box::pin(async move {
+                    // A lease that ran out does not come back: what its worker held may be held by others.
                     sqlx::query(
-                        "INSERT INTO workers (id, lease_until) VALUES (?, ?) \
-                         ON CONFLICT (id) DO UPDATE SET lease_until = excluded.lease_until",
+                        "INSERT INTO workers (id, lease_until) VALUES (?, ?) ON CONFLICT (id) DO NOTHING",
                     )
                     .bind(worker.uuid())
                     .bind(tx.now.plus(ttl).millis())

@@ -77,10 +77,12 @@ impl Batch {
         let known = known(&mut tx.connection, &self.events).await?;
         let mut holders = holders(&mut tx.connection, &self.events, now).await?;
 
+        let mut in_order: Vec<(usize, &AcceptedEvent)> = self.events.iter().enumerate().collect();
+        in_order.sort_unstable_by_key(|(_, event)| event.id);
         let mut fresh = Vec::with_capacity(self.events.len());
         let mut keyed = Vec::new();
         let mut aliases = Vec::new();
-        for (at, event) in self.events.iter().enumerate() {
+        for (at, event) in in_order {
             if known.contains(&event.id) {
                 continue;
             }

@@ -1,6 +1,6 @@
 //! Schema, health, word of changes, and the end.
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use async_trait::async_trait;
 use sqlx::migrate::MigrateError;
@@ -40,7 +40,12 @@ impl Keeper for Engine {
     }
 
     fn changes(&self) -> broadcast::Receiver<Change> {
-        self.changes.subscribe()
+        let changes = self.changes.subscribe();
+        // As an engine does that has to connect first, the first word says that listening has begun.
+        if !self.listening.swap(true, Ordering::Relaxed) {
+            let _: std::result::Result<_, _> = self.changes.send(Change::Everything);
+        }
+        changes
     }
 
     async fn close(&self) {

@@ -21,7 +21,10 @@ mod set_aside;
 mod subscriptions;
 mod writer;
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::Path,
+    sync::{Arc, atomic::AtomicBool},
+};
 
 use sqlx::SqlitePool;
 use tokio::sync::{Mutex, broadcast};
@@ -48,6 +51,8 @@ struct Engine {
     writer: Writer,
     readers: SqlitePool,
     changes: broadcast::Sender<Change>,
+    /// Whether anybody has listened yet.
+    listening: AtomicBool,
     /// Held by whoever does a round of retention.
     retention: Mutex<()>,
     tasks: TaskTracker,
@@ -55,10 +60,25 @@ struct Engine {
     _stop_when_dropped: DropGuard,
 }
 
-/// Opens the store in `store.db` of the directory, which must exist. [`migrate`](super::Keeper::migrate) it before use.
+/// Opens the store in `store.db` of the directory, which must exist, and which nobody else may have open.
+/// [`migrate`](super::Keeper::migrate) it before use.
+///
+/// Since the store works in one process only, no worker can have outlived the one before: all leases end here, and what
+/// a crash left behind is anybody's at once.
 pub async fn open(dir: &Path) -> Result<Store> {
     let database = Database::new(dir.join("store.db"), 8192);
-    let connection = database.writer().await.map_err(row::failed)?;
+    let mut connection = database.writer().await.map_err(row::failed)?;
+    let used_before = sqlx::query("SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'workers'")
+        .fetch_optional(&mut connection)
+        .await
+        .map_err(row::failed)?
+        .is_some();
+    if used_before {
+        sqlx::query("DELETE FROM workers")
+            .execute(&mut connection)
+            .await
+            .map_err(row::failed)?;
+    }
     let readers = database.readers(4);
     let (changes, _) = broadcast::channel(CHANGES);
     let (tasks, stop, checkpoints_stop) = (
@@ -81,6 +101,7 @@ pub async fn open(dir: &Path) -> Result<Store> {
         writer,
         readers,
         changes,
+        listening: AtomicBool::new(false),
         retention: Mutex::new(()),
         tasks,
         _stop_when_dropped: stop.clone().drop_guard(),

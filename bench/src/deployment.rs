@@ -1,0 +1,287 @@
+//! What is measured: the release binaries, as processes of their own, with a database and queues of their own.
+
+use std::{
+    io::{BufRead, BufReader},
+    net::SocketAddr,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::mpsc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use lapin::{Connection, ConnectionProperties, options::QueueDeleteOptions};
+use serde_json::{Value, json};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+
+use crate::floor::Directory;
+
+const ADMIN_TOKEN: &str = "bench-admin-token-0123456789";
+
+/// A process, killed when it is dropped.
+struct Process {
+    name: String,
+    child: Child,
+    address: SocketAddr,
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A running deployment.
+pub struct Deployment {
+    /// Where events are posted.
+    pub ingest: SocketAddr,
+    /// A key of its organization.
+    pub key: String,
+    api: SocketAddr,
+    processes: Vec<Process>,
+    servers: Option<Servers>,
+    _directory: Option<Directory>,
+}
+
+struct Servers {
+    database_url: String,
+    database: String,
+    amqp_url: String,
+    prefix: String,
+}
+
+/// A process's memory.
+#[derive(Debug, Clone)]
+pub struct Memory {
+    /// Which process.
+    pub process: String,
+    /// Resident now, in MB (10^6 bytes).
+    pub resident: f64,
+    /// The most that was ever resident.
+    pub peak: f64,
+}
+
+impl Deployment {
+    /// `ingest`, workers and `api` on RabbitMQ and PostgreSQL.
+    pub async fn servers(database_url: &str, amqp_url: &str, workers: u8) -> anyhow::Result<Self> {
+        let id = uuid::Uuid::now_v7().simple().to_string();
+        let servers = Servers {
+            database_url: database_url.to_owned(),
+            database: format!("triggers_bench_{id}"),
+            amqp_url: amqp_url.to_owned(),
+            prefix: format!("bench-{id}."),
+        };
+        let mut admin = PgConnection::connect(database_url)
+            .await
+            .context("PostgreSQL cannot be reached")?;
+        sqlx::query(AssertSqlSafe(format!("CREATE DATABASE {}", servers.database)))
+            .execute(&mut admin)
+            .await?;
+        let mut own: reqwest::Url = database_url.parse()?;
+        own.set_path(&servers.database);
+        let env = vec![
+            ("TRIGGERS_DATABASE_URL", own.to_string()),
+            ("TRIGGERS_AMQP_URL", amqp_url.to_owned()),
+            ("TRIGGERS_QUEUE_PREFIX", servers.prefix.clone()),
+            (
+                "TRIGGERS_SECRET_KEY",
+                "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=".to_owned(),
+            ),
+        ];
+        let mut processes = vec![start("api", &[], &env).await?, start("ingest", &[], &env).await?];
+        for _ in 0..workers {
+            processes.push(start("worker", &[], &env).await?);
+        }
+        Self::new(processes, 0, 1, Some(servers), None).await
+    }
+
+    /// `triggers serve` on SQLite.
+    pub async fn embedded() -> anyhow::Result<Self> {
+        let directory = Directory::new("data")?;
+        let env = vec![("TRIGGERS_DATA_DIR", directory.path().display().to_string())];
+        let processes = vec![start("triggers", &["serve"], &env).await?];
+        Self::new(processes, 0, 0, None, Some(directory)).await
+    }
+
+    async fn new(
+        processes: Vec<Process>,
+        api: usize,
+        ingest: usize,
+        servers: Option<Servers>,
+        directory: Option<Directory>,
+    ) -> anyhow::Result<Self> {
+        let (api, ingest) = (processes[api].address, processes[ingest].address);
+        let created: Value = reqwest::Client::new()
+            .post(format!("http://{api}/v1/organizations"))
+            .bearer_auth(ADMIN_TOKEN)
+            .json(&json!({"name": "bench", "tier": "unlimited"}))
+            .send()
+            .await?
+            .json()
+            .await?;
+        let key = created
+            .pointer("/key/key")
+            .or_else(|| created.get("key"))
+            .and_then(Value::as_str);
+        let key = key
+            .with_context(|| format!("no key was answered: {created}"))?
+            .to_owned();
+        Ok(Self {
+            ingest,
+            key,
+            api,
+            processes,
+            servers,
+            _directory: directory,
+        })
+    }
+
+    /// Subscribes a receiver to everything.
+    pub async fn subscribe(&self, receiver: SocketAddr) -> anyhow::Result<()> {
+        let answer = reqwest::Client::new()
+            .post(format!("http://{}/v1/subscriptions", self.api))
+            .bearer_auth(&self.key)
+            .json(&json!({"url": format!("http://{receiver}/hook"), "max_in_flight": 256}))
+            .send()
+            .await?;
+        if answer.status() != 201 {
+            bail!("the subscription was refused: {}", answer.text().await?);
+        }
+        Ok(())
+    }
+
+    /// The memory of each process.
+    pub fn memory(&self) -> anyhow::Result<Vec<Memory>> {
+        self.processes
+            .iter()
+            .map(|process| memory(&process.name, process.child.id()))
+            .collect()
+    }
+
+    /// Ends the processes, and removes what is theirs.
+    pub async fn end(self) -> anyhow::Result<()> {
+        let Self {
+            processes, servers, ..
+        } = self;
+        drop(processes);
+        let Some(servers) = servers else { return Ok(()) };
+        let mut admin = PgConnection::connect(&servers.database_url).await?;
+        let drop = format!("DROP DATABASE {} WITH (FORCE)", servers.database);
+        sqlx::query(AssertSqlSafe(drop)).execute(&mut admin).await?;
+        let connection = Connection::connect(&servers.amqp_url, ConnectionProperties::default()).await?;
+        let channel = connection.create_channel().await?;
+        for queue in ["events", "events.dead"] {
+            let name = format!("{}{queue}", servers.prefix);
+            channel
+                .queue_delete(name.into(), QueueDeleteOptions::default())
+                .await?;
+        }
+        Ok(())
+    }
+}
+
+fn memory(name: &str, pid: u32) -> anyhow::Result<Memory> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let field = |name: &str| -> anyhow::Result<f64> {
+        let line = status
+            .lines()
+            .find(|line| line.starts_with(name))
+            .context("no such field")?;
+        let kib: f64 = line.split_whitespace().nth(1).context("no value")?.parse()?;
+        Ok(kib * 1024.0 / 1e6)
+    };
+    Ok(Memory {
+        process: name.to_owned(),
+        resident: field("VmRSS:")?,
+        peak: field("VmHWM:")?,
+    })
+}
+
+/// Starts a binary on a free port, and waits until it is ready.
+async fn start(name: &str, arguments: &[&str], env: &[(&str, String)]) -> anyhow::Result<Process> {
+    let mut child = Command::new(binary(name)?)
+        .args(arguments)
+        .envs(env.iter().map(|(name, value)| (name, value)))
+        .env("TRIGGERS_LISTEN", "127.0.0.1:0")
+        .env("TRIGGERS_ALLOW_PRIVATE_TARGETS", "127.0.0.0/8")
+        .env("TRIGGERS_ADMIN_TOKEN", ADMIN_TOKEN)
+        .env("TRIGGERS_LOG", "warn,shared::process=info")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("{name} does not start"))?;
+    let stderr = child.stderr.take().context("no standard error")?;
+    let (sender, addresses) = mpsc::channel();
+    let shown = name.to_owned();
+    std::thread::spawn(move || {
+        for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+            let address = serde_json::from_str::<Value>(&line)
+                .ok()
+                .and_then(|line| line.get("listen.address")?.as_str()?.parse::<SocketAddr>().ok());
+            match address {
+                Some(address) => drop(sender.send(address)),
+                None => eprintln!("{shown}: {line}"),
+            }
+        }
+    });
+    let address = addresses
+        .recv_timeout(Duration::from_secs(20))
+        .with_context(|| format!("{name} does not listen"))?;
+    let process = Process {
+        name: name.to_owned(),
+        child,
+        address,
+    };
+    let (client, begun) = (reqwest::Client::new(), Instant::now());
+    loop {
+        let ready = client.get(format!("http://{address}/health/ready")).send().await;
+        if ready.is_ok_and(|ready| ready.status().is_success()) {
+            return Ok(process);
+        }
+        if begun.elapsed() > Duration::from_secs(30) {
+            bail!("{name} does not become ready");
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// The binary beside this one; where it is missing or older than the sources may be, cargo builds it.
+fn binary(name: &str) -> anyhow::Result<PathBuf> {
+    static BUILD: std::sync::Once = std::sync::Once::new();
+    BUILD.call_once(|| {
+        if let Some(cargo) = std::env::var_os("CARGO") {
+            let profile: &[&str] = if cfg!(debug_assertions) {
+                &[]
+            } else {
+                &["--release"]
+            };
+            let packages = [
+                "-p",
+                "triggers",
+                "-p",
+                "triggers-ingest",
+                "-p",
+                "triggers-worker",
+                "-p",
+                "triggers-api",
+            ];
+            eprintln!("building what is measured …");
+            let _ = Command::new(cargo)
+                .arg("build")
+                .args(profile)
+                .args(packages)
+                .arg("--bins")
+                .status();
+        }
+    });
+    let path = std::env::current_exe()?.with_file_name(name);
+    if !path.exists() {
+        bail!(
+            "{} is missing: run the bench as cargo run --release -p bench",
+            path.display()
+        );
+    }
+    Ok(path)
+}

@@ -1,0 +1,238 @@
+//! Posting events: in a closed loop (as many at once as there are connections), or in an open one (at a rate, whatever
+//! the answers, so that a stall shows in every event that it delays).
+
+use std::{
+    cell::RefCell,
+    net::SocketAddr,
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use tokio::{net::TcpStream, sync::mpsc, task::JoinSet};
+
+use crate::http::Wire;
+
+/// Connections of an open loop.
+const OPEN_CONNECTIONS: u16 = 64;
+
+/// How events are posted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shape {
+    /// By this many connections, each as soon as it is answered.
+    Closed {
+        /// How many.
+        connections: u16,
+    },
+    /// At this rate.
+    Open {
+        /// Events a second.
+        rate: u32,
+    },
+}
+
+/// Where to post what.
+#[derive(Debug, Clone)]
+pub struct Load {
+    /// The front.
+    pub target: SocketAddr,
+    /// The API key.
+    pub key: String,
+    /// Bytes a payload.
+    pub payload: usize,
+}
+
+/// One event's fate.
+#[derive(Debug, Clone, Copy)]
+pub struct Post {
+    /// Its number, which its payload begins with.
+    pub number: u64,
+    /// When it was to be posted.
+    pub due: Instant,
+    /// When it was answered.
+    pub answered: Instant,
+    /// With which status.
+    pub status: u16,
+}
+
+/// A run.
+#[derive(Debug)]
+pub struct Run {
+    /// Every event of it.
+    pub posts: Vec<Post>,
+    /// How long it took, from the first to the last answer.
+    pub took: Duration,
+    next: u64,
+}
+
+impl Run {
+    /// How many numbers are used up by this run and those before it.
+    pub fn posted(&self) -> u64 {
+        self.next
+    }
+}
+
+/// The payload of event `number`: `{"n":42,"pad":"xxx…"}`.
+pub fn payload(number: u64, bytes: usize) -> String {
+    let head = format!(r#"{{"n":{number:010},"pad":""#);
+    format!("{head}{}\"}}", "x".repeat(bytes.saturating_sub(head.len() + 2)))
+}
+
+impl Load {
+    /// The request of an event, written out.
+    fn request(&self, number: u64) -> Vec<u8> {
+        let body = format!(
+            r#"{{"type":"bench.event","payload":{}}}"#,
+            payload(number, self.payload)
+        );
+        format!(
+            "POST /v1/events HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer {}\r\ncontent-type: application/json\r\n\
+             content-length: {}\r\n\r\n{body}",
+            self.target,
+            self.key,
+            body.len()
+        )
+        .into_bytes()
+    }
+
+    async fn connect(&self) -> anyhow::Result<Wire> {
+        let stream = TcpStream::connect(self.target)
+            .await
+            .context("the front does not take a connection")?;
+        Ok(Wire::new(stream)?)
+    }
+
+    /// Posts for a while, with numbers from `first`.
+    pub async fn run(&self, shape: Shape, length: Duration, first: u64) -> anyhow::Result<Run> {
+        let posts = Rc::new(RefCell::new(Vec::new()));
+        let begun = Instant::now();
+        let local = tokio::task::LocalSet::new();
+        let next = local
+            .run_until(async {
+                match shape {
+                    Shape::Closed { connections } => {
+                        self.closed(connections, begun + length, first, &posts).await
+                    }
+                    Shape::Open { rate } => self.open(rate, length, first, &posts).await,
+                }
+            })
+            .await?;
+        let posts = std::mem::take(&mut *posts.borrow_mut());
+        let last = posts
+            .iter()
+            .map(|post: &Post| post.answered)
+            .max()
+            .unwrap_or(begun);
+        Ok(Run {
+            posts,
+            took: last - begun,
+            next,
+        })
+    }
+
+    async fn closed(
+        &self,
+        connections: u16,
+        end: Instant,
+        first: u64,
+        posts: &Rc<RefCell<Vec<Post>>>,
+    ) -> anyhow::Result<u64> {
+        let next = Rc::new(RefCell::new(first));
+        let mut tasks = JoinSet::new();
+        for _ in 0..connections {
+            let mut wire = self.connect().await?;
+            let (load, posts, next) = (self.clone(), Rc::clone(posts), Rc::clone(&next));
+            tasks.spawn_local(async move {
+                while Instant::now() < end {
+                    let number = *next.borrow();
+                    *next.borrow_mut() += 1;
+                    let request = load.request(number);
+                    let due = Instant::now();
+                    let status = exchange(&mut wire, &request).await?;
+                    posts.borrow_mut().push(Post {
+                        number,
+                        due,
+                        answered: Instant::now(),
+                        status,
+                    });
+                }
+                anyhow::Ok(())
+            });
+        }
+        while let Some(done) = tasks.join_next().await {
+            done??;
+        }
+        Ok(*next.borrow())
+    }
+
+    async fn open(
+        &self,
+        rate: u32,
+        length: Duration,
+        first: u64,
+        posts: &Rc<RefCell<Vec<Post>>>,
+    ) -> anyhow::Result<u64> {
+        let count = (f64::from(rate) * length.as_secs_f64()) as u64;
+        let (sender, receiver) = mpsc::unbounded_channel();
+        // A thread of its own: a runtime's timer has a grain of a millisecond, which would be measured as latency.
+        let pacer = std::thread::spawn(move || {
+            let begun = Instant::now();
+            for index in 0..count {
+                let due = begun + Duration::from_secs_f64(index as f64 / f64::from(rate));
+                if let Some(wait) = due.checked_duration_since(Instant::now()) {
+                    std::thread::sleep(wait);
+                }
+                if sender.send((first + index, due)).is_err() {
+                    break;
+                }
+            }
+        });
+        let receiver = Rc::new(tokio::sync::Mutex::new(receiver));
+        let mut tasks = JoinSet::new();
+        for _ in 0..OPEN_CONNECTIONS {
+            let mut wire = self.connect().await?;
+            let (load, posts, receiver) = (self.clone(), Rc::clone(posts), Rc::clone(&receiver));
+            tasks.spawn_local(async move {
+                loop {
+                    let next = receiver.lock().await.recv().await;
+                    let Some((number, due)) = next else {
+                        return anyhow::Ok(());
+                    };
+                    let request = load.request(number);
+                    // An idle connection may have been closed meanwhile: the next request takes a new one.
+                    let status = match exchange(&mut wire, &request).await {
+                        Ok(status) => status,
+                        Err(_) => {
+                            wire = load.connect().await?;
+                            exchange(&mut wire, &request).await?
+                        }
+                    };
+                    posts.borrow_mut().push(Post {
+                        number,
+                        due,
+                        answered: Instant::now(),
+                        status,
+                    });
+                }
+            });
+        }
+        while let Some(done) = tasks.join_next().await {
+            done??;
+        }
+        if pacer.join().is_err() {
+            bail!("the pacer panicked");
+        }
+        Ok(first + count)
+    }
+}
+
+async fn exchange(wire: &mut Wire, request: &[u8]) -> anyhow::Result<u16> {
+    wire.send(request).await?;
+    let message = wire.receive().await?.context("the front closed the connection")?;
+    let status = message
+        .first_line
+        .split(' ')
+        .nth(1)
+        .and_then(|status| status.parse().ok());
+    status.context("the front does not speak HTTP")
+}

@@ -1,0 +1,334 @@
+//! Deliveries: the leases of workers, what is due, and acknowledgements.
+//!
+//! A lease is one row of `workers`: renewing it costs the same however many deliveries a worker holds. A delivery is
+//! free where its `lease_owner` names no worker whose lease lives. Statements that act for a worker look at its lease in
+//! the same snapshot as at the deliveries.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use sqlx::query;
+
+use super::{Engine, Result, StoreError, organizations::uuids, rows, rows::Columns};
+use crate::{
+    DeliveryKey, EventId, OrganizationId, SubscriptionId, WorkerId,
+    delivery::AttemptOutcome,
+    store::{Acknowledged, Backlog, Claimed, Deliveries, Lease},
+};
+
+/// How many bytes of payload one claim returns, about.
+const CLAIM_BYTES: i64 = 8 * 1024 * 1024;
+/// How far [`Backlog`] counts.
+const BACKLOG_COUNTED: i64 = 100_000;
+
+/// Whether nobody holds `d`.
+macro_rules! free {
+    () => {
+        "(d.lease_owner IS NULL
+          OR d.lease_owner <> ALL (ARRAY(SELECT id FROM workers WHERE lease_until > now())))"
+    };
+}
+
+/// Whether the worker `$1` has a lease.
+macro_rules! enlisted {
+    () => {
+        "EXISTS (SELECT FROM workers WHERE id = $1 AND lease_until > now())"
+    };
+}
+
+/// `enlist` may be repeated, but does not revive a lease that ran out.
+const ENLIST: &str = "
+    INSERT INTO workers (id, lease_until) VALUES ($1, now() + make_interval(secs => $2))
+    ON CONFLICT (id) DO UPDATE SET lease_until = excluded.lease_until WHERE workers.lease_until > now()";
+
+const RENEW: &str = "
+    WITH forgotten AS (
+        DELETE FROM workers WHERE lease_until < now() - interval '1 hour'
+    )
+    UPDATE workers SET lease_until = now() + make_interval(secs => $2)
+    WHERE id = $1 AND lease_until > now() RETURNING id";
+
+/// Hops from one subscription that has open deliveries to the next, and looks at the due ones of each alone.
+const LANES_DUE: &str = concat!(
+    "WITH RECURSIVE lanes AS (
+        (SELECT subscription_id FROM deliveries
+         WHERE due_at IS NOT NULL AND ($1::uuid IS NULL OR subscription_id > $1)
+         ORDER BY subscription_id LIMIT 1)
+        UNION ALL
+        SELECT next.subscription_id FROM lanes CROSS JOIN LATERAL (
+            SELECT subscription_id FROM deliveries
+            WHERE due_at IS NOT NULL AND subscription_id > lanes.subscription_id AND ($2::uuid IS NULL OR subscription_id <= $2)
+            ORDER BY subscription_id LIMIT 1
+        ) next
+    )
+    SELECT s.id FROM lanes JOIN LATERAL (
+        SELECT s.id FROM subscriptions s
+        WHERE s.id = lanes.subscription_id AND ($2::uuid IS NULL OR s.id <= $2)
+          AND s.kind = 'push' AND s.enabled AND s.deleted_at IS NULL LIMIT 1
+    ) s ON true
+    WHERE EXISTS (
+        SELECT FROM deliveries d WHERE d.subscription_id = lanes.subscription_id AND d.due_at <= now() AND ",
+    free!(),
+    " OFFSET 0)
+    LIMIT $3"
+);
+
+/// Lane by lane, by the index of each; then no more than fit the bytes; then, by their keys, taken.
+const CLAIM: &str = concat!(
+    "WITH picked AS MATERIALIZED (
+        SELECT d.event_id, d.subscription_id, d.due_at
+        FROM unnest($2::uuid[], $3::bigint[]) AS wanted (subscription_id, most)
+        JOIN LATERAL (
+            SELECT FROM subscriptions s
+            WHERE s.id = wanted.subscription_id AND s.kind = 'push' AND s.enabled AND s.deleted_at IS NULL LIMIT 1
+        ) served ON true
+        CROSS JOIN LATERAL (
+            SELECT d.event_id, d.subscription_id, d.due_at FROM deliveries d
+            WHERE d.subscription_id = wanted.subscription_id AND d.due_at <= now() AND ",
+    free!(),
+    "       ORDER BY d.due_at LIMIT wanted.most FOR UPDATE SKIP LOCKED
+        ) d
+        WHERE ",
+    enlisted!(),
+    "), weighed AS (
+        SELECT picked.*, e.bytes, sum(e.bytes) OVER (ORDER BY picked.due_at, picked.event_id, picked.subscription_id) AS total
+        FROM picked CROSS JOIN LATERAL (
+            SELECT octet_length(payload) AS bytes FROM events WHERE id = picked.event_id LIMIT 1
+        ) e
+    ), fitting AS MATERIALIZED (
+        SELECT event_id, subscription_id, due_at FROM weighed WHERE total - bytes < $4
+    ), claimed AS (
+        UPDATE deliveries d SET lease_owner = $1
+        FROM unnest((SELECT array_agg(event_id ORDER BY event_id, subscription_id) FROM fitting),
+                    (SELECT array_agg(subscription_id ORDER BY event_id, subscription_id) FROM fitting))
+            AS f (event_id, subscription_id)
+        WHERE d.event_id = f.event_id AND d.subscription_id = f.subscription_id
+        RETURNING d.event_id, d.subscription_id, d.organization_id, d.seq, d.attempts, d.due_at
+    )
+    SELECT c.*, e.type, e.received_at, e.occurred_at, e.trace, e.payload
+    FROM claimed c CROSS JOIN LATERAL (
+        SELECT type, received_at, occurred_at, trace, payload FROM events WHERE id = c.event_id LIMIT 1
+    ) e
+    ORDER BY c.due_at, c.seq"
+);
+
+const RELEASE: &str = "
+    UPDATE deliveries d SET lease_owner = NULL
+    FROM unnest((SELECT $2::uuid[]), (SELECT $3::uuid[])) AS k (event_id, subscription_id)
+    WHERE d.event_id = k.event_id AND d.subscription_id = k.subscription_id AND d.event_id BETWEEN $4 AND $5
+      AND d.due_at IS NOT NULL AND d.lease_owner = $1";
+
+const STILL_HELD: &str = concat!(
+    "SELECT d.event_id, d.subscription_id
+    FROM unnest((SELECT $2::uuid[]), (SELECT $3::uuid[])) AS k (event_id, subscription_id)
+    JOIN deliveries d ON d.event_id = k.event_id AND d.subscription_id = k.subscription_id
+    WHERE d.event_id BETWEEN $4 AND $5 AND d.due_at IS NOT NULL AND d.lease_owner = $1 AND ",
+    enlisted!()
+);
+
+/// A closed delivery keeps the name of its owner, who is told by notice.
+const ACKNOWLEDGE: &str = "
+    WITH asked AS MATERIALIZED (
+        SELECT asked.place, e.id
+        FROM unnest($2::uuid[]) WITH ORDINALITY AS asked (id, place)
+        LEFT JOIN LATERAL (
+            SELECT a.event_id FROM event_aliases a WHERE a.id = asked.id AND a.organization_id = $1 LIMIT 1
+        ) first ON true
+        LEFT JOIN LATERAL (
+            SELECT a.event_id FROM event_aliases a WHERE a.id = first.event_id AND a.organization_id = $1 LIMIT 1
+        ) first_of_first ON true
+        LEFT JOIN LATERAL (
+            SELECT e.id FROM events e
+            WHERE e.id = coalesce(first_of_first.event_id, first.event_id, asked.id) AND e.organization_id = $1 LIMIT 1
+        ) e ON true
+    ), closed AS (
+        UPDATE deliveries d SET state = 'acknowledged', due_at = NULL, updated_at = now()
+        FROM unnest((SELECT array_agg(DISTINCT id) FROM asked WHERE id IS NOT NULL)) AS e (id)
+        WHERE d.event_id = e.id AND d.due_at IS NOT NULL
+        RETURNING d.event_id, d.lease_owner
+    ), told AS (
+        SELECT count(pg_notify('triggers_changes', 'c:' || event_id)) AS times
+        FROM (SELECT DISTINCT event_id FROM closed
+              WHERE lease_owner = ANY (ARRAY(SELECT id FROM workers WHERE lease_until > now()))) held
+    )
+    SELECT asked.id, now() AS at FROM asked CROSS JOIN told ORDER BY asked.place";
+
+/// Of the first so many open push deliveries, as the index has them.
+const BACKLOG: &str = "
+    WITH RECURSIVE lanes AS (
+        (SELECT subscription_id FROM deliveries WHERE due_at IS NOT NULL ORDER BY subscription_id LIMIT 1)
+        UNION ALL
+        SELECT next.subscription_id FROM lanes CROSS JOIN LATERAL (
+            SELECT subscription_id FROM deliveries
+            WHERE due_at IS NOT NULL AND subscription_id > lanes.subscription_id
+            ORDER BY subscription_id LIMIT 1
+        ) next
+    ), served AS MATERIALIZED (
+        SELECT s.id FROM lanes CROSS JOIN LATERAL (
+            SELECT s.id, s.enabled FROM subscriptions s
+            WHERE s.id = lanes.subscription_id AND s.kind = 'push' AND s.deleted_at IS NULL LIMIT 1
+        ) s WHERE s.enabled
+    ), sample AS (
+        SELECT d.state FROM served CROSS JOIN LATERAL (
+            SELECT state FROM deliveries WHERE subscription_id = served.id AND due_at IS NOT NULL
+            ORDER BY due_at LIMIT $1
+        ) d LIMIT $1
+    ), oldest AS (
+        SELECT min(d.due_at) AS due_at FROM served CROSS JOIN LATERAL (
+            SELECT due_at FROM deliveries WHERE subscription_id = served.id AND due_at IS NOT NULL
+            ORDER BY due_at LIMIT 1
+        ) d
+    )
+    SELECT count(*) FILTER (WHERE state = 'pending') AS pending, count(*) FILTER (WHERE state = 'retrying') AS retrying,
+           (SELECT greatest(0, (extract(epoch FROM now() - due_at) * 1000)::bigint) FROM oldest) AS oldest_due_ms
+    FROM sample";
+
+#[async_trait]
+impl Deliveries for Engine {
+    async fn enlist(&self, worker: WorkerId, ttl: Duration) -> Result<()> {
+        self.rows(query(ENLIST).bind(worker.uuid()).bind(rows::seconds(ttl)))
+            .await
+            .map(drop)
+    }
+
+    async fn renew(&self, worker: WorkerId, ttl: Duration) -> Result<Lease> {
+        let renewed = self
+            .row(query(RENEW).bind(worker.uuid()).bind(rows::seconds(ttl)))
+            .await?;
+        Ok(if renewed.is_some() {
+            Lease::Held
+        } else {
+            Lease::Lost
+        })
+    }
+
+    async fn resign(&self, worker: WorkerId) -> Result<()> {
+        self.rows(query("DELETE FROM workers WHERE id = $1").bind(worker.uuid()))
+            .await
+            .map(drop)
+    }
+
+    async fn lanes_due(&self, after: Option<SubscriptionId>, limit: u32) -> Result<Vec<SubscriptionId>> {
+        let mut lanes = self.lanes_between(after, None, i64::from(limit)).await?;
+        let missing = i64::from(limit) - i64::try_from(lanes.len()).unwrap_or(i64::MAX);
+        if after.is_some() && missing > 0 {
+            lanes.extend(self.lanes_between(None, after, missing).await?);
+        }
+        Ok(lanes)
+    }
+
+    async fn claim(&self, worker: WorkerId, wanted: &[(SubscriptionId, u32)]) -> Result<Vec<Claimed>> {
+        let (lanes, most): (Vec<_>, Vec<_>) = wanted
+            .iter()
+            .map(|(lane, most)| (lane.uuid(), i64::from(*most)))
+            .unzip();
+        let statement = query(CLAIM)
+            .bind(worker.uuid())
+            .bind(lanes)
+            .bind(most)
+            .bind(CLAIM_BYTES);
+        self.rows(statement)
+            .await?
+            .iter()
+            .map(|row| {
+                Ok(Claimed {
+                    key: DeliveryKey {
+                        event: row.id("event_id")?,
+                        subscription: row.id("subscription_id")?,
+                    },
+                    organization: row.id("organization_id")?,
+                    seq: row.value("seq")?,
+                    attempts: row.count("attempts")?,
+                    event_type: Arc::from(row.value::<&str>("type")?),
+                    received_at: row.at("received_at")?,
+                    occurred_at: row.optional_at("occurred_at")?,
+                    trace: row.value("trace")?,
+                    payload: row.value::<String>("payload")?.into(),
+                })
+            })
+            .collect()
+    }
+
+    async fn release(&self, worker: WorkerId, keys: &[DeliveryKey]) -> Result<()> {
+        self.rows(bind_keys(RELEASE, worker, keys)).await.map(drop)
+    }
+
+    async fn still_held(&self, worker: WorkerId, keys: &[DeliveryKey]) -> Result<Vec<DeliveryKey>> {
+        self.rows(bind_keys(STILL_HELD, worker, keys))
+            .await?
+            .iter()
+            .map(|row| {
+                Ok(DeliveryKey {
+                    event: row.id("event_id")?,
+                    subscription: row.id("subscription_id")?,
+                })
+            })
+            .collect()
+    }
+
+    async fn record(&self, worker: WorkerId, outcomes: &[AttemptOutcome]) -> Result<Vec<DeliveryKey>> {
+        self.write_outcomes(worker, outcomes).await
+    }
+
+    async fn acknowledge(
+        &self,
+        organization: OrganizationId,
+        events: &[EventId],
+    ) -> Result<Vec<Acknowledged>> {
+        let statement = query(ACKNOWLEDGE).bind(organization.uuid()).bind(uuids(events));
+        self.rows(statement)
+            .await?
+            .iter()
+            .map(|row| {
+                Ok(match row.optional_id("id")? {
+                    Some(event) => Acknowledged::Done {
+                        event,
+                        at: row.at("at")?,
+                    },
+                    None => Acknowledged::NotFound,
+                })
+            })
+            .collect()
+    }
+
+    async fn backlog(&self) -> Result<Backlog> {
+        let row = self.one(query(BACKLOG).bind(BACKLOG_COUNTED)).await?;
+        Ok(Backlog {
+            pending: row.number("pending")?,
+            retrying: row.number("retrying")?,
+            oldest_due: Duration::from_millis(row.optional_number("oldest_due_ms")?.unwrap_or(0)),
+        })
+    }
+}
+
+impl Engine {
+    async fn lanes_between(
+        &self,
+        after: Option<SubscriptionId>,
+        until: Option<SubscriptionId>,
+        limit: i64,
+    ) -> Result<Vec<SubscriptionId>, StoreError> {
+        let statement = query(LANES_DUE)
+            .bind(after.map(SubscriptionId::uuid))
+            .bind(until.map(SubscriptionId::uuid))
+            .bind(limit);
+        self.rows(statement)
+            .await?
+            .iter()
+            .map(|row| row.id("id"))
+            .collect()
+    }
+}
+
+fn bind_keys(sql: &'static str, worker: WorkerId, keys: &[DeliveryKey]) -> super::Statement {
+    let mut sorted = keys.to_vec();
+    sorted.sort_unstable();
+    let events: Vec<EventId> = sorted.iter().map(|key| key.event).collect();
+    let subscriptions: Vec<SubscriptionId> = sorted.iter().map(|key| key.subscription).collect();
+    query(sql)
+        .bind(worker.uuid())
+        .bind(uuids(&events))
+        .bind(uuids(&subscriptions))
+        .bind(events.first().map(|id| id.uuid()))
+        .bind(events.last().map(|id| id.uuid()))
+}

@@ -1,0 +1,241 @@
+//! Schema, partitions, retention, health.
+//!
+//! Upkeep has a connection of its own, which is closed after each round: its advisory lock ends with it, however the
+//! round ends.
+
+use std::{borrow::Cow, time::Duration};
+
+use async_trait::async_trait;
+use sqlx::{
+    ConnectOptions, Connection, Row, SqlSafeStr,
+    migrate::{MigrateError, Migration, MigrationType, Migrator},
+    postgres::{PgConnectOptions, PgConnection},
+    query,
+};
+use time::{Date, OffsetDateTime};
+use tokio::sync::broadcast;
+
+use super::{Engine, Result, StoreError, classify, partitions, rows::Columns, within};
+use crate::store::{Change, Keeper, Retention};
+
+const MIGRATE: Duration = Duration::from_secs(120);
+const KEEP: Duration = Duration::from_secs(600);
+const PING: Duration = Duration::from_secs(3);
+/// How many rows a step of upkeep changes.
+const STEP: i64 = 1_000;
+/// How long what expired can still be seen.
+const SEEN_EXPIRED: Duration = Duration::from_secs(24 * 3600);
+
+/// Whoever keeps holds this advisory lock.
+const KEEPING: i64 = 0x7472_6967_0002;
+
+fn migrator() -> Migrator {
+    let mut migrator = Migrator::with_migrations(vec![Migration::new(
+        1,
+        Cow::Borrowed("schema"),
+        MigrationType::Simple,
+        include_str!("../../../../migrations/postgres/0001_schema.sql").into_sql_str(),
+        false,
+    )]);
+    // In a rolling deploy a newer version has migrated already, and this one starts once more.
+    migrator.set_ignore_missing(true);
+    migrator
+}
+
+/// On the server that the database was on all along there is nothing to do. On another, transaction ids begin anew: the
+/// offset lets the order of intake go on from where it was.
+const CONTINUE_ORDER: &str = "
+    UPDATE intake_order SET
+        system_identifier = here.system_identifier,
+        xid_offset = greatest(xid_offset, (SELECT coalesce(max(seq) >> 18, 0) FROM events) + 1
+            - pg_current_xact_id()::text::bigint)
+    FROM pg_control_system() here
+    WHERE intake_order.system_identifier <> here.system_identifier";
+
+const EXPIRE: &str = "
+    WITH open AS (
+        SELECT event_id, subscription_id FROM deliveries
+        WHERE event_id >= $1 AND event_id < $2 AND due_at IS NOT NULL LIMIT $3
+        FOR UPDATE SKIP LOCKED
+    ), ended AS (
+        UPDATE deliveries d SET state = 'expired', due_at = NULL, lease_owner = NULL, updated_at = now()
+        FROM unnest((SELECT array_agg(event_id) FROM open), (SELECT array_agg(subscription_id) FROM open))
+            AS o (event_id, subscription_id)
+        WHERE d.event_id = o.event_id AND d.subscription_id = o.subscription_id
+          AND d.event_id >= $1 AND d.event_id < $2
+        RETURNING 1
+    )
+    SELECT count(*) AS changed FROM ended";
+
+const FORGET_KEYS: &str = "
+    WITH expired AS (
+        SELECT organization_id, key FROM dedup_keys WHERE expires_at <= now() ORDER BY expires_at LIMIT $1
+        FOR UPDATE SKIP LOCKED
+    ), forgotten AS (
+        DELETE FROM dedup_keys k
+        USING unnest((SELECT array_agg(organization_id) FROM expired), (SELECT array_agg(key) FROM expired))
+            AS e (organization_id, key)
+        WHERE k.organization_id = e.organization_id AND k.key = e.key AND k.expires_at <= now()
+        RETURNING 1
+    )
+    SELECT count(*) AS changed FROM forgotten";
+
+/// A deleted subscription is looked at until it has no open deliveries, a minute after its end at the soonest: an
+/// intake that did not see it deleted is over by then.
+const CANCEL_DELETED: &str = "
+    WITH gone AS MATERIALIZED (
+        SELECT id, deleted_at FROM subscriptions WHERE deleted_at IS NOT NULL AND swept_at IS NULL
+        ORDER BY deleted_at LIMIT 100
+    ), open AS MATERIALIZED (
+        SELECT d.event_id, d.subscription_id FROM gone CROSS JOIN LATERAL (
+            SELECT event_id, subscription_id FROM deliveries
+            WHERE subscription_id = gone.id AND due_at IS NOT NULL LIMIT $1
+            FOR UPDATE SKIP LOCKED
+        ) d LIMIT $1
+    ), cancelled AS (
+        UPDATE deliveries d SET state = 'cancelled', due_at = NULL, lease_owner = NULL, updated_at = now()
+        FROM unnest((SELECT array_agg(event_id) FROM open), (SELECT array_agg(subscription_id) FROM open))
+            AS o (event_id, subscription_id)
+        WHERE d.event_id = o.event_id AND d.subscription_id = o.subscription_id
+        RETURNING 1
+    ), swept AS (
+        UPDATE subscriptions s SET swept_at = now() FROM gone
+        WHERE s.id = gone.id AND gone.deleted_at < now() - interval '1 minute'
+          AND (SELECT true FROM deliveries d WHERE d.subscription_id = gone.id AND d.due_at IS NOT NULL LIMIT 1) IS NULL
+    )
+    SELECT count(*) AS changed FROM cancelled";
+
+#[async_trait]
+impl Keeper for Engine {
+    async fn migrate(&self) -> Result<()> {
+        within(MIGRATE, async {
+            let mut connection = upkeep(&self.connect).await?;
+            // `run` is this for whatever a connection can be had from, which the compiler cannot see to be `Send` here.
+            migrator()
+                .run_direct(None, &mut connection, false)
+                .await
+                .map_err(migration)?;
+            query(CONTINUE_ORDER)
+                .execute(&mut connection)
+                .await
+                .map_err(classify)?;
+            partitions::make_ahead(&mut connection).await.map_err(classify)?;
+            connection.close().await.map_err(classify)
+        })
+        .await
+    }
+
+    async fn ping(&self) -> Result<()> {
+        within(PING, self.rows(query("SELECT 1"))).await.map(drop)
+    }
+
+    async fn keep(&self, retention: Duration) -> Result<Retention> {
+        within(KEEP, async {
+            let mut connection = upkeep(&self.connect).await?;
+            let kept = keep(&mut connection, retention).await;
+            // Closed in order or not, the lock ends with it.
+            let closed = connection.close().await.map_err(classify);
+            let kept = kept?;
+            closed.map(|()| kept)
+        })
+        .await
+    }
+
+    async fn cancel_deleted(&self) -> Result<bool> {
+        let changed: i64 = self
+            .one(query(CANCEL_DELETED).bind(STEP))
+            .await?
+            .value("changed")?;
+        Ok(changed >= STEP)
+    }
+
+    fn changes(&self) -> broadcast::Receiver<Change> {
+        self.changes.subscribe()
+    }
+
+    async fn close(&self) {
+        self.changes.close().await;
+        self.pool.close().await;
+    }
+}
+
+/// A connection for statements that take their time.
+async fn upkeep(connect: &PgConnectOptions) -> Result<PgConnection> {
+    let connect = connect
+        .clone()
+        .options([("statement_timeout", "60s"), ("lock_timeout", "30s")]);
+    within(Duration::from_secs(5), async {
+        connect.connect().await.map_err(classify)
+    })
+    .await
+}
+
+fn migration(error: MigrateError) -> StoreError {
+    match error {
+        MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => classify(error),
+        error => StoreError::Refused(sqlx::Error::Migrate(Box::new(error))),
+    }
+}
+
+async fn keep(connection: &mut PgConnection, retention: Duration) -> Result<Retention> {
+    let mine: bool = query("SELECT pg_try_advisory_lock($1) AS mine")
+        .bind(KEEPING)
+        .fetch_one(&mut *connection)
+        .await
+        .map_err(classify)?
+        .value("mine")?;
+    if !mine {
+        return Ok(Retention::default());
+    }
+    partitions::make_ahead(&mut *connection).await.map_err(classify)?;
+    let now: OffsetDateTime = query("SELECT now() AS now")
+        .fetch_one(&mut *connection)
+        .await
+        .and_then(|row| row.try_get("now"))
+        .map_err(classify)?;
+    let mut done = Retention::default();
+    if let Some(before) = earlier(now, retention) {
+        for day in partitions::days_before(&mut *connection, before)
+            .await
+            .map_err(classify)?
+        {
+            done.expired += expire(&mut *connection, day).await?;
+        }
+    }
+    if let Some(before) = earlier(now, retention.saturating_add(SEEN_EXPIRED)) {
+        done.removed = partitions::drop_before(&mut *connection, before)
+            .await
+            .map_err(classify)?;
+    }
+    while step(&mut *connection, query(FORGET_KEYS).bind(STEP)).await? == STEP {}
+    Ok(done)
+}
+
+/// `None` is before all time.
+fn earlier(now: OffsetDateTime, by: Duration) -> Option<OffsetDateTime> {
+    now.checked_sub(time::Duration::try_from(by).ok()?)
+}
+
+async fn expire(connection: &mut PgConnection, day: Date) -> Result<u64> {
+    let Some(next) = day.next_day() else { return Ok(0) };
+    let mut expired = 0;
+    loop {
+        let statement = query(EXPIRE)
+            .bind(partitions::first_id(day))
+            .bind(partitions::first_id(next))
+            .bind(STEP);
+        let changed = step(&mut *connection, statement).await?;
+        expired += u64::try_from(changed).unwrap_or(0);
+        if changed < STEP {
+            return Ok(expired);
+        }
+    }
+}
+
+async fn step(connection: &mut PgConnection, statement: super::Statement) -> Result<i64> {
+    statement
+        .fetch_one(connection)
+        .await
+        .map_err(classify)?
+        .value("changed")
+}

@@ -1,0 +1,168 @@
+//! Organizations and their keys.
+
+use async_trait::async_trait;
+use sqlx::query;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{Engine, Result, Statement, StoreError, rows, rows::Columns};
+use crate::{
+    Grant, Key, KeyHash, KeyId, Organization, OrganizationId, Scopes, SubscriptionId, Tier,
+    store::{NewKey, Organizations, Page, PageRequest},
+};
+
+const CREATE: &str = "
+    WITH organization AS (
+        INSERT INTO organizations (id, name, tier) VALUES ($1, $2, $3) RETURNING id, name, tier, created_at
+    ), inbox AS (
+        INSERT INTO subscriptions (id, organization_id, builtin, kind, event_types, enabled)
+        SELECT $4, id, 'inbox', 'pull', ARRAY['*'], true FROM organization
+    ), key AS (
+        INSERT INTO api_keys (id, organization_id, name, hint, hash, scopes, expires_at)
+        SELECT $5, id, $6, $7, $8, $9, $10 FROM organization
+    )
+    SELECT id, name, tier, created_at FROM organization";
+
+const CREATE_KEY: &str = "
+    INSERT INTO api_keys (id, organization_id, name, hint, hash, scopes, expires_at)
+    VALUES ($1, $2, $3, $4, $5, $6, $7)
+    RETURNING id, organization_id, name, hint, scopes, created_at, expires_at, revoked_at";
+
+const ROTATE_KEY: &str = "
+    WITH ended AS (
+        UPDATE api_keys SET revoked_at = now()
+        WHERE id = $8 AND organization_id = $2 AND revoked_at IS NULL
+          AND (expires_at IS NULL OR expires_at > now())
+        RETURNING organization_id
+    )
+    INSERT INTO api_keys (id, organization_id, name, hint, hash, scopes, expires_at)
+    SELECT $1, organization_id, $3, $4, $5, $6, $7 FROM ended
+    RETURNING id, organization_id, name, hint, scopes, created_at, expires_at, revoked_at";
+
+const KEYS: &str = "
+    SELECT id, organization_id, name, hint, scopes, created_at, expires_at, revoked_at FROM api_keys
+    WHERE organization_id = $1 AND ($2::uuid IS NULL OR id < $2)
+    ORDER BY id DESC LIMIT $3";
+
+const GRANTS: &str = "
+    SELECT k.hash, k.id, k.organization_id, o.tier, k.scopes, k.expires_at
+    FROM api_keys k JOIN organizations o ON o.id = k.organization_id
+    WHERE k.hash = ANY($1) AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now())";
+
+fn bind_key(statement: Statement, key: &NewKey) -> Statement {
+    statement
+        .bind(key.id.uuid())
+        .bind(key.organization.uuid())
+        .bind(key.name.clone())
+        .bind(key.hint.clone())
+        .bind(key.hash.0.to_vec())
+        .bind(key.scopes.to_text())
+        .bind(key.expires_at.map(OffsetDateTime::from))
+}
+
+#[async_trait]
+impl Organizations for Engine {
+    async fn create(&self, id: OrganizationId, name: &str, tier: Tier, key: NewKey) -> Result<Organization> {
+        let statement = query(CREATE)
+            .bind(id.uuid())
+            .bind(name.to_owned())
+            .bind(tier.as_str())
+            .bind(SubscriptionId::new().uuid())
+            .bind(key.id.uuid())
+            .bind(key.name)
+            .bind(key.hint)
+            .bind(key.hash.0.to_vec())
+            .bind(key.scopes.to_text())
+            .bind(key.expires_at.map(OffsetDateTime::from));
+        rows::organization(&self.one(statement).await?)
+    }
+
+    async fn get(&self, id: OrganizationId) -> Result<Option<Organization>> {
+        let statement =
+            query("SELECT id, name, tier, created_at FROM organizations WHERE id = $1").bind(id.uuid());
+        self.row(statement)
+            .await?
+            .as_ref()
+            .map(rows::organization)
+            .transpose()
+    }
+
+    async fn rename(&self, id: OrganizationId, name: &str) -> Result<Option<Organization>> {
+        let statement =
+            query("UPDATE organizations SET name = $2 WHERE id = $1 RETURNING id, name, tier, created_at")
+                .bind(id.uuid())
+                .bind(name.to_owned());
+        self.row(statement)
+            .await?
+            .as_ref()
+            .map(rows::organization)
+            .transpose()
+    }
+
+    async fn create_key(&self, key: NewKey) -> Result<Key> {
+        rows::key(&self.one(bind_key(query(CREATE_KEY), &key)).await?)
+    }
+
+    async fn keys(&self, organization: OrganizationId, page: PageRequest<KeyId>) -> Result<Page<Key, KeyId>> {
+        let statement = query(KEYS)
+            .bind(organization.uuid())
+            .bind(page.after.map(KeyId::uuid))
+            .bind(i64::from(page.limit) + 1);
+        let keys = self
+            .rows(statement)
+            .await?
+            .iter()
+            .map(rows::key)
+            .collect::<Result<Vec<_>>>()?;
+        Ok(paged(keys, page.limit, |key| key.id))
+    }
+
+    async fn revoke_key(&self, organization: OrganizationId, key: KeyId) -> Result<bool> {
+        let statement = query(
+            "UPDATE api_keys SET revoked_at = coalesce(revoked_at, now())
+             WHERE id = $1 AND organization_id = $2 RETURNING id",
+        )
+        .bind(key.uuid())
+        .bind(organization.uuid());
+        Ok(self.row(statement).await?.is_some())
+    }
+
+    async fn rotate_key(&self, old: KeyId, new: NewKey) -> Result<Option<Key>> {
+        let statement = bind_key(query(ROTATE_KEY), &new).bind(old.uuid());
+        self.row(statement).await?.as_ref().map(rows::key).transpose()
+    }
+
+    async fn grants(&self, hashes: &[KeyHash]) -> Result<Vec<(KeyHash, Grant)>> {
+        let hashes: Vec<Vec<u8>> = hashes.iter().map(|hash| hash.0.to_vec()).collect();
+        self.rows(query(GRANTS).bind(hashes))
+            .await?
+            .iter()
+            .map(|row| {
+                let hash = <[u8; 32]>::try_from(row.value::<&[u8]>("hash")?)
+                    .map_err(|_| StoreError::Corrupt("a key's hash is not of 32 bytes".to_owned()))?;
+                let grant = Grant {
+                    key: row.id("id")?,
+                    organization: row.id("organization_id")?,
+                    tier: row.parsed("tier")?,
+                    scopes: Scopes::from_text(row.value("scopes")?),
+                    expires_at: row.optional_at("expires_at")?,
+                };
+                Ok((KeyHash(hash), grant))
+            })
+            .collect()
+    }
+}
+
+/// A page of what was read with one more than its limit, to see whether there is more.
+pub(super) fn paged<T, C>(mut items: Vec<T>, limit: u32, cursor: impl Fn(&T) -> C) -> Page<T, C> {
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    let more = items.len() > limit;
+    items.truncate(limit);
+    let next = if more { items.last().map(cursor) } else { None };
+    Page { items, next }
+}
+
+/// Ids as an array's elements.
+pub(super) fn uuids<K: crate::id::Kind>(ids: &[crate::Id<K>]) -> Vec<Uuid> {
+    ids.iter().map(|id| id.uuid()).collect()
+}

@@ -1,0 +1,170 @@
+use std::time::Duration;
+
+use shared::{
+    AcceptedEvent, DeliveryStatus, EventId, EventStatus, Timestamp,
+    store::{Change, EventFilter, Store},
+};
+use tokio::{sync::broadcast, task::JoinSet, time::timeout};
+use uuid::{NoContext, Uuid};
+
+use super::world::{MINUTE, event, get, inbox, keyed, new_push, organization, push, take_in, worker};
+
+pub(crate) async fn migrating_again_changes_nothing(store: &Store) {
+    let made = organization(store).await;
+    let mut tasks = JoinSet::new();
+    for _ in 0..8 {
+        let store = store.clone();
+        tasks.spawn(async move { store.keeper.migrate().await.unwrap() });
+    }
+    tasks.join_all().await;
+    assert_eq!(store.organizations.get(made.id).await.unwrap(), Some(made));
+    store.keeper.ping().await.unwrap();
+}
+
+async fn word(changes: &mut broadcast::Receiver<Change>) -> Change {
+    timeout(MINUTE, changes.recv())
+        .await
+        .expect("word of it")
+        .expect("the store lives")
+}
+
+pub(crate) async fn changes_are_announced(store: &Store) {
+    let ours = organization(store).await.id;
+    let (mut one, mut two) = (store.keeper.changes(), store.keeper.changes());
+    while word(&mut one).await != Change::Everything {}
+    let made = store.subscriptions.create(new_push(ours)).await.unwrap();
+    assert_eq!(word(&mut one).await, Change::Subscription(made.id));
+    store.subscriptions.disable(ours, made.id, "gone").await.unwrap();
+    assert_eq!(word(&mut one).await, Change::Subscription(made.id));
+    store.subscriptions.disable(ours, made.id, "gone").await.unwrap();
+    let other = push(store, ours).await;
+    assert_eq!(
+        word(&mut one).await,
+        Change::Subscription(other.id),
+        "nothing changed in between"
+    );
+    store.subscriptions.delete(ours, made.id).await.unwrap();
+    assert_eq!(word(&mut one).await, Change::Subscription(made.id));
+    while word(&mut two).await != Change::Subscription(other.id) {}
+}
+
+pub(crate) async fn deleted_subscriptions_are_cancelled(store: &Store) {
+    let (ours, me) = (organization(store).await.id, worker(store).await);
+    let (gone, stays) = (push(store, ours).await.id, push(store, ours).await.id);
+    let events: Vec<_> = (0..30).map(|_| event(ours)).collect();
+    take_in(store, me, &events, &[(gone, true), (stays, true)]).await;
+    assert!(!store.keeper.cancel_deleted().await.unwrap());
+    store.subscriptions.delete(ours, gone).await.unwrap();
+    let status = async |subscription| {
+        let record = get(store, ours, events[7].id).await;
+        record
+            .deliveries
+            .iter()
+            .find(|one| one.subscription == subscription)
+            .unwrap()
+            .clone()
+    };
+    assert_eq!(status(gone).await.status, DeliveryStatus::Cancelled);
+    assert_eq!(status(gone).await.next_attempt_at, None);
+    while store.keeper.cancel_deleted().await.unwrap() {}
+    assert_eq!(status(gone).await.status, DeliveryStatus::Cancelled);
+    assert_eq!(status(stays).await.status, DeliveryStatus::InFlight);
+    let keys: Vec<_> = events
+        .iter()
+        .map(|event| super::world::key(event, gone))
+        .collect();
+    assert!(store.deliveries.still_held(me, &keys).await.unwrap().is_empty());
+    assert_eq!(store.deliveries.backlog().await.unwrap().pending, 30);
+}
+
+/// An id of yesterday's last minutes: it lies within what every engine keeps, and its day has ended.
+pub(crate) fn yesterdays_id() -> EventId {
+    const DAY: i64 = 24 * 3_600_000;
+    let now = Timestamp::now().millis();
+    let at = now - now.rem_euclid(DAY) - 60_000;
+    let seconds = u64::try_from(at / 1_000).unwrap();
+    EventId::from_uuid(Uuid::new_v7(uuid::Timestamp::from_unix(NoContext, seconds, 0)))
+}
+
+pub(crate) async fn what_retention_ends_is_expired(store: &Store) {
+    let ours = organization(store).await.id;
+    let (push, inbox, me) = (
+        push(store, ours).await.id,
+        inbox(store, ours).await,
+        worker(store).await,
+    );
+    let old = AcceptedEvent {
+        id: yesterdays_id(),
+        ..event(ours)
+    };
+    let done = AcceptedEvent {
+        id: yesterdays_id(),
+        ..event(ours)
+    };
+    take_in(
+        store,
+        me,
+        &[old.clone(), done.clone()],
+        &[(push, true), (inbox, false)],
+    )
+    .await;
+    store.deliveries.acknowledge(ours, &[done.id]).await.unwrap();
+    let kept = store
+        .keeper
+        .keep(Duration::from_secs(30 * 24 * 3_600))
+        .await
+        .unwrap();
+    assert_eq!((kept.expired, kept.removed), (0, 0));
+    assert_eq!(get(store, ours, old.id).await.status(), EventStatus::Pending);
+
+    let kept = store.keeper.keep(Duration::ZERO).await.unwrap();
+    assert_eq!(kept.expired, 2);
+    let record = get(store, ours, old.id).await;
+    assert_eq!(record.status(), EventStatus::Expired, "it can still be seen");
+    assert_eq!(
+        get(store, ours, done.id).await.status(),
+        EventStatus::Acknowledged
+    );
+    let expired = EventFilter {
+        statuses: vec![EventStatus::Expired],
+        ..EventFilter::default()
+    };
+    assert_eq!(store.events.count(ours, &expired, 10).await.unwrap(), 1);
+    assert!(
+        store
+            .deliveries
+            .claim(me, &[(push, 10)])
+            .await
+            .unwrap()
+            .is_empty()
+    );
+    assert_eq!(store.keeper.keep(Duration::ZERO).await.unwrap().expired, 0);
+}
+
+pub(crate) async fn keeping_concurrently(store: &Store) {
+    let ours = organization(store).await.id;
+    let (inbox, me) = (inbox(store, ours).await, worker(store).await);
+    let mut tasks = JoinSet::new();
+    for _ in 0..6 {
+        let store = store.clone();
+        tasks.spawn(async move {
+            store
+                .keeper
+                .keep(Duration::from_secs(30 * 24 * 3_600))
+                .await
+                .unwrap()
+        });
+    }
+    for _ in 0..20 {
+        take_in(store, me, &[keyed(ours, "k"), event(ours)], &[(inbox, false)]).await;
+    }
+    tasks.join_all().await;
+    assert_eq!(
+        store
+            .events
+            .count(ours, &EventFilter::default(), 100)
+            .await
+            .unwrap(),
+        21
+    );
+}

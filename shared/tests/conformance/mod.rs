@@ -1,0 +1,49 @@
+//! The checks: each takes a store that was just migrated and holds nothing, and panics where it does not do as it says.
+
+pub(crate) mod deliveries;
+pub(crate) mod events;
+pub(crate) mod intake;
+pub(crate) mod keeper;
+pub(crate) mod organizations;
+pub(crate) mod subscriptions;
+pub(crate) mod world;
+
+/// Makes a test of each check. `$run` is called with a check, and gives it a store.
+macro_rules! conformance_tests {
+    ($run:path) => {
+        $crate::conformance::conformance_tests! { $run;
+            organizations: created_with_inbox_and_key, renamed, keys_are_listed_newest_first,
+                keys_grant_until_they_end, rotating_ends_the_old_key, a_hash_belongs_to_one_key;
+            subscriptions: created_and_read_back, listed_in_pages, patched_by_version, changes_raise_the_version,
+                enabling_clears_the_reason, deleted_ones_are_gone, one_webhook_an_organization,
+                in_force_leaves_out_unknown_organizations;
+            intake: payloads_are_kept_byte_for_byte, a_frame_delivered_twice_changes_nothing,
+                a_stale_plan_writes_nothing, an_unknown_organization_is_stale, duplicates_become_aliases,
+                duplicates_within_a_batch, keys_belong_to_an_organization, repeats_count_once,
+                repeats_of_aliases_count_for_the_first, one_event_a_key_under_concurrency,
+                frames_repeated_under_concurrency, order_follows_intake;
+            events: another_organizations_are_not_found, listed_both_ways, filtered_by_status, filtered_by_failure,
+                filtered_by_type, counted_no_further_than_asked, readers_skip_nothing, set_aside_and_forgotten;
+            deliveries: held_from_intake, leases_run_out, an_ended_lease_does_not_come_back, resigning_frees,
+                claimed_oldest_first, only_served_lanes_are_claimed, claims_never_overlap,
+                lanes_go_round, success_is_recorded, failures_are_logged, dead_letters, outcomes_apply_once,
+                outcomes_of_the_stalled_do_not_apply, large_mixed_batches, released_and_still_held,
+                acknowledged, acknowledged_beats_outcome, backlog_is_counted;
+            keeper: migrating_again_changes_nothing, changes_are_announced, deleted_subscriptions_are_cancelled,
+                what_retention_ends_is_expired, keeping_concurrently;
+        }
+    };
+    ($run:path; $($module:ident: $($check:ident),+;)+) => {$(
+        mod $module {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $check() {
+                    $run(|store| Box::pin(async move {
+                        $crate::conformance::$module::$check(&store).await;
+                    })).await;
+                }
+            )+
+        }
+    )+};
+}
+pub(crate) use conformance_tests;
