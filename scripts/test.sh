@@ -63,6 +63,19 @@ check_files() {
   fi
 }
 
+check_dependencies() {
+  if ! command -v cargo-deny >/dev/null; then
+    note 'cargo-deny is not installed: advisories, licences and sources are not checked'
+    return
+  fi
+  cargo deny --all-features check bans licenses sources
+  if cargo deny fetch db >/dev/null 2>&1; then
+    cargo deny --all-features check --disable-fetch advisories
+  else
+    note 'the advisory database cannot be fetched: advisories are not checked'
+  fi
+}
+
 check_code() {
   cargo fmt --version >/dev/null 2>&1 || fail 'rustfmt is missing: rustup component add rustfmt'
   cargo clippy --version >/dev/null 2>&1 || fail 'clippy is missing: rustup component add clippy'
@@ -71,11 +84,7 @@ check_code() {
   section 'Scripts and compose files'
   check_files
   section 'Dependencies'
-  if command -v cargo-deny >/dev/null; then
-    cargo deny --all-features check
-  else
-    note 'cargo-deny is not installed: advisories, licences and sources are not checked'
-  fi
+  check_dependencies
   section 'Clippy'
   cargo clippy --workspace --all-targets --locked -- -D warnings
 }
