@@ -1,0 +1,135 @@
+#!/usr/bin/env bash
+# Runs every check and every test, and does all the set-up itself; see --help.
+
+set -euo pipefail
+shopt -s inherit_errexit
+
+usage() {
+  cat <<'TEXT'
+Runs every check and every test, and does all the set-up itself.
+
+  scripts/test.sh                     all of it: format, clippy, dependencies, build, tests
+  scripts/test.sh -- ARGUMENTS        only the tests that these arguments of cargo nextest run
+                                      (or of cargo test, where nextest is not installed) choose
+  scripts/test.sh --with COMMAND…     only this command, with the servers up and their URLs set
+
+The tests need PostgreSQL and RabbitMQ. Each of them is the first of:
+  1. the server that TRIGGERS_TEST_DATABASE_URL or TRIGGERS_TEST_AMQP_URL names;
+  2. a server of this machine on the usual port that lets us in
+     (postgres or the current user without a password; guest with the password guest);
+  3. a container, where docker compose and its engine run;
+  4. a private server in a temporary directory, removed at the end.
+TRIGGERS_TEST_PRIVATE=1 goes straight to 4. Some tests restart servers, and always start private ones;
+where PostgreSQL's or RabbitMQ's programs are missing, Debian's packages are installed, as root or through sudo.
+
+In servers that were there before, the tests make databases and queues of their own, and remove them.
+TEXT
+}
+
+cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
+# shellcheck source=scripts/test-servers.sh
+source scripts/test-servers.sh
+
+section() {
+  printf '\n== %s (%d s)\n' "$1" "$SECONDS"
+}
+
+note() {
+  printf '%s\n' "$1"
+}
+
+fail() {
+  printf 'scripts/test.sh: %s\n' "$1" >&2
+  exit 1
+}
+
+check_tools() {
+  command -v cargo >/dev/null || fail 'Rust is missing: install it from https://rustup.rs'
+  command -v cc >/dev/null || fail 'a C compiler is missing: install one, on Debian with: apt-get install gcc libc6-dev'
+}
+
+# Files that only other tools read: checked as far as those tools are here.
+check_files() {
+  if command -v shellcheck >/dev/null; then
+    shellcheck --external-sources scripts/*.sh .ci/run
+  else
+    note 'shellcheck is not installed: the scripts are not checked'
+  fi
+  if docker compose version >/dev/null 2>&1; then
+    sed 's/=$/=set/' deploy/env.example | docker compose --env-file /dev/stdin --file docker-compose.yml config --quiet
+    docker compose --file deploy/test-services.yml config --quiet
+  else
+    note 'docker compose is not installed: the compose files are not checked'
+  fi
+}
+
+check_dependencies() {
+  if ! command -v cargo-deny >/dev/null; then
+    note 'cargo-deny is not installed: advisories, licences and sources are not checked'
+    return
+  fi
+  cargo deny --all-features check bans licenses sources
+  if cargo deny fetch db >/dev/null 2>&1; then
+    cargo deny --all-features check --disable-fetch advisories
+  else
+    note 'the advisory database cannot be fetched: advisories are not checked'
+  fi
+}
+
+check_code() {
+  cargo fmt --version >/dev/null 2>&1 || fail 'rustfmt is missing: rustup component add rustfmt'
+  cargo clippy --version >/dev/null 2>&1 || fail 'clippy is missing: rustup component add clippy'
+  section 'Format'
+  cargo fmt --all --check
+  section 'Scripts and compose files'
+  check_files
+  section 'Dependencies'
+  check_dependencies
+  section 'Clippy'
+  cargo clippy --workspace --all-targets --locked -- -D warnings
+}
+
+run_tests() {
+  section 'Build'
+  cargo build --workspace --bins --locked
+  section 'Tests'
+  if command -v cargo-nextest >/dev/null; then
+    cargo nextest run --workspace --locked "$@"
+    if (($# == 0)); then
+      cargo test --workspace --locked --doc
+    fi
+  else
+    note 'cargo-nextest is not installed: using cargo test'
+    cargo test --workspace --locked "$@"
+  fi
+}
+
+case "${1-}" in
+  -h | --help)
+    usage
+    exit
+    ;;
+  '' | -- | --with) ;;
+  *) fail "unknown argument $1; see --help" ;;
+esac
+mode="${1-}"
+shift $(($# > 0 ? 1 : 0))
+[[ $mode != --with || $# -gt 0 ]] || fail '--with needs a command; see --help'
+
+trap 'stop_servers' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+check_tools
+section 'Servers'
+find_programs
+start_servers
+case "$mode" in
+  --with) "$@" ;;
+  --) run_tests "$@" ;;
+  *)
+    check_code
+    run_tests
+    ;;
+esac
+section 'All is well'
