@@ -10,7 +10,7 @@ mod load;
 mod receiver;
 mod report;
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Parser, ValueEnum};
 
@@ -80,13 +80,20 @@ struct Args {
     amqp_url: String,
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
     let args = Args::parse();
     // One thread for the generator and the receiver: they are to take as little as they can from what is measured.
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?
-        .block_on(run(args))
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    match runtime
+        .map_err(anyhow::Error::from)
+        .and_then(|runtime| runtime.block_on(run(args)))
+    {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 async fn run(args: Args) -> anyhow::Result<()> {
