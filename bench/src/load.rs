@@ -200,12 +200,11 @@ impl Load {
                     };
                     let request = load.request(number);
                     // An idle connection may have been closed meanwhile: the next request takes a new one.
-                    let status = match exchange(&mut wire, &request).await {
-                        Ok(status) => status,
-                        Err(_) => {
-                            wire = load.connect().await?;
-                            exchange(&mut wire, &request).await?
-                        }
+                    let status = if let Ok(status) = exchange(&mut wire, &request).await {
+                        status
+                    } else {
+                        wire = load.connect().await?;
+                        exchange(&mut wire, &request).await?
                     };
                     posts.borrow_mut().push(Post {
                         number,

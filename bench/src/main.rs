@@ -159,7 +159,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     .await;
     let left = deployment.end().await;
     let (run, arrivals, memory) = measured?;
-    let report = Report::new(&args, &run, arrivals.as_ref(), floor, &idle, &memory);
+    let report = Report::new(&args, &run, arrivals.as_ref(), &floor, &idle, &memory);
     println!("{report}");
     std::fs::write(&args.json, serde_json::to_string_pretty(&report.to_json())?)?;
     eprintln!("the report is in {}", args.json.display());

@@ -84,7 +84,7 @@ impl Report {
         args: &Args,
         run: &Run,
         arrivals: Option<&Arrivals>,
-        floor: Floor,
+        floor: &Floor,
         idle: &[Memory],
         memory: &[Memory],
     ) -> Self {

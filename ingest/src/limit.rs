@@ -16,7 +16,7 @@ use quick_cache::sync::Cache;
 use shared::{Grant, OrganizationId, Tier};
 
 /// How much time's worth a bucket holds.
-const WINDOW: Duration = Duration::from_secs(60);
+const WINDOW: Duration = Duration::from_mins(1);
 /// The most organizations that are remembered; one that is forgotten finds its bucket full.
 const MAX_ORGANIZATIONS: usize = 100_000;
 

@@ -28,7 +28,7 @@ pub const REFRESH: Duration = Duration::from_secs(2);
 /// How old a look-up may be before the next use waits for a new one: longer than a refresh takes.
 const FRESH: Duration = Duration::from_secs(5);
 /// How old a look-up may be while the store is away.
-const MAX_STALE: Duration = Duration::from_secs(3600);
+const MAX_STALE: Duration = Duration::from_hours(1);
 /// How long a request waits for a look-up.
 const LOOK_UP_TIMEOUT: Duration = Duration::from_millis(1_500);
 /// How long after a failed look-up the store counts as away.
@@ -120,13 +120,14 @@ impl Auth {
             self.store.organizations.grants(&[hash]).await
         };
         match tokio::time::timeout(LOOK_UP_TIMEOUT, look_up).await {
-            Ok(Ok(grants)) => match grants.into_iter().next() {
-                Some((_, grant)) => Ok(self.remember(hash, grant, true)),
-                None => {
+            Ok(Ok(grants)) => {
+                if let Some((_, grant)) = grants.into_iter().next() {
+                    Ok(self.remember(hash, grant, true))
+                } else {
                     self.known.remove(&hash);
                     Err(invalid())
                 }
-            },
+            }
             failed => {
                 self.note_failure(failed.ok().and_then(Result::err).as_ref());
                 match known {

@@ -21,10 +21,10 @@ pub struct SettingError {
 
 impl SettingError {
     /// For the setting of this name.
-    pub fn new(name: &'static str, rule: impl ToString) -> Self {
+    pub fn new(name: &'static str, rule: impl Into<String>) -> Self {
         Self {
             name,
-            rule: rule.to_string(),
+            rule: rule.into(),
         }
     }
 
@@ -81,7 +81,7 @@ fn one_line<P: CommandFactory>(error: &clap::Error) -> String {
             .flat_map(clap::Command::get_arguments)
             .find(|arg| arg.get_long() == Some(long));
         if let Some(variable) = known.and_then(clap::Arg::get_env) {
-            line.push_str(&format!(" (or the environment variable {})", variable.display()));
+            line = format!("{line} (or the environment variable {})", variable.display());
         }
     }
     line.push_str("; see --help");
@@ -111,7 +111,7 @@ impl ProcessArgs {
 /// Where events are queued and stored.
 #[derive(Debug, Clone, Args)]
 pub struct EngineArgs {
-    /// PostgreSQL (14 or later), as postgres://user:password@host:5432/database.
+    /// PostgreSQL (14 or later), as <postgres://user:password@host:5432/database>.
     #[arg(
         long,
         env = "TRIGGERS_DATABASE_URL",
@@ -120,7 +120,7 @@ pub struct EngineArgs {
     )]
     pub database_url: Option<String>,
 
-    /// RabbitMQ (3.10 or later), as amqp://user:password@host:5672/%2f; amqps:// for TLS.
+    /// RabbitMQ (3.10 or later), as <amqp://user:password@host:5672/%2f>; amqps:// for TLS.
     #[arg(long, env = "TRIGGERS_AMQP_URL", value_name = "URL", hide_env_values = true)]
     pub amqp_url: Option<String>,
 
@@ -180,7 +180,7 @@ pub struct DataDirArgs {
 /// What pushes may reach.
 #[derive(Debug, Clone, Args)]
 pub struct OutboundArgs {
-    /// Networks that webhooks may reach though they are not public, separated by commas, as 10.0.0.0/8,::1/128. Any
+    /// Networks that webhooks may reach though they are not public, separated by commas, as `10.0.0.0/8,::1/128`. Any
     /// port and plain http are open in them.
     #[arg(long, env = "TRIGGERS_ALLOW_PRIVATE_TARGETS", value_name = "NETWORKS")]
     pub allow_private_targets: Option<String>,

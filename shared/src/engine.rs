@@ -1,9 +1,9 @@
 //! Choosing and opening the engines: PostgreSQL and RabbitMQ where two URLs name them, else SQLite in a directory.
 
 use std::{
-    fs::{File, OpenOptions, TryLockError},
+    fs::{DirBuilder, File, OpenOptions, TryLockError},
     io::{Read, Write},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::Path,
     sync::Arc,
 };
@@ -45,7 +45,7 @@ impl Engine {
     pub async fn open(args: &EngineArgs, data_dir: Option<&Path>) -> anyhow::Result<Self> {
         let set = |url: &Option<String>| url.clone().filter(|url| !url.is_empty());
         match (set(&args.database_url), set(&args.amqp_url), data_dir) {
-            (Some(database_url), Some(amqp_url), _) => Self::servers(args, database_url, &amqp_url).await,
+            (Some(database_url), Some(amqp_url), _) => Self::servers(args, database_url, &amqp_url),
             (None, None, Some(directory)) => Self::embedded(args, directory).await,
             (None, None, None) => Err(SettingError::new(
                 "TRIGGERS_DATABASE_URL",
@@ -63,7 +63,7 @@ impl Engine {
         }
     }
 
-    async fn servers(args: &EngineArgs, database_url: String, amqp_url: &str) -> anyhow::Result<Self> {
+    fn servers(args: &EngineArgs, database_url: String, amqp_url: &str) -> anyhow::Result<Self> {
         let secret_key = args.secret_key.as_deref().filter(|key| !key.is_empty()).ok_or_else(|| {
             SettingError::new(
                 "TRIGGERS_SECRET_KEY",
@@ -100,7 +100,12 @@ impl Engine {
                 format!("({}) cannot be used: {error}", directory.display()),
             )
         };
-        std::fs::create_dir_all(directory).map_err(unusable)?;
+        // Payloads and secrets are in it: nobody else's business.
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(directory)
+            .map_err(unusable)?;
         let lock = private_file(&directory.join("lock")).map_err(unusable)?;
         match lock.try_lock() {
             Ok(()) => {}

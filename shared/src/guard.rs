@@ -151,13 +151,13 @@ fn v4_routable(address: Ipv4Addr) -> bool {
 
 fn v6_routable(address: Ipv6Addr) -> bool {
     let [a, b, c, ..] = address.segments();
-    // Only 2000::/3 is global unicast; within it:
-    (a & 0xe000) == 0x2000
-        && !((a == 0x2001 && b < 0x0200) // protocol assignments: Teredo, benchmarking, ORCHID, AMT, AS112
-            || (a == 0x2001 && b == 0x0db8) // documentation
-            || a == 0x2002 // 6to4
-            || (a == 0x2620 && b == 0x004f && c == 0x8000) // AS112
-            || (a == 0x3fff && b < 0x1000)) // documentation
+    let special = (a == 0x2001 && b < 0x0200) // protocol assignments: Teredo, benchmarking, ORCHID, AMT, AS112
+        || (a == 0x2001 && b == 0x0db8) // documentation
+        || a == 0x2002 // 6to4
+        || (a == 0x2620 && b == 0x004f && c == 0x8000) // AS112
+        || (a == 0x3fff && b < 0x1000); // documentation
+    // Only 2000::/3 is global unicast.
+    (a & 0xe000) == 0x2000 && !special
 }
 
 #[cfg(test)]

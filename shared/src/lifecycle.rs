@@ -85,12 +85,11 @@ impl Lifecycle {
         // Tasks see the hard signal at their next wait.
         let _ = tokio::time::timeout(Duration::from_secs(1), self.tasks.wait()).await;
         let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner).take();
-        match failure {
-            Some(why) => Err(anyhow::anyhow!(why)),
-            None => {
-                tracing::info!("stopped");
-                Ok(())
-            }
+        if let Some(why) = failure {
+            Err(anyhow::anyhow!(why))
+        } else {
+            tracing::info!("stopped");
+            Ok(())
         }
     }
 }

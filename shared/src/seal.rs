@@ -131,19 +131,19 @@ mod tests {
     fn opens_only_where_it_was_sealed_for() {
         let sealer = Sealer::from_base64(&Sealer::generate_base64()).unwrap();
         let (org, row) = (OrganizationId::new(), Uuid::now_v7());
-        let sealed = sealer.seal(org, row, b"whsec");
-        assert_eq!(sealer.open(org, row, &sealed).unwrap(), b"whsec");
+        let boxed = sealer.seal(org, row, b"whsec");
+        assert_eq!(sealer.open(org, row, &boxed).unwrap(), b"whsec");
         assert_eq!(
-            sealer.open(OrganizationId::new(), row, &sealed),
+            sealer.open(OrganizationId::new(), row, &boxed),
             Err(OpenError::Damaged)
         );
-        assert_eq!(sealer.open(org, Uuid::now_v7(), &sealed), Err(OpenError::Damaged));
+        assert_eq!(sealer.open(org, Uuid::now_v7(), &boxed), Err(OpenError::Damaged));
         let other = Sealer::from_base64(&Sealer::generate_base64()).unwrap();
-        assert_eq!(other.open(org, row, &sealed), Err(OpenError::OtherKey));
-        for cut in 0..sealed.0.len() {
-            assert!(sealer.open(org, row, &Sealed(sealed.0[..cut].to_vec())).is_err());
+        assert_eq!(other.open(org, row, &boxed), Err(OpenError::OtherKey));
+        for cut in 0..boxed.0.len() {
+            assert!(sealer.open(org, row, &Sealed(boxed.0[..cut].to_vec())).is_err());
         }
-        assert_ne!(sealer.seal(org, row, b"whsec"), sealed, "a nonce is used once");
+        assert_ne!(sealer.seal(org, row, b"whsec"), boxed, "a nonce is used once");
         assert!(Sealer::from_base64("c2hvcnQ=").is_err());
     }
 }

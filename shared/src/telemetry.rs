@@ -55,6 +55,15 @@ pub fn init_metrics() -> anyhow::Result<PrometheusHandle> {
         .set_buckets_for_metric(Matcher::Suffix("_events".into()), &COUNTS)?
         .install_recorder()?;
     describe();
+    for reason in Refusal::ALL {
+        refused(reason).increment(0);
+    }
+    for ending in Ending::ALL {
+        deliveries(ending).increment(0);
+    }
+    for kind in FailureKind::ALL {
+        attempt_failures(kind).increment(0);
+    }
     Ok(handle)
 }
 
@@ -142,6 +151,8 @@ macro_rules! metrics {
             }
         )*
         fn describe() {
+            // Shown from the start, so that there is a zero to compare with.
+            $(metrics!(@touch $what $key);)*
             $(metrics!(@describe $what, $key, $help);)*
             describe_counter!(REFUSED, "Events refused, by reason.");
             describe_counter!(DELIVERIES, "Attempts whose outcome was written down, by outcome.");
@@ -149,6 +160,8 @@ macro_rules! metrics {
             describe_gauge!(BACKLOG, "Open push deliveries in the store, by state, counted up to 100,000.");
         }
     };
+    (@touch counter $key:literal) => { counter!($key).increment(0) };
+    (@touch $other:ident $key:literal) => {};
     (@type counter) => { Counter };
     (@type gauge) => { Gauge };
     (@type histogram) => { Histogram };
@@ -165,7 +178,7 @@ metrics! {
     histogram publish_seconds = "triggers_publish_seconds", "Time from writing a frame to its confirmation.";
     gauge queue_frames = "triggers_queue_frames", "Frames in the queue.";
     gauge queue_dead_frames = "triggers_queue_dead_frames", "Frames that were returned too often and wait to be taken in one at a time.";
-    gauge queue_age = "triggers_queue_age_seconds", "How long the oldest event of the last batch had waited when its intake began; while nothing is taken in and frames wait, it grows.";
+    gauge queue_age = "triggers_queue_age_seconds", "How long the oldest frame has waited at most: how long ago the newest event that was taken in was accepted, while frames wait; else zero.";
     histogram intake_events = "triggers_intake_batch_events", "Events an intake batch.";
     histogram intake_seconds = "triggers_intake_seconds", "Time of an intake transaction.";
     counter stored = "triggers_events_stored_total", "Events stored by intake.";

@@ -1,7 +1,9 @@
 //! Conveniences of `triggers dev`: an organization with a key that is kept in a file, and a first command to paste.
 
 use std::{
+    fs::DirBuilder,
     net::SocketAddr,
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
 
@@ -17,7 +19,7 @@ const NAME: &str = "dev";
 
 /// Sees to it that the key in the data directory's file is one of the organization `dev`, and makes both at first.
 pub async fn ready_made_key(engine: &Engine, data_dir: &Path) -> anyhow::Result<PathBuf> {
-    std::fs::create_dir_all(data_dir)?;
+    DirBuilder::new().recursive(true).mode(0o700).create(data_dir)?;
     let file = data_dir.join("dev-key");
     let text = kept_secret(&file, || KeyText::generate().expose().to_owned())
         .with_context(|| format!("the key file {} cannot be used", file.display()))?;

@@ -45,8 +45,8 @@ enum Command {
 fn main() -> ExitCode {
     let args: Args = config::parse_or_exit();
     match args.command.unwrap_or_else(serve::Args::dev_by_default) {
-        Command::Dev(args) => serve::run(args, serve::Mode::Dev),
-        Command::Serve(args) => serve::run(args, serve::Mode::Serve),
+        Command::Dev(args) => serve::run(&args, serve::Mode::Dev),
+        Command::Serve(args) => serve::run(&args, serve::Mode::Serve),
         Command::Migrate {
             engine,
             data_dir,

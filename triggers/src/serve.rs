@@ -56,7 +56,7 @@ pub enum Mode {
 }
 
 /// Runs until asked to stop.
-pub fn run(args: Args, mode: Mode) -> ExitCode {
+pub fn run(args: &Args, mode: Mode) -> ExitCode {
     process::run(&args.process, async |lifecycle, metrics| {
         let admin_token = args.control.admin_token()?;
         // Conveniences are for whoever sits at this machine: they need a listener that only this machine reaches.

@@ -7,7 +7,10 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
     time::Duration,
 };
 
@@ -49,6 +52,27 @@ pub struct Intake {
     pub dispatch: Arc<Dispatch>,
     /// As whom this worker holds them.
     pub lease: Arc<Lease>,
+    /// How far intake has come.
+    pub progress: Arc<Progress>,
+}
+
+/// How far intake has come: what still waits was accepted after the newest event that was taken in.
+#[derive(Debug, Default)]
+pub struct Progress(AtomicI64);
+
+impl Progress {
+    /// When the newest event that this worker took in was accepted.
+    pub fn newest(&self) -> Option<Timestamp> {
+        Some(self.0.load(Ordering::Relaxed))
+            .filter(|millis| *millis > 0)
+            .map(Timestamp::from_millis)
+    }
+
+    fn note(&self, events: &[AcceptedEvent]) {
+        if let Some(newest) = events.iter().map(|event| event.received_at.millis()).max() {
+            self.0.fetch_max(newest, Ordering::Relaxed);
+        }
+    }
 }
 
 /// Why a batch was not taken in.
@@ -126,7 +150,7 @@ impl Intake {
                 }
                 Err(error) => {
                     self.set_aside(vec![aside("unreadable", &error, None, body.to_vec())])
-                        .await?
+                        .await?;
                 }
             }
         }
@@ -234,15 +258,16 @@ impl Intake {
                 }
             };
             measure(begun, events, &stored);
+            self.progress.note(events);
             self.registry.confirm(plan.held());
-            self.start(plan, events, &stored, &holding);
+            self.start(&plan, events, &stored, &holding);
             return Ok(());
         }
         Err(IntakeError::NeverFresh)
     }
 
     /// Hands what was stored, and is held, to the lanes.
-    fn start(&self, plan: Plan, events: &[AcceptedEvent], stored: &[StoredEvent], holding: &Arc<Holding>) {
+    fn start(&self, plan: &Plan, events: &[AcceptedEvent], stored: &[StoredEvent], holding: &Arc<Holding>) {
         let stored: HashSet<EventId> = stored.iter().map(|event| event.id).collect();
         let mut bodies: HashMap<EventId, Arc<EventBody>> = HashMap::with_capacity(stored.len());
         let mut jobs = Vec::with_capacity(plan.deliveries.len());
@@ -396,11 +421,6 @@ fn measure(begun: Instant, events: &[AcceptedEvent], stored: &[StoredEvent]) {
     telemetry::intake_seconds().record(begun.elapsed());
     telemetry::stored().increment(stored.len() as u64);
     telemetry::duplicates().increment((events.len() - stored.len()) as u64);
-    let oldest = events.iter().map(|event| event.received_at).min();
-    if let Some(oldest) = oldest {
-        let waited = Timestamp::now().since(oldest).saturating_sub(begun.elapsed());
-        telemetry::queue_age().set(waited.as_secs_f64());
-    }
 }
 
 fn pauses() -> backon::ExponentialBackoff {

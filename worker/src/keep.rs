@@ -1,14 +1,16 @@
 //! What must be done now and then: retention, partitions, deleted subscriptions, and the gauges that the store and the
 //! queue are asked for.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use shared::{queue::DynQueue, store::Store, telemetry};
+use shared::{Timestamp, queue::DynQueue, store::Store, telemetry};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
+use crate::intake::Progress;
+
 /// How often retention and partitions are seen to.
-const KEEP: Duration = Duration::from_secs(300);
+const KEEP: Duration = Duration::from_mins(5);
 /// How often deleted subscriptions are.
 const CANCEL: Duration = Duration::from_secs(5);
 /// How often the gauges are read.
@@ -61,7 +63,12 @@ pub async fn cancel(store: Store, soft: CancellationToken) -> anyhow::Result<()>
 
 /// Gauges, until the soft signal.
 #[expect(clippy::cast_precision_loss, reason = "gauges")]
-pub async fn gauges(store: Store, queue: DynQueue, soft: CancellationToken) -> anyhow::Result<()> {
+pub async fn gauges(
+    store: Store,
+    queue: DynQueue,
+    progress: Arc<Progress>,
+    soft: CancellationToken,
+) -> anyhow::Result<()> {
     let mut every = interval(GAUGES);
     loop {
         tokio::select! {
@@ -72,9 +79,9 @@ pub async fn gauges(store: Store, queue: DynQueue, soft: CancellationToken) -> a
             Ok(depth) => {
                 telemetry::queue_frames().set(depth.frames as f64);
                 telemetry::queue_dead_frames().set(depth.dead as f64);
-                if depth.frames == 0 && depth.dead == 0 {
-                    telemetry::queue_age().set(0.0);
-                }
+                let newest = progress.newest().filter(|_| depth.frames + depth.dead > 0);
+                let age = newest.map_or(Duration::ZERO, |newest| Timestamp::now().since(newest));
+                telemetry::queue_age().set(age.as_secs_f64());
             }
             Err(error) => tracing::debug!(%error, "the queue does not say how full it is"),
         }

@@ -113,7 +113,7 @@ impl Lane {
 #[derive(Debug)]
 pub struct Lanes {
     bounds: Bounds,
-    lanes: HashMap<SubscriptionId, Lane>,
+    by_subscription: HashMap<SubscriptionId, Lane>,
     turns: VecDeque<SubscriptionId>,
     held: usize,
     bytes: usize,
@@ -126,7 +126,7 @@ impl Lanes {
     pub fn new(bounds: Bounds) -> Self {
         Self {
             bounds,
-            lanes: HashMap::new(),
+            by_subscription: HashMap::new(),
             turns: VecDeque::new(),
             held: 0,
             bytes: 0,
@@ -148,7 +148,7 @@ impl Lanes {
             bounds.total
         };
         let room = !self.closed && self.held < total && self.bytes < bounds.bytes;
-        let lane = self.lanes.entry(subscription).or_default();
+        let lane = self.by_subscription.entry(subscription).or_default();
         lane.max_in_flight = max_in_flight;
         // What waits in the store is older: nothing may pass it by.
         if !room || lane.hungry || lane.held() >= bounds.lane {
@@ -165,7 +165,7 @@ impl Lanes {
         if self.closed || self.bytes >= self.bounds.bytes {
             return 0;
         }
-        let lane = self.lanes.entry(subscription).or_default();
+        let lane = self.by_subscription.entry(subscription).or_default();
         lane.max_in_flight = max_in_flight;
         let nearly_empty = NEARLY_EMPTY
             .saturating_sub(lane.held())
@@ -181,7 +181,7 @@ impl Lanes {
 
     /// Gives back room that was promised and is not needed.
     pub fn unreserve(&mut self, subscription: SubscriptionId, count: usize) {
-        if let Some(lane) = self.lanes.get_mut(&subscription) {
+        if let Some(lane) = self.by_subscription.get_mut(&subscription) {
             lane.reserved -= count;
             self.held -= count;
             self.forget_if_idle(subscription);
@@ -190,7 +190,7 @@ impl Lanes {
 
     /// Says whether the store holds more for a lane than was claimed.
     pub fn set_hungry(&mut self, subscription: SubscriptionId, hungry: bool) {
-        if let Some(lane) = self.lanes.get_mut(&subscription) {
+        if let Some(lane) = self.by_subscription.get_mut(&subscription) {
             lane.hungry = hungry;
             self.forget_if_idle(subscription);
         }
@@ -199,7 +199,7 @@ impl Lanes {
     /// Takes a delivery for which room was reserved. Once closed, it is dropped: the lease ends with the worker.
     pub fn push(&mut self, job: Job) {
         let subscription = job.key.subscription;
-        let Some(lane) = self.lanes.get_mut(&subscription) else {
+        let Some(lane) = self.by_subscription.get_mut(&subscription) else {
             return;
         };
         lane.reserved = lane.reserved.saturating_sub(1);
@@ -216,7 +216,7 @@ impl Lanes {
     pub fn next(&mut self) -> Option<Job> {
         while self.in_flight < self.bounds.in_flight {
             let subscription = self.turns.pop_front()?;
-            let Some(lane) = self.lanes.get_mut(&subscription) else {
+            let Some(lane) = self.by_subscription.get_mut(&subscription) else {
                 continue;
             };
             lane.queued = false;
@@ -239,7 +239,7 @@ impl Lanes {
     /// An attempt ended. Says whether the lane should be fed: the store holds more, and half of its room is free.
     pub fn finished(&mut self, subscription: SubscriptionId) -> bool {
         self.in_flight -= 1;
-        let Some(lane) = self.lanes.get_mut(&subscription) else {
+        let Some(lane) = self.by_subscription.get_mut(&subscription) else {
             return false;
         };
         lane.in_flight -= 1;
@@ -256,7 +256,7 @@ impl Lanes {
 
     /// Takes out what waits of an event: it was acknowledged or called off.
     pub fn drain_event(&mut self, event: EventId) {
-        let lanes: Vec<_> = self.lanes.keys().copied().collect();
+        let lanes: Vec<_> = self.by_subscription.keys().copied().collect();
         for subscription in lanes {
             self.take_out(subscription, |job| job.key.event == event);
         }
@@ -264,7 +264,7 @@ impl Lanes {
 
     /// Takes out all that waits and is not held as `worker`: the lease by which it was held is lost, or on its way out.
     pub fn keep_held_by(&mut self, worker: WorkerId) {
-        let lanes: Vec<_> = self.lanes.keys().copied().collect();
+        let lanes: Vec<_> = self.by_subscription.keys().copied().collect();
         for subscription in lanes {
             self.take_out(subscription, |job| job.holding.worker() != worker);
         }
@@ -273,7 +273,7 @@ impl Lanes {
     /// Sends nothing more and takes nothing more.
     pub fn close(&mut self) {
         self.closed = true;
-        let lanes: Vec<_> = self.lanes.keys().copied().collect();
+        let lanes: Vec<_> = self.by_subscription.keys().copied().collect();
         for subscription in lanes {
             self.drain(subscription);
         }
@@ -281,7 +281,7 @@ impl Lanes {
 
     /// Changes how many attempts of a lane may be under way.
     pub fn set_max_in_flight(&mut self, subscription: SubscriptionId, max_in_flight: usize) {
-        if let Some(lane) = self.lanes.get_mut(&subscription) {
+        if let Some(lane) = self.by_subscription.get_mut(&subscription) {
             lane.max_in_flight = max_in_flight;
             self.queue(subscription);
         }
@@ -289,13 +289,13 @@ impl Lanes {
 
     /// The subscriptions that have a lane at the moment.
     pub fn subscriptions(&self) -> Vec<SubscriptionId> {
-        self.lanes.keys().copied().collect()
+        self.by_subscription.keys().copied().collect()
     }
 
     /// The lanes that are hungry and have room.
     pub fn hungry(&self) -> Vec<SubscriptionId> {
         let has_room = |lane: &Lane| lane.hungry && lane.held() <= self.bounds.lane / 2;
-        self.lanes
+        self.by_subscription
             .iter()
             .filter(|(_, lane)| has_room(lane))
             .map(|(id, _)| *id)
@@ -304,11 +304,11 @@ impl Lanes {
 
     /// Lanes, deliveries that wait, and attempts under way.
     pub fn load(&self) -> (usize, usize, usize) {
-        (self.lanes.len(), self.held, self.in_flight)
+        (self.by_subscription.len(), self.held, self.in_flight)
     }
 
     fn take_out(&mut self, subscription: SubscriptionId, goes: impl Fn(&Job) -> bool) -> Vec<Job> {
-        let Some(lane) = self.lanes.get_mut(&subscription) else {
+        let Some(lane) = self.by_subscription.get_mut(&subscription) else {
             return Vec::new();
         };
         let (gone, kept): (Vec<Job>, Vec<Job>) = lane.waiting.drain(..).partition(goes);
@@ -320,7 +320,7 @@ impl Lanes {
     }
 
     fn queue(&mut self, subscription: SubscriptionId) {
-        if let Some(lane) = self.lanes.get_mut(&subscription)
+        if let Some(lane) = self.by_subscription.get_mut(&subscription)
             && !lane.queued
             && lane.can_send()
         {
@@ -335,7 +335,7 @@ impl Lanes {
             .get(&subscription)
             .is_some_and(|lane| lane.is_idle() && !lane.queued)
         {
-            self.lanes.remove(&subscription);
+            self.by_subscription.remove(&subscription);
         }
     }
 }
@@ -442,13 +442,13 @@ mod tests {
                     6 => { lanes.drain(subscription); lanes.set_hungry(subscription, false); }
                     _ => lanes.keep_held_by(me),
                 }
-                let waiting: usize = lanes.lanes.values().map(|lane| lane.waiting.len()).sum();
-                let weight: usize = lanes.lanes.values().flat_map(|lane| &lane.waiting).map(Job::weight).sum();
+                let waiting: usize = lanes.by_subscription.values().map(|lane| lane.waiting.len()).sum();
+                let weight: usize = lanes.by_subscription.values().flat_map(|lane| &lane.waiting).map(Job::weight).sum();
                 prop_assert_eq!(lanes.held, waiting + reserved.len());
                 prop_assert_eq!(lanes.bytes, weight);
                 prop_assert_eq!(lanes.in_flight, sending.len());
                 prop_assert!(lanes.in_flight <= 5 && lanes.held <= 24);
-                for (id, lane) in &lanes.lanes {
+                for (id, lane) in &lanes.by_subscription {
                     prop_assert!(lane.in_flight <= 2);
                     prop_assert!(lane.held() <= 6);
                     prop_assert_eq!(lane.in_flight, sending.iter().filter(|s| *s == id).count());
@@ -460,7 +460,7 @@ mod tests {
             while let Some(subscription) = sending.pop() { lanes.finished(subscription); }
             while let Some(subscription) = reserved.pop() { lanes.unreserve(subscription, 1) }
             while let Some(job) = lanes.next() { lanes.finished(job.key.subscription); }
-            prop_assert_eq!(lanes.load(), (lanes.lanes.values().filter(|lane| lane.hungry).count(), 0, 0));
+            prop_assert_eq!(lanes.load(), (lanes.by_subscription.values().filter(|lane| lane.hungry).count(), 0, 0));
         }
     }
 }

@@ -37,7 +37,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     dispatch::Dispatch,
-    intake::Intake,
+    intake::{Intake, Progress},
     lane::{Bounds, Lanes},
     lease::{Lease, Renewed},
     registry::Registry,
@@ -62,8 +62,7 @@ pub fn start(
     let retention = Duration::from_secs(u64::from(args.retention_days) * 24 * 3600);
     let (store, soft) = (engine.store.clone(), lifecycle.soft.clone());
     lifecycle.critical("retention", keep::keep(store.clone(), retention, soft.clone()));
-    lifecycle.critical("cancelling", keep::cancel(store.clone(), soft.clone()));
-    lifecycle.critical("gauges", keep::gauges(store, Arc::clone(&engine.queue), soft));
+    lifecycle.critical("cancelling", keep::cancel(store, soft));
     let (engine, starting) = (engine.clone(), lifecycle.clone());
     lifecycle.critical("worker", async move {
         // Nothing is taken before there is a lease to hold it by.
@@ -117,12 +116,21 @@ async fn work(
         words,
     };
     lifecycle.critical("scheduler", scheduler.run(soft.clone()));
+    let progress = Arc::new(Progress::default());
+    let gauges = keep::gauges(
+        store.clone(),
+        Arc::clone(&engine.queue),
+        Arc::clone(&progress),
+        soft.clone(),
+    );
+    lifecycle.critical("gauges", gauges);
     let intake = Intake {
         queue: Arc::clone(&engine.queue),
         store: store.clone(),
         registry: Arc::clone(&registry),
         dispatch: Arc::clone(&dispatch),
         lease: Arc::clone(&lease),
+        progress: Arc::clone(&progress),
     };
     lifecycle.critical("intake", intake.clone().run(SourceLane::Main, soft.clone()));
     lifecycle.critical(
@@ -171,7 +179,7 @@ async fn hold(lease: &Lease, dispatch: &Dispatch, store: &Store, recorded: Cance
         match &renewed {
             Ok(Renewed::Same) => {}
             Ok(Renewed::Anew) => {
-                tracing::info!("a call's outcome was in doubt: what it may have taken is freed")
+                tracing::info!("a call's outcome was in doubt: what it may have taken is freed");
             }
             Ok(Renewed::AfterLoss) => {
                 telemetry::lease_lost().increment(1);

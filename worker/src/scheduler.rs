@@ -107,7 +107,7 @@ impl Scheduler {
             tokio::select! {
                 () = soft.cancelled() => return Ok(()),
                 word = self.words.0.recv() => match word {
-                    Some(word) => self.hear(word, &mut hungry, &mut timers),
+                    Some(word) => hear(word, &mut hungry, &mut timers),
                     None => return Ok(()),
                 },
                 () = async { tokio::time::sleep_until(next_due.unwrap_or_else(Instant::now)).await }, if next_due.is_some() => {}
@@ -121,7 +121,7 @@ impl Scheduler {
                 },
             }
             while let Ok(word) = self.words.0.try_recv() {
-                self.hear(word, &mut hungry, &mut timers);
+                hear(word, &mut hungry, &mut timers);
             }
             let now = Instant::now();
             while let Some(Reverse((at, subscription))) = timers.peek().copied() {
@@ -140,21 +140,6 @@ impl Scheduler {
                     break;
                 }
             }
-        }
-    }
-
-    fn hear(
-        &self,
-        word: Word,
-        hungry: &mut HashSet<SubscriptionId>,
-        timers: &mut BinaryHeap<Reverse<(Instant, SubscriptionId)>>,
-    ) {
-        match word {
-            Word::Feed(subscription) => drop(hungry.insert(subscription)),
-            Word::Due(subscription, at) if timers.len() < MAX_TIMERS => {
-                timers.push(Reverse((at, subscription)))
-            }
-            Word::Due(..) => {}
         }
     }
 
@@ -201,6 +186,20 @@ impl Scheduler {
         self.dispatch
             .push(claimed?.into_iter().map(|claimed| job(claimed, &holding)));
         Ok(())
+    }
+}
+
+fn hear(
+    word: Word,
+    hungry: &mut HashSet<SubscriptionId>,
+    timers: &mut BinaryHeap<Reverse<(Instant, SubscriptionId)>>,
+) {
+    match word {
+        Word::Feed(subscription) => drop(hungry.insert(subscription)),
+        Word::Due(subscription, at) if timers.len() < MAX_TIMERS => {
+            timers.push(Reverse((at, subscription)));
+        }
+        Word::Due(..) => {}
     }
 }
 

@@ -78,12 +78,11 @@ impl<'a> Fields<'a> {
         name: &str,
         parse: impl FnOnce(&'a RawValue) -> Result<T, E>,
     ) -> Option<T> {
-        match self.take(name) {
-            Some(value) => self.read(name, value, parse),
-            None => {
-                self.errors.push(FieldError::at(&[name], "is required"));
-                None
-            }
+        if let Some(value) = self.take(name) {
+            self.read(name, value, parse)
+        } else {
+            self.errors.push(FieldError::at(&[name], "is required"));
+            None
         }
     }
 

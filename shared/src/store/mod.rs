@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// How long a deduplication key is remembered.
-pub const DEDUPLICATION_WINDOW: Duration = Duration::from_secs(24 * 3600);
+pub const DEDUPLICATION_WINDOW: Duration = Duration::from_hours(24);
 
 /// Why a store could not do what was asked. What it would not do is in each operation's own outcome.
 #[derive(Debug, thiserror::Error)]

@@ -121,7 +121,7 @@ pub(crate) async fn claimed_oldest_first(store: &Store) {
     let mut events = Vec::new();
     for _ in 0..5 {
         let event = event(organization);
-        let stored = take_in(store, me, &[event.clone()], &[(one, false), (two, false)]).await;
+        let stored = take_in(store, me, std::slice::from_ref(&event), &[(one, false), (two, false)]).await;
         events.push((event, stored[0].seq));
     }
     let claimed = store.deliveries.claim(me, &[(one, 2), (two, 3)]).await.unwrap();
@@ -176,7 +176,7 @@ pub(crate) async fn only_served_lanes_are_claimed(store: &Store) {
         (inbox, false),
         (waiting, true),
     ];
-    take_in(store, me, &[posted.clone()], &lanes).await;
+    take_in(store, me, std::slice::from_ref(&posted), &lanes).await;
     store
         .subscriptions
         .disable(organization, disabled, "gone")
@@ -337,7 +337,7 @@ pub(crate) async fn failures_are_logged(store: &Store) {
     let order = shared::store::Order::NewestFirst;
     let listed = store
         .events
-        .list(ours, &Default::default(), order, page, 0)
+        .list(ours, &EventFilter::default(), order, page, 0)
         .await
         .unwrap();
     let log = &listed.items[0].deliveries[0].log;
@@ -539,7 +539,7 @@ pub(crate) async fn acknowledged(store: &Store) {
     )
     .await
     .unwrap();
-    take_in(store, me, &[free.clone()], &[(inbox, false)]).await;
+    take_in(store, me, std::slice::from_ref(&free), &[(inbox, false)]).await;
     let mut changes = store.keeper.changes();
     while timeout(MINUTE, changes.recv())
         .await

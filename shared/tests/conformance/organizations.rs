@@ -89,9 +89,9 @@ pub(crate) async fn keys_grant_until_they_end(store: &Store) {
     let (ours, theirs) = (organization(store).await.id, organization(store).await.id);
     let (revoked, good) = (new_key(ours), new_key(ours));
     let mut expired = new_key(ours);
-    expired.expires_at = Some(Timestamp::now().minus(std::time::Duration::from_secs(3_600)));
+    expired.expires_at = Some(Timestamp::now().minus(std::time::Duration::from_hours(1)));
     let mut ending = new_key(ours);
-    ending.expires_at = Some(Timestamp::now().plus(std::time::Duration::from_secs(3_600)));
+    ending.expires_at = Some(Timestamp::now().plus(std::time::Duration::from_hours(1)));
     for key in [&revoked, &good, &expired, &ending] {
         store.organizations.create_key(key.clone()).await.unwrap();
     }

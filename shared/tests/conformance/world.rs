@@ -15,7 +15,7 @@ use shared::{
     subscription::{AttemptTimeout, MaxInFlight, Push, Target},
 };
 
-pub(crate) const MINUTE: Duration = Duration::from_secs(60);
+pub(crate) const MINUTE: Duration = Duration::from_mins(1);
 
 pub(crate) fn new_key(organization: OrganizationId) -> NewKey {
     let text = KeyText::generate();

@@ -17,7 +17,7 @@ use crate::conformance::world::{
     try_take_in, worker,
 };
 
-const DAY: Duration = Duration::from_secs(24 * 3_600);
+const DAY: Duration = Duration::from_hours(24);
 
 async fn sql(url: &str, statements: &str) {
     let mut connection = PgConnection::connect(url).await.unwrap();
@@ -139,19 +139,19 @@ async fn a_key_whose_time_is_up_is_taken_over_or_forgotten() {
         let (inbox, me) = (inbox(&store, ours).await, worker(&store).await);
         let to_inbox = [(inbox, false)];
         let (first, second, third) = (keyed(ours, "k"), keyed(ours, "k"), keyed(ours, "k"));
-        take_in(&store, me, &[first.clone()], &to_inbox).await;
-        take_in(&store, me, &[second.clone()], &to_inbox).await;
+        take_in(&store, me, std::slice::from_ref(&first), &to_inbox).await;
+        take_in(&store, me, std::slice::from_ref(&second), &to_inbox).await;
         let end_window = "UPDATE dedup_keys SET expires_at = now() - interval '1 second'";
         sql(&url, end_window).await;
 
         // A frame that comes again, long after: neither a second event nor the owner of the key.
-        assert!(take_in(&store, me, &[second.clone()], &to_inbox).await.is_empty());
+        assert!(take_in(&store, me, std::slice::from_ref(&second), &to_inbox).await.is_empty());
         assert_eq!(get(&store, ours, second.id).await.id, first.id);
         assert_eq!(
-            take_in(&store, me, &[third.clone()], &to_inbox).await[0].id,
+            take_in(&store, me, std::slice::from_ref(&third), &to_inbox).await[0].id,
             third.id
         );
-        assert!(take_in(&store, me, &[first.clone()], &to_inbox).await.is_empty());
+        assert!(take_in(&store, me, std::slice::from_ref(&first), &to_inbox).await.is_empty());
         let (old, new) = (
             get(&store, ours, first.id).await,
             get(&store, ours, third.id).await,
@@ -376,7 +376,7 @@ async fn a_backlog_elsewhere_is_not_read_through() {
 }
 
 const fn n_is_even(n: usize) -> bool {
-    n % 2 == 0
+    n.is_multiple_of(2)
 }
 
 #[tokio::test]
@@ -479,7 +479,7 @@ async fn a_statement_that_waits_for_a_lock_gives_up_and_nothing_is_lost() {
         let ours = organization(&store).await.id;
         let (push, me) = (push(&store, ours).await.id, worker(&store).await);
         let posted = event(ours);
-        take_in(&store, me, &[posted.clone()], &[(push, true)]).await;
+        take_in(&store, me, std::slice::from_ref(&posted), &[(push, true)]).await;
         let mut blocker = PgConnection::connect(&url).await.unwrap();
         raw_sql("BEGIN; SELECT * FROM deliveries FOR UPDATE; LOCK TABLE events IN ACCESS EXCLUSIVE MODE")
             .execute(&mut blocker)

@@ -54,7 +54,7 @@ impl Changes {
         self.started.get_or_init(|| {
             let (connect, sender, stop) = (self.connect.clone(), self.sender.clone(), self.stop.clone());
             self.tasks
-                .spawn(async move { stop.run_until_cancelled(listen_always(connect, sender)).await });
+                .spawn(async move { Box::pin(stop.run_until_cancelled(listen_always(connect, sender))).await });
         });
         receiver
     }

@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// The most that an id made later can seem older than the first of its key: ids reach from 2 days back to 3 ahead.
-const CLOCKS_APART: Duration = Duration::from_secs(6 * 24 * 3600);
+const CLOCKS_APART: Duration = Duration::from_hours(144);
 
 const EVENT: &str = "
     SELECT e.id, e.seq, e.type, e.dedup_id, e.source, e.occurred_at, e.received_at, e.payload

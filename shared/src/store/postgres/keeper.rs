@@ -18,13 +18,13 @@ use tokio::sync::broadcast;
 use super::{Engine, Result, StoreError, classify, partitions, rows::Columns, within};
 use crate::store::{Change, Keeper, Retention};
 
-const MIGRATE: Duration = Duration::from_secs(120);
-const KEEP: Duration = Duration::from_secs(600);
+const MIGRATE: Duration = Duration::from_mins(2);
+const KEEP: Duration = Duration::from_mins(10);
 const PING: Duration = Duration::from_secs(3);
 /// How many rows a step of upkeep changes.
 const STEP: i64 = 1_000;
 /// How long what expired can still be seen.
-const SEEN_EXPIRED: Duration = Duration::from_secs(24 * 3600);
+const SEEN_EXPIRED: Duration = Duration::from_hours(24);
 
 /// Whoever keeps holds this advisory lock.
 const KEEPING: i64 = 0x7472_6967_0002;

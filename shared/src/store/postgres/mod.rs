@@ -60,8 +60,8 @@ pub fn connect(options: &PostgresOptions) -> Result<Store, Invalid> {
     let pool = PgPoolOptions::new()
         .max_connections(options.max_connections)
         .acquire_timeout(ACQUIRE)
-        .idle_timeout(Duration::from_secs(300))
-        .max_lifetime(Duration::from_secs(3600))
+        .idle_timeout(Duration::from_mins(5))
+        .max_lifetime(Duration::from_hours(1))
         .test_before_acquire(false)
         .before_acquire(|connection, meta| {
             Box::pin(async move {

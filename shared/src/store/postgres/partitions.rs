@@ -267,7 +267,7 @@ mod tests {
         let today = OffsetDateTime::from(id.created_at().expect("a version 7")).date();
         assert!(first_id(today) <= id.uuid());
         assert!(id.uuid() < first_id(today.next_day().expect("a next day")));
-        assert!(earlier(id.uuid(), Duration::from_secs(24 * 3600)) < first_id(today));
+        assert!(earlier(id.uuid(), Duration::from_hours(24)) < first_id(today));
         assert_eq!(day_of(&partition_name("events", today)), Some(today));
         assert_eq!(day_of("events_p20269999"), None);
     }
