@@ -1,22 +1,22 @@
-use std::{collections::HashSet, time::Duration};
+use std::{collections::HashSet, slice::from_ref, time::Duration};
 
 use shared::{
-    AcceptedEvent, DeliveryKey, DeliveryStatus, EventId, FailureKind, OrganizationId, SubscriptionId, Timestamp,
-    WorkerId,
+    AcceptedEvent, DeliveryKey, DeliveryStatus, EventId, OrganizationId, SubscriptionId, WorkerId,
     delivery::Next,
-    store::{Acknowledged, Change, DeliveryRecord, Lease, Store, SubscriptionPatch},
+    store::{DeliveryRecord, Lease, Store, SubscriptionPatch},
 };
-use tokio::{sync::broadcast, task::JoinSet, time::timeout};
+use tokio::task::JoinSet;
 
-use super::world::{
-    MINUTE, event, failed, get, inbox, key, keyed, organization, push, succeeded, take_in, try_take_in, worker,
-};
+use super::world::{MINUTE, event, failed, get, inbox, key, organization, push, succeeded, take_in, worker};
 
 const LATER: Next = Next::Retry { after: MINUTE };
-const AT_ONCE: Next = Next::Retry { after: Duration::ZERO };
 
 /// An organization with a subscription, and some events for it, held by a worker or not.
-async fn lane(store: &Store, events: usize, held: Option<WorkerId>) -> (OrganizationId, SubscriptionId, Vec<AcceptedEvent>) {
+pub(super) async fn lane(
+    store: &Store,
+    events: usize,
+    held: Option<WorkerId>,
+) -> (OrganizationId, SubscriptionId, Vec<AcceptedEvent>) {
     let organization = organization(store).await.id;
     let push = push(store, organization).await.id;
     let events: Vec<_> = (0..events).map(|_| event(organization)).collect();
@@ -25,11 +25,14 @@ async fn lane(store: &Store, events: usize, held: Option<WorkerId>) -> (Organiza
     (organization, push, events)
 }
 
-async fn delivery(store: &Store, event: &AcceptedEvent) -> DeliveryRecord {
-    get(store, event.organization, event.id).await.deliveries.remove(0)
+pub(super) async fn delivery(store: &Store, event: &AcceptedEvent) -> DeliveryRecord {
+    get(store, event.organization, event.id)
+        .await
+        .deliveries
+        .remove(0)
 }
 
-async fn claim(store: &Store, worker: WorkerId, lane: SubscriptionId, most: u32) -> Vec<EventId> {
+pub(super) async fn claim(store: &Store, worker: WorkerId, lane: SubscriptionId, most: u32) -> Vec<EventId> {
     let claimed = store.deliveries.claim(worker, &[(lane, most)]).await.unwrap();
     claimed.iter().map(|one| one.key.event).collect()
 }
@@ -39,7 +42,10 @@ pub(crate) async fn held_from_intake(store: &Store) {
     let (_, push, events) = lane(store, 1, Some(me)).await;
     assert_eq!(delivery(store, &events[0]).await.status, DeliveryStatus::InFlight);
     assert!(claim(store, other, push, 10).await.is_empty());
-    assert!(claim(store, me, push, 10).await.is_empty(), "not even by who holds it");
+    assert!(
+        claim(store, me, push, 10).await.is_empty(),
+        "not even by who holds it"
+    );
     assert!(store.deliveries.lanes_due(None, 10).await.unwrap().is_empty());
     let (_, push, events) = lane(store, 1, None).await;
     assert_eq!(delivery(store, &events[0]).await.status, DeliveryStatus::Pending);
@@ -52,11 +58,18 @@ pub(crate) async fn leases_run_out(store: &Store) {
     let (me, other) = (worker(store).await, worker(store).await);
     let (_, push, events) = lane(store, 2, Some(me)).await;
     assert_eq!(store.deliveries.renew(me, MINUTE).await.unwrap(), Lease::Held);
-    assert_eq!(store.deliveries.renew(me, Duration::ZERO).await.unwrap(), Lease::Held);
+    assert_eq!(
+        store.deliveries.renew(me, Duration::ZERO).await.unwrap(),
+        Lease::Held
+    );
     assert_eq!(delivery(store, &events[0]).await.status, DeliveryStatus::Pending);
     assert_eq!(store.deliveries.lanes_due(None, 10).await.unwrap(), [push]);
     assert_eq!(claim(store, other, push, 1).await, [events[0].id]);
-    let applied = store.deliveries.record(me, &[succeeded(&events[1], push, 1)]).await.unwrap();
+    let applied = store
+        .deliveries
+        .record(me, &[succeeded(&events[1], push, 1)])
+        .await
+        .unwrap();
     assert!(applied.is_empty(), "its lease has run out");
     let keys: Vec<_> = events.iter().map(|event| key(event, push)).collect();
     assert!(store.deliveries.still_held(me, &keys).await.unwrap().is_empty());
@@ -70,8 +83,15 @@ pub(crate) async fn an_ended_lease_does_not_come_back(store: &Store) {
     assert_eq!(store.deliveries.renew(me, MINUTE).await.unwrap(), Lease::Lost);
     let (_, push, _) = lane(store, 1, Some(me)).await;
     store.deliveries.enlist(me, MINUTE).await.unwrap();
-    assert_eq!(store.deliveries.renew(me, MINUTE).await.unwrap(), Lease::Lost, "ids are not used again");
-    assert_eq!(store.deliveries.renew(WorkerId::new(), MINUTE).await.unwrap(), Lease::Lost);
+    assert_eq!(
+        store.deliveries.renew(me, MINUTE).await.unwrap(),
+        Lease::Lost,
+        "ids are not used again"
+    );
+    assert_eq!(
+        store.deliveries.renew(WorkerId::new(), MINUTE).await.unwrap(),
+        Lease::Lost
+    );
     assert_eq!(claim(store, worker(store).await, push, 10).await.len(), 1);
 }
 
@@ -87,56 +107,113 @@ pub(crate) async fn resigning_frees(store: &Store) {
 pub(crate) async fn claimed_oldest_first(store: &Store) {
     let me = worker(store).await;
     let organization = organization(store).await.id;
-    let (one, two) = (push(store, organization).await.id, push(store, organization).await.id);
+    let (one, two) = (
+        push(store, organization).await.id,
+        push(store, organization).await.id,
+    );
     let mut events = Vec::new();
     for _ in 0..5 {
         let event = event(organization);
-        let stored = take_in(store, me, &[event.clone()], &[(one, false), (two, false)]).await;
+        let stored = take_in(store, me, from_ref(&event), &[(one, false), (two, false)]).await;
         events.push((event, stored[0].seq));
     }
     let claimed = store.deliveries.claim(me, &[(one, 2), (two, 3)]).await.unwrap();
-    let of = |lane| claimed.iter().filter(|one| one.key.subscription == lane).collect::<Vec<_>>();
+    let of = |lane| {
+        claimed
+            .iter()
+            .filter(|one| one.key.subscription == lane)
+            .collect::<Vec<_>>()
+    };
     for (lane, most) in [(one, 2), (two, 3)] {
         let taken = of(lane);
         assert_eq!(taken.len(), most);
         for (taken, (event, seq)) in taken.iter().zip(&events) {
             assert_eq!((taken.key.event, taken.seq, taken.attempts), (event.id, *seq, 0));
-            assert_eq!((taken.organization, &*taken.event_type), (organization, event.event_type.as_str()));
-            assert_eq!((taken.received_at, &taken.payload[..]), (event.received_at, event.payload.as_bytes()));
+            assert_eq!(
+                (taken.organization, &*taken.event_type),
+                (organization, event.event_type.as_str())
+            );
+            assert_eq!(
+                (taken.received_at, &taken.payload[..]),
+                (event.received_at, event.payload.as_bytes())
+            );
         }
     }
-    assert_eq!(claim(store, me, one, 10).await, [events[2].0.id, events[3].0.id, events[4].0.id]);
+    assert_eq!(
+        claim(store, me, one, 10).await,
+        [events[2].0.id, events[3].0.id, events[4].0.id]
+    );
     assert!(store.deliveries.claim(me, &[]).await.unwrap().is_empty());
-    assert!(claim(store, WorkerId::new(), two, 10).await.is_empty(), "a worker without a lease");
+    assert!(
+        claim(store, WorkerId::new(), two, 10).await.is_empty(),
+        "a worker without a lease"
+    );
     assert_eq!(claim(store, me, two, 10).await.len(), 2);
 }
 
 pub(crate) async fn only_served_lanes_are_claimed(store: &Store) {
     let me = worker(store).await;
     let organization = organization(store).await.id;
-    let (disabled, deleted) = (push(store, organization).await.id, push(store, organization).await.id);
-    let (waiting, inbox) = (push(store, organization).await.id, inbox(store, organization).await);
+    let (disabled, deleted) = (
+        push(store, organization).await.id,
+        push(store, organization).await.id,
+    );
+    let (waiting, inbox) = (
+        push(store, organization).await.id,
+        inbox(store, organization).await,
+    );
     let posted = event(organization);
-    let lanes = [(disabled, false), (deleted, false), (inbox, false), (waiting, true)];
-    take_in(store, me, &[posted.clone()], &lanes).await;
-    store.subscriptions.disable(organization, disabled, "gone").await.unwrap();
+    let lanes = [
+        (disabled, false),
+        (deleted, false),
+        (inbox, false),
+        (waiting, true),
+    ];
+    take_in(store, me, from_ref(&posted), &lanes).await;
+    store
+        .subscriptions
+        .disable(organization, disabled, "gone")
+        .await
+        .unwrap();
     store.subscriptions.delete(organization, deleted).await.unwrap();
-    let applied = store.deliveries.record(me, &[failed(&posted, waiting, 1, LATER)]).await.unwrap();
+    let applied = store
+        .deliveries
+        .record(me, &[failed(&posted, waiting, 1, LATER)])
+        .await
+        .unwrap();
     assert_eq!(applied, [key(&posted, waiting)]);
     assert!(store.deliveries.lanes_due(None, 10).await.unwrap().is_empty());
     for lane in [disabled, deleted, inbox, waiting] {
         assert!(claim(store, me, lane, 10).await.is_empty());
     }
     let record = get(store, organization, posted.id).await;
-    let status = |id| record.deliveries.iter().find(|one| one.subscription == id).unwrap().status;
+    let status = |id| {
+        record
+            .deliveries
+            .iter()
+            .find(|one| one.subscription == id)
+            .unwrap()
+            .status
+    };
     assert_eq!(status(disabled), DeliveryStatus::Parked);
     assert_eq!(status(deleted), DeliveryStatus::Cancelled);
     assert_eq!(status(inbox), DeliveryStatus::Pending);
     assert_eq!(status(waiting), DeliveryStatus::Retrying);
-    assert!(record.deliveries.is_sorted_by_key(|delivery| delivery.subscription));
+    assert!(
+        record
+            .deliveries
+            .is_sorted_by_key(|delivery| delivery.subscription)
+    );
 
-    let on = SubscriptionPatch { enabled: Some(true), ..Default::default() };
-    store.subscriptions.patch(organization, disabled, 2, on).await.unwrap();
+    let on = SubscriptionPatch {
+        enabled: Some(true),
+        ..Default::default()
+    };
+    store
+        .subscriptions
+        .patch(organization, disabled, 2, on)
+        .await
+        .unwrap();
     assert_eq!(claim(store, me, disabled, 10).await, [posted.id]);
 }
 
@@ -175,128 +252,20 @@ pub(crate) async fn lanes_go_round(store: &Store) {
     assert_eq!(due(Some(lanes[1]), 2).await, lanes[2..4]);
     assert_eq!(due(Some(lanes[3]), 3).await, [lanes[4], lanes[0], lanes[1]]);
     assert_eq!(due(Some(lanes[4]), 10).await, lanes);
-    assert_eq!(due(Some(lanes[2]), 10).await, [lanes[3], lanes[4], lanes[0], lanes[1], lanes[2]]);
-}
-
-pub(crate) async fn success_is_recorded(store: &Store) {
-    let me = worker(store).await;
-    let (_, push, events) = lane(store, 1, Some(me)).await;
-    let applied = store.deliveries.record(me, &[succeeded(&events[0], push, 1)]).await.unwrap();
-    assert_eq!(applied, [key(&events[0], push)]);
-    let record = delivery(store, &events[0]).await;
-    assert_eq!((record.status, record.attempts, record.next_attempt_at), (DeliveryStatus::Delivered, 1, None));
-    let [attempt] = record.log.as_slice() else { panic!("one attempt: {record:?}") };
-    assert_eq!((attempt.number, attempt.started_at.millis()), (1, 1_700_000_000_123));
-    assert_eq!((attempt.duration, attempt.status_code), (Duration::from_millis(42), Some(204)));
-    assert_eq!((attempt.failure, &attempt.detail), (None, &None));
-    assert!(claim(store, me, push, 10).await.is_empty());
-}
-
-pub(crate) async fn failures_are_logged(store: &Store) {
-    let me = worker(store).await;
-    let (ours, push, events) = lane(store, 1, Some(me)).await;
-    for number in 1..=3 {
-        let outcome = failed(&events[0], push, number, AT_ONCE);
-        assert_eq!(store.deliveries.record(me, &[outcome]).await.unwrap().len(), 1);
-        let record = delivery(store, &events[0]).await;
-        assert_eq!((record.status, record.attempts), (DeliveryStatus::Retrying, number));
-        assert!(record.next_attempt_at.is_some());
-        let claimed = store.deliveries.claim(me, &[(push, 1)]).await.unwrap();
-        assert_eq!((claimed[0].key, claimed[0].attempts), (key(&events[0], push), number));
-    }
-    let outcome = failed(&events[0], push, 4, LATER);
-    assert_eq!(store.deliveries.record(me, &[outcome]).await.unwrap().len(), 1);
-    let record = delivery(store, &events[0]).await;
-    let wait = record.next_attempt_at.unwrap().since(Timestamp::now());
-    assert!(wait > Duration::from_secs(30) && wait <= MINUTE + Duration::from_secs(30), "{wait:?}");
-    assert!(claim(store, me, push, 1).await.is_empty(), "not yet due");
-    let numbers: Vec<_> = record.log.iter().map(|attempt| attempt.number).collect();
-    assert_eq!(numbers, [1, 2, 3, 4]);
-    let last = &record.log[3];
-    assert_eq!((last.failure, last.status_code), (Some(FailureKind::Status), Some(500)));
-    assert_eq!(last.detail.as_deref(), Some("attempt 4 was refused: ü"));
-
-    let page = shared::store::PageRequest { after: None, limit: 1 };
-    let order = shared::store::Order::NewestFirst;
-    let listed = store.events.list(ours, &Default::default(), order, page, 0).await.unwrap();
-    let log = &listed.items[0].deliveries[0].log;
-    assert_eq!(log.iter().map(|attempt| attempt.number).collect::<Vec<_>>(), [4], "a list has the last");
-}
-
-pub(crate) async fn dead_letters(store: &Store) {
-    let me = worker(store).await;
-    let (_, push, events) = lane(store, 2, Some(me)).await;
-    let outcomes = [failed(&events[0], push, 1, AT_ONCE), failed(&events[1], push, 1, Next::DeadLetter)];
-    assert_eq!(store.deliveries.record(me, &outcomes).await.unwrap().len(), 2);
-    assert_eq!(claim(store, me, push, 10).await, [events[0].id], "the other is closed");
-    assert_eq!(delivery(store, &events[1]).await.status, DeliveryStatus::DeadLetter);
-    assert_eq!(store.deliveries.record(me, &[succeeded(&events[0], push, 2)]).await.unwrap().len(), 1);
-    let record = delivery(store, &events[0]).await;
-    assert_eq!((record.status, record.attempts), (DeliveryStatus::Delivered, 2));
-    let failures: Vec<_> = record.log.iter().map(|attempt| (attempt.number, attempt.failure)).collect();
-    assert_eq!(failures, [(1, Some(FailureKind::Status)), (2, None)]);
-}
-
-pub(crate) async fn outcomes_apply_once(store: &Store) {
-    let me = worker(store).await;
-    let (_, push, events) = lane(store, 2, Some(me)).await;
-    let wrong = [succeeded(&events[0], push, 2), failed(&events[0], push, 0, LATER)];
-    assert!(store.deliveries.record(me, &wrong).await.unwrap().is_empty(), "not the next in number");
-    let outcome = [failed(&events[0], push, 1, LATER)];
-    assert_eq!(store.deliveries.record(me, &outcome).await.unwrap().len(), 1);
-    assert!(store.deliveries.record(me, &outcome).await.unwrap().is_empty(), "it was written before");
-    let next = [succeeded(&events[0], push, 2)];
-    assert!(store.deliveries.record(me, &next).await.unwrap().is_empty(), "it ended the hold");
-    assert_eq!(delivery(store, &events[0]).await.log.len(), 1);
-
-    let mut tasks = JoinSet::new();
-    for _ in 0..8 {
-        let (store, outcome) = (store.clone(), succeeded(&events[1], push, 1));
-        tasks.spawn(async move { store.deliveries.record(me, &[outcome]).await.unwrap().len() });
-    }
-    assert_eq!(tasks.join_all().await.iter().sum::<usize>(), 1);
-    assert!(store.deliveries.record(me, &[]).await.unwrap().is_empty());
-}
-
-pub(crate) async fn outcomes_of_the_stalled_do_not_apply(store: &Store) {
-    let (stalled, other) = (worker(store).await, worker(store).await);
-    let (_, push, events) = lane(store, 1, Some(stalled)).await;
-    assert!(store.deliveries.record(other, &[succeeded(&events[0], push, 1)]).await.unwrap().is_empty());
-    store.deliveries.renew(stalled, Duration::ZERO).await.unwrap();
-    assert_eq!(claim(store, other, push, 1).await, [events[0].id]);
-    assert!(store.deliveries.record(stalled, &[failed(&events[0], push, 1, LATER)]).await.unwrap().is_empty());
-    assert_eq!(store.deliveries.record(other, &[succeeded(&events[0], push, 1)]).await.unwrap().len(), 1);
-    let record = delivery(store, &events[0]).await;
-    assert_eq!((record.status, record.log.len()), (DeliveryStatus::Delivered, 1));
-}
-
-pub(crate) async fn large_mixed_batches(store: &Store) {
-    let me = worker(store).await;
-    let (ours, push, events) = lane(store, 999, Some(me)).await;
-    let mut outcomes: Vec<_> = events
-        .iter()
-        .enumerate()
-        .map(|(n, event)| match n % 3 {
-            0 => succeeded(event, push, 1),
-            1 => failed(event, push, 1, LATER),
-            _ => failed(event, push, 1, Next::DeadLetter),
-        })
-        .collect();
-    outcomes.reverse();
-    let applied = store.deliveries.record(me, &outcomes).await.unwrap();
-    assert_eq!(applied.into_iter().collect::<HashSet<_>>().len(), 999);
-    for (n, expected) in [(0, DeliveryStatus::Delivered), (1, DeliveryStatus::Retrying), (2, DeliveryStatus::DeadLetter)] {
-        let record = get(store, ours, events[n].id).await;
-        assert_eq!((record.deliveries[0].status, record.deliveries[0].log.len()), (expected, 1));
-    }
-    assert!(store.deliveries.record(me, &outcomes).await.unwrap().is_empty());
+    assert_eq!(
+        due(Some(lanes[2]), 10).await,
+        [lanes[3], lanes[4], lanes[0], lanes[1], lanes[2]]
+    );
 }
 
 pub(crate) async fn released_and_still_held(store: &Store) {
     let (me, other) = (worker(store).await, worker(store).await);
     let (_, push, events) = lane(store, 3, Some(me)).await;
     let keys: Vec<DeliveryKey> = events.iter().map(|event| key(event, push)).collect();
-    let unknown = DeliveryKey { event: EventId::new(), subscription: push };
+    let unknown = DeliveryKey {
+        event: EventId::new(),
+        subscription: push,
+    };
     let asked = [keys[2], keys[0], unknown, keys[1]];
     let held = |worker| {
         let (store, asked) = (store.clone(), asked);
@@ -313,77 +282,23 @@ pub(crate) async fn released_and_still_held(store: &Store) {
     store.deliveries.release(me, &keys[..2]).await.unwrap();
     assert_eq!(held(me).await, keys[2..]);
     assert_eq!(claim(store, other, push, 10).await, [events[0].id, events[1].id]);
-    store.deliveries.acknowledge(events[2].organization, &[events[2].id]).await.unwrap();
+    store
+        .deliveries
+        .acknowledge(events[2].organization, &[events[2].id])
+        .await
+        .unwrap();
     assert!(held(me).await.is_empty());
     store.deliveries.release(me, &[]).await.unwrap();
     assert!(store.deliveries.still_held(me, &[]).await.unwrap().is_empty());
 }
 
-async fn closed(changes: &mut broadcast::Receiver<Change>) -> EventId {
-    loop {
-        let change = timeout(MINUTE, changes.recv()).await.expect("word of it").expect("the store lives");
-        if let Change::Closed(event) = change {
-            return event;
-        }
-    }
-}
-
-pub(crate) async fn acknowledged(store: &Store) {
-    let me = worker(store).await;
-    let ours = organization(store).await.id;
-    let theirs = organization(store).await.id;
-    let (push, inbox) = (push(store, ours).await.id, inbox(store, ours).await);
-    let (original, again) = (keyed(ours, "k"), keyed(ours, "k"));
-    let (free, unknown) = (event(ours), EventId::new());
-    try_take_in(store, me, &[original.clone(), again.clone()], &[], &[(push, true), (inbox, false)]).await.unwrap();
-    take_in(store, me, &[free.clone()], &[(inbox, false)]).await;
-    let mut changes = store.keeper.changes();
-    while timeout(MINUTE, changes.recv()).await.expect("the start").expect("the store lives") != Change::Everything {}
-
-    let none = store.deliveries.acknowledge(theirs, &[original.id, free.id]).await.unwrap();
-    assert_eq!(none, [Acknowledged::NotFound; 2]);
-    let asked = [free.id, unknown, again.id, original.id];
-    let done = store.deliveries.acknowledge(ours, &asked).await.unwrap();
-    let events: Vec<_> = done
-        .iter()
-        .map(|one| match one {
-            Acknowledged::Done { event, at } => {
-                assert!(Timestamp::now().since(*at) < MINUTE);
-                Some(*event)
-            }
-            Acknowledged::NotFound => None,
-        })
-        .collect();
-    assert_eq!(events, [Some(free.id), None, Some(original.id), Some(original.id)]);
-    // Nobody held the free one: the first word is of the other.
-    assert_eq!(closed(&mut changes).await, original.id);
-    for event in [&original, &free] {
-        for delivery in get(store, ours, event.id).await.deliveries {
-            assert_eq!((delivery.status, delivery.next_attempt_at), (DeliveryStatus::Acknowledged, None));
-        }
-    }
-    let repeated = store.deliveries.acknowledge(ours, &[original.id]).await.unwrap();
-    assert!(matches!(repeated[..], [Acknowledged::Done { event, .. }] if event == original.id));
-    assert!(store.deliveries.acknowledge(ours, &[]).await.unwrap().is_empty());
-}
-
-pub(crate) async fn acknowledged_beats_outcome(store: &Store) {
-    let me = worker(store).await;
-    let (ours, push, events) = lane(store, 2, Some(me)).await;
-    assert_eq!(store.deliveries.record(me, &[succeeded(&events[0], push, 1)]).await.unwrap().len(), 1);
-    let ids = [events[0].id, events[1].id];
-    store.deliveries.acknowledge(ours, &ids).await.unwrap();
-    assert!(store.deliveries.record(me, &[failed(&events[1], push, 1, AT_ONCE)]).await.unwrap().is_empty());
-    assert_eq!(delivery(store, &events[0]).await.status, DeliveryStatus::Delivered, "closed before");
-    let acknowledged = delivery(store, &events[1]).await;
-    assert_eq!((acknowledged.status, acknowledged.log.len()), (DeliveryStatus::Acknowledged, 0));
-    assert!(claim(store, me, push, 10).await.is_empty());
-}
-
 pub(crate) async fn backlog_is_counted(store: &Store) {
     let me = worker(store).await;
     let empty = store.deliveries.backlog().await.unwrap();
-    assert_eq!((empty.pending, empty.retrying, empty.oldest_due), (0, 0, Duration::ZERO));
+    assert_eq!(
+        (empty.pending, empty.retrying, empty.oldest_due),
+        (0, 0, Duration::ZERO)
+    );
     let (ours, push, events) = lane(store, 5, Some(me)).await;
     take_in(store, me, &[event(ours)], &[(inbox(store, ours).await, false)]).await;
     let outcomes = [

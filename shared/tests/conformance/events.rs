@@ -1,3 +1,5 @@
+use std::slice::from_ref;
+
 use shared::{
     AcceptedEvent, EventId, EventStatus, EventType, OrganizationId, SetAsideId, Timestamp,
     delivery::Next,
@@ -9,24 +11,47 @@ use super::world::{
     MINUTE, after, event, failed, first, get, inbox, organization, push, succeeded, take_in, worker,
 };
 
-async fn ids(store: &Store, organization: OrganizationId, filter: &EventFilter, order: Order) -> Vec<EventId> {
-    let page = store.events.list(organization, filter, order, first(100), 0).await.unwrap();
+async fn ids(
+    store: &Store,
+    organization: OrganizationId,
+    filter: &EventFilter,
+    order: Order,
+) -> Vec<EventId> {
+    let page = store
+        .events
+        .list(organization, filter, order, first(100), 0)
+        .await
+        .unwrap();
     page.items.iter().map(|event| event.id).collect()
 }
 
 fn of_status(statuses: &[EventStatus]) -> EventFilter {
-    EventFilter { statuses: statuses.to_vec(), ..EventFilter::default() }
+    EventFilter {
+        statuses: statuses.to_vec(),
+        ..EventFilter::default()
+    }
 }
 
 pub(crate) async fn another_organizations_are_not_found(store: &Store) {
     let (ours, theirs) = (organization(store).await.id, organization(store).await.id);
     let (inbox, me) = (inbox(store, ours).await, worker(store).await);
     let posted = event(ours);
-    take_in(store, me, &[posted.clone()], &[(inbox, false)]).await;
+    take_in(store, me, from_ref(&posted), &[(inbox, false)]).await;
     assert!(store.events.get(theirs, posted.id).await.unwrap().is_none());
     assert!(store.events.get(ours, EventId::new()).await.unwrap().is_none());
-    assert!(ids(store, theirs, &EventFilter::default(), Order::NewestFirst).await.is_empty());
-    assert_eq!(store.events.count(theirs, &EventFilter::default(), 10).await.unwrap(), 0);
+    assert!(
+        ids(store, theirs, &EventFilter::default(), Order::NewestFirst)
+            .await
+            .is_empty()
+    );
+    assert_eq!(
+        store
+            .events
+            .count(theirs, &EventFilter::default(), 10)
+            .await
+            .unwrap(),
+        0
+    );
 }
 
 pub(crate) async fn listed_both_ways(store: &Store) {
@@ -47,7 +72,11 @@ pub(crate) async fn listed_both_ways(store: &Store) {
             let mut seen = Vec::new();
             let mut request = first(3);
             loop {
-                let page = store.events.list(ours, &filter, order, request.clone(), 0).await.unwrap();
+                let page = store
+                    .events
+                    .list(ours, &filter, order, request.clone(), 0)
+                    .await
+                    .unwrap();
                 seen.extend(page.items.iter().map(|event| event.id));
                 match page.next {
                     Some(cursor) => request = after(cursor, 3),
@@ -55,8 +84,15 @@ pub(crate) async fn listed_both_ways(store: &Store) {
                 }
             }
             assert_eq!(&seen, expected);
-            let skipped = store.events.list(ours, &filter, order, first(3), 5).await.unwrap();
-            assert_eq!(skipped.items.iter().map(|event| event.id).collect::<Vec<_>>(), expected[5..]);
+            let skipped = store
+                .events
+                .list(ours, &filter, order, first(3), 5)
+                .await
+                .unwrap();
+            assert_eq!(
+                skipped.items.iter().map(|event| event.id).collect::<Vec<_>>(),
+                expected[5..]
+            );
             assert_eq!(skipped.next, None);
             assert_eq!(skipped.items[0].deliveries.len(), 1);
         }
@@ -65,17 +101,22 @@ pub(crate) async fn listed_both_ways(store: &Store) {
 
 /// One event of each status, in the order of [`EventStatus`].
 async fn one_of_each(store: &Store, organization: OrganizationId) -> Vec<AcceptedEvent> {
-    let (one, two) = (push(store, organization).await.id, push(store, organization).await.id);
+    let (one, two) = (
+        push(store, organization).await.id,
+        push(store, organization).await.id,
+    );
     let gone = push(store, organization).await.id;
     let me = worker(store).await;
     let events: Vec<_> = (0..5).map(|_| event(organization)).collect();
-    let [pending, dead, delivered, acknowledged, cancelled] = events.as_slice() else { unreachable!("five") };
+    let [pending, dead, delivered, acknowledged, cancelled] = events.as_slice() else {
+        unreachable!("five")
+    };
     let both = [(one, true), (two, true)];
     for event in [pending, dead, delivered] {
-        take_in(store, me, std::slice::from_ref(event), &both).await;
+        take_in(store, me, from_ref(event), &both).await;
     }
-    take_in(store, me, &[acknowledged.clone()], &[(one, true), (gone, false)]).await;
-    take_in(store, me, &[cancelled.clone()], &[(gone, false)]).await;
+    take_in(store, me, from_ref(acknowledged), &[(one, true), (gone, false)]).await;
+    take_in(store, me, from_ref(cancelled), &[(gone, false)]).await;
     let outcomes = [
         succeeded(pending, one, 1),
         failed(dead, one, 1, Next::DeadLetter),
@@ -83,7 +124,11 @@ async fn one_of_each(store: &Store, organization: OrganizationId) -> Vec<Accepte
         succeeded(delivered, one, 1),
     ];
     assert_eq!(store.deliveries.record(me, &outcomes).await.unwrap().len(), 4);
-    store.deliveries.acknowledge(organization, &[delivered.id, acknowledged.id]).await.unwrap();
+    store
+        .deliveries
+        .acknowledge(organization, &[delivered.id, acknowledged.id])
+        .await
+        .unwrap();
     store.subscriptions.delete(organization, gone).await.unwrap();
     events
 }
@@ -101,16 +146,40 @@ pub(crate) async fn filtered_by_status(store: &Store) {
     for order in [Order::OldestFirst, Order::NewestFirst] {
         for (status, event) in statuses.iter().zip(&events) {
             assert_eq!(get(store, ours, event.id).await.status(), *status);
-            assert_eq!(ids(store, ours, &of_status(&[*status]), order).await, [event.id], "{status:?}");
-            assert_eq!(store.events.count(ours, &of_status(&[*status]), 10).await.unwrap(), 1);
+            assert_eq!(
+                ids(store, ours, &of_status(&[*status]), order).await,
+                [event.id],
+                "{status:?}"
+            );
+            assert_eq!(
+                store
+                    .events
+                    .count(ours, &of_status(&[*status]), 10)
+                    .await
+                    .unwrap(),
+                1
+            );
         }
-        assert!(ids(store, ours, &of_status(&[EventStatus::Expired]), order).await.is_empty());
+        assert!(
+            ids(store, ours, &of_status(&[EventStatus::Expired]), order)
+                .await
+                .is_empty()
+        );
     }
-    let some = of_status(&[EventStatus::Cancelled, EventStatus::Pending, EventStatus::DeadLetter]);
+    let some = of_status(&[
+        EventStatus::Cancelled,
+        EventStatus::Pending,
+        EventStatus::DeadLetter,
+    ]);
     let listed = ids(store, ours, &some, Order::OldestFirst).await;
     assert_eq!(listed, [events[0].id, events[1].id, events[4].id]);
     assert_eq!(store.events.count(ours, &some, 10).await.unwrap(), 3);
-    assert_eq!(ids(store, ours, &EventFilter::default(), Order::OldestFirst).await.len(), 5);
+    assert_eq!(
+        ids(store, ours, &EventFilter::default(), Order::OldestFirst)
+            .await
+            .len(),
+        5
+    );
 }
 
 pub(crate) async fn filtered_by_failure(store: &Store) {
@@ -127,32 +196,65 @@ pub(crate) async fn filtered_by_failure(store: &Store) {
     ];
     assert_eq!(store.deliveries.record(me, &outcomes).await.unwrap().len(), 2);
     for order in [Order::OldestFirst, Order::NewestFirst] {
-        for statuses in [vec![EventStatus::Pending], vec![EventStatus::Pending, EventStatus::Expired]] {
-            let filter = |failed| EventFilter { statuses: statuses.clone(), failed, event_type: None };
+        for statuses in [
+            vec![EventStatus::Pending],
+            vec![EventStatus::Pending, EventStatus::Expired],
+        ] {
+            let filter = |failed| EventFilter {
+                statuses: statuses.clone(),
+                failed,
+                event_type: None,
+            };
             assert_eq!(ids(store, ours, &filter(Some(true)), order).await, [events[0].id]);
             let mut not_failed = ids(store, ours, &filter(Some(false)), order).await;
             not_failed.sort_unstable();
             assert_eq!(not_failed, [events[1].id, events[2].id]);
             assert_eq!(ids(store, ours, &filter(None), order).await.len(), 3);
-            assert_eq!(store.events.count(ours, &filter(Some(false)), 10).await.unwrap(), 2);
+            assert_eq!(
+                store.events.count(ours, &filter(Some(false)), 10).await.unwrap(),
+                2
+            );
         }
     }
     let listed = store
         .events
-        .list(ours, &of_status(&[EventStatus::Pending]), Order::OldestFirst, first(1), 0)
+        .list(
+            ours,
+            &of_status(&[EventStatus::Pending]),
+            Order::OldestFirst,
+            first(1),
+            0,
+        )
         .await
         .unwrap();
-    let delivery = listed.items[0].deliveries.iter().find(|delivery| delivery.subscription == one).unwrap();
+    let delivery = listed.items[0]
+        .deliveries
+        .iter()
+        .find(|delivery| delivery.subscription == one)
+        .unwrap();
     assert_eq!(delivery.log.len(), 1);
 }
 
 pub(crate) async fn filtered_by_type(store: &Store) {
     let ours = organization(store).await.id;
     let (inbox, me) = (inbox(store, ours).await, worker(store).await);
-    let other = AcceptedEvent { event_type: EventType::parse("x.y").unwrap(), ..event(ours) };
-    take_in(store, me, &[event(ours), other.clone(), event(ours)], &[(inbox, false)]).await;
+    let other = AcceptedEvent {
+        event_type: EventType::parse("x.y").unwrap(),
+        ..event(ours)
+    };
+    take_in(
+        store,
+        me,
+        &[event(ours), other.clone(), event(ours)],
+        &[(inbox, false)],
+    )
+    .await;
     for statuses in [vec![], vec![EventStatus::Pending]] {
-        let filter = EventFilter { statuses, failed: None, event_type: Some("x.y".to_owned()) };
+        let filter = EventFilter {
+            statuses,
+            failed: None,
+            event_type: Some("x.y".to_owned()),
+        };
         assert_eq!(ids(store, ours, &filter, Order::NewestFirst).await, [other.id]);
         assert_eq!(store.events.count(ours, &filter, 10).await.unwrap(), 1);
     }
@@ -190,8 +292,15 @@ pub(crate) async fn readers_skip_nothing(store: &Store) {
     let (mut seen, mut cursor) = (0, None);
     while seen < expected {
         let writing = !tasks.is_empty();
-        let request = shared::store::PageRequest { after: cursor, limit: 1_000 };
-        let page = store.events.list(ours, &pending, Order::OldestFirst, request, 0).await.unwrap();
+        let request = shared::store::PageRequest {
+            after: cursor,
+            limit: 1_000,
+        };
+        let page = store
+            .events
+            .list(ours, &pending, Order::OldestFirst, request, 0)
+            .await
+            .unwrap();
         assert!(page.items.is_sorted_by(|one, next| one.seq < next.seq));
         assert!(page.items.iter().all(|event| Some(event.seq) > cursor));
         seen += page.items.len();
@@ -199,7 +308,10 @@ pub(crate) async fn readers_skip_nothing(store: &Store) {
         while let Some(task) = tasks.try_join_next() {
             task.unwrap();
         }
-        assert!(writing || !page.items.is_empty(), "{seen} of {expected} seen, the others were skipped");
+        assert!(
+            writing || !page.items.is_empty(),
+            "{seen} of {expected} seen, the others were skipped"
+        );
     }
     assert_eq!(seen, expected);
 }
@@ -217,23 +329,48 @@ pub(crate) async fn set_aside_and_forgotten(store: &Store) {
     };
     let items = [item(1, true), item(2, false), item(3, true)];
     store.events.set_aside(&items).await.unwrap();
-    let changed = SetAside { detail: "changed".to_owned(), ..items[0].clone() };
+    let changed = SetAside {
+        detail: "changed".to_owned(),
+        ..items[0].clone()
+    };
     store.events.set_aside(&[changed]).await.unwrap();
     assert_eq!(store.events.count_set_aside().await.unwrap(), 3);
     let page = store.events.list_set_aside(first(2)).await.unwrap();
-    let rest = store.events.list_set_aside(after(page.next.unwrap(), 2)).await.unwrap();
+    let rest = store
+        .events
+        .list_set_aside(after(page.next.unwrap(), 2))
+        .await
+        .unwrap();
     assert_eq!(rest.next, None);
     for (kept, given) in page.items.iter().chain(&rest.items).zip(&items) {
-        assert_eq!((kept.id, &kept.reason, &kept.detail), (given.id, &given.reason, &given.detail));
-        assert_eq!((kept.organization, kept.event, kept.at), (given.organization, given.event, given.at));
+        assert_eq!(
+            (kept.id, &kept.reason, &kept.detail),
+            (given.id, &given.reason, &given.detail)
+        );
+        assert_eq!(
+            (kept.organization, kept.event, kept.at),
+            (given.organization, given.event, given.at)
+        );
         assert_eq!(kept.frame, given.frame);
     }
-    assert_eq!(store.events.get_set_aside(items[1].id).await.unwrap().unwrap().frame, items[1].frame);
+    assert_eq!(
+        store
+            .events
+            .get_set_aside(items[1].id)
+            .await
+            .unwrap()
+            .unwrap()
+            .frame,
+        items[1].frame
+    );
     assert!(store.events.forget_set_aside(items[1].id).await.unwrap());
     assert!(!store.events.forget_set_aside(items[1].id).await.unwrap());
     assert!(store.events.get_set_aside(items[1].id).await.unwrap().is_none());
     assert_eq!(store.events.count_set_aside().await.unwrap(), 2);
-    let odd = SetAside { detail: "a\0b".to_owned(), ..item(4, false) };
+    let odd = SetAside {
+        detail: "a\0b".to_owned(),
+        ..item(4, false)
+    };
     store.events.set_aside(&[odd]).await.unwrap();
     store.events.set_aside(&[]).await.unwrap();
 }

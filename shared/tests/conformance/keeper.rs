@@ -22,7 +22,10 @@ pub(crate) async fn migrating_again_changes_nothing(store: &Store) {
 }
 
 async fn word(changes: &mut broadcast::Receiver<Change>) -> Change {
-    timeout(MINUTE, changes.recv()).await.expect("word of it").expect("the store lives")
+    timeout(MINUTE, changes.recv())
+        .await
+        .expect("word of it")
+        .expect("the store lives")
 }
 
 pub(crate) async fn changes_are_announced(store: &Store) {
@@ -35,7 +38,11 @@ pub(crate) async fn changes_are_announced(store: &Store) {
     assert_eq!(word(&mut one).await, Change::Subscription(made.id));
     store.subscriptions.disable(ours, made.id, "gone").await.unwrap();
     let other = push(store, ours).await;
-    assert_eq!(word(&mut one).await, Change::Subscription(other.id), "nothing changed in between");
+    assert_eq!(
+        word(&mut one).await,
+        Change::Subscription(other.id),
+        "nothing changed in between"
+    );
     store.subscriptions.delete(ours, made.id).await.unwrap();
     assert_eq!(word(&mut one).await, Change::Subscription(made.id));
     while word(&mut two).await != Change::Subscription(other.id) {}
@@ -50,14 +57,22 @@ pub(crate) async fn deleted_subscriptions_are_cancelled(store: &Store) {
     store.subscriptions.delete(ours, gone).await.unwrap();
     let status = async |subscription| {
         let record = get(store, ours, events[7].id).await;
-        record.deliveries.iter().find(|one| one.subscription == subscription).unwrap().clone()
+        record
+            .deliveries
+            .iter()
+            .find(|one| one.subscription == subscription)
+            .unwrap()
+            .clone()
     };
     assert_eq!(status(gone).await.status, DeliveryStatus::Cancelled);
     assert_eq!(status(gone).await.next_attempt_at, None);
     while store.keeper.cancel_deleted().await.unwrap() {}
     assert_eq!(status(gone).await.status, DeliveryStatus::Cancelled);
     assert_eq!(status(stays).await.status, DeliveryStatus::InFlight);
-    let keys: Vec<_> = events.iter().map(|event| super::world::key(event, gone)).collect();
+    let keys: Vec<_> = events
+        .iter()
+        .map(|event| super::world::key(event, gone))
+        .collect();
     assert!(store.deliveries.still_held(me, &keys).await.unwrap().is_empty());
     assert_eq!(store.deliveries.backlog().await.unwrap().pending, 30);
 }
@@ -73,12 +88,28 @@ pub(crate) fn yesterdays_id() -> EventId {
 
 pub(crate) async fn what_retention_ends_is_expired(store: &Store) {
     let ours = organization(store).await.id;
-    let (push, inbox, me) = (push(store, ours).await.id, inbox(store, ours).await, worker(store).await);
-    let old = AcceptedEvent { id: yesterdays_id(), ..event(ours) };
-    let done = AcceptedEvent { id: yesterdays_id(), ..event(ours) };
-    take_in(store, me, &[old.clone(), done.clone()], &[(push, true), (inbox, false)]).await;
+    let (push, inbox, me) = (
+        push(store, ours).await.id,
+        inbox(store, ours).await,
+        worker(store).await,
+    );
+    let old = AcceptedEvent {
+        id: yesterdays_id(),
+        ..event(ours)
+    };
+    let done = AcceptedEvent {
+        id: yesterdays_id(),
+        ..event(ours)
+    };
+    take_in(
+        store,
+        me,
+        &[old.clone(), done.clone()],
+        &[(push, true), (inbox, false)],
+    )
+    .await;
     store.deliveries.acknowledge(ours, &[done.id]).await.unwrap();
-    let kept = store.keeper.keep(Duration::from_secs(30 * 24 * 3_600)).await.unwrap();
+    let kept = store.keeper.keep(Duration::from_hours(30 * 24)).await.unwrap();
     assert_eq!((kept.expired, kept.removed), (0, 0));
     assert_eq!(get(store, ours, old.id).await.status(), EventStatus::Pending);
 
@@ -86,10 +117,23 @@ pub(crate) async fn what_retention_ends_is_expired(store: &Store) {
     assert_eq!(kept.expired, 2);
     let record = get(store, ours, old.id).await;
     assert_eq!(record.status(), EventStatus::Expired, "it can still be seen");
-    assert_eq!(get(store, ours, done.id).await.status(), EventStatus::Acknowledged);
-    let expired = EventFilter { statuses: vec![EventStatus::Expired], ..EventFilter::default() };
+    assert_eq!(
+        get(store, ours, done.id).await.status(),
+        EventStatus::Acknowledged
+    );
+    let expired = EventFilter {
+        statuses: vec![EventStatus::Expired],
+        ..EventFilter::default()
+    };
     assert_eq!(store.events.count(ours, &expired, 10).await.unwrap(), 1);
-    assert!(store.deliveries.claim(me, &[(push, 10)]).await.unwrap().is_empty());
+    assert!(
+        store
+            .deliveries
+            .claim(me, &[(push, 10)])
+            .await
+            .unwrap()
+            .is_empty()
+    );
     assert_eq!(store.keeper.keep(Duration::ZERO).await.unwrap().expired, 0);
 }
 
@@ -99,11 +143,18 @@ pub(crate) async fn keeping_concurrently(store: &Store) {
     let mut tasks = JoinSet::new();
     for _ in 0..6 {
         let store = store.clone();
-        tasks.spawn(async move { store.keeper.keep(Duration::from_secs(30 * 24 * 3_600)).await.unwrap() });
+        tasks.spawn(async move { store.keeper.keep(Duration::from_hours(30 * 24)).await.unwrap() });
     }
     for _ in 0..20 {
         take_in(store, me, &[keyed(ours, "k"), event(ours)], &[(inbox, false)]).await;
     }
     tasks.join_all().await;
-    assert_eq!(store.events.count(ours, &EventFilter::default(), 100).await.unwrap(), 21);
+    assert_eq!(
+        store
+            .events
+            .count(ours, &EventFilter::default(), 100)
+            .await
+            .unwrap(),
+        21
+    );
 }

@@ -21,7 +21,10 @@ fn changed(outcome: PatchOutcome) -> Subscription {
 pub(crate) async fn created_and_read_back(store: &Store) {
     let (ours, theirs) = (organization(store).await.id, organization(store).await.id);
     let mut new = new_push(ours);
-    new.event_types = vec![EventPattern::parse("user.*").unwrap(), EventPattern::parse("a.**").unwrap()];
+    new.event_types = vec![
+        EventPattern::parse("user.*").unwrap(),
+        EventPattern::parse("a.**").unwrap(),
+    ];
     new.enabled = false;
     new.disabled_reason = Some("gone".to_owned());
     let made = store.subscriptions.create(new.clone()).await.unwrap();
@@ -30,11 +33,32 @@ pub(crate) async fn created_and_read_back(store: &Store) {
     new.created_at = made.created_at;
     new.updated_at = made.updated_at;
     assert_eq!(made, new);
-    assert_eq!(store.subscriptions.get(ours, made.id).await.unwrap(), Some(made.clone()));
+    assert_eq!(
+        store.subscriptions.get(ours, made.id).await.unwrap(),
+        Some(made.clone())
+    );
     assert_eq!(store.subscriptions.get(theirs, made.id).await.unwrap(), None);
-    assert_eq!(store.subscriptions.get(ours, SubscriptionId::new()).await.unwrap(), None);
-    assert_eq!(*store.subscriptions.by_ids(&[made.id, SubscriptionId::new()]).await.unwrap()[0], made);
-    let orphan = store.subscriptions.create(new_push(OrganizationId::new())).await.unwrap_err();
+    assert_eq!(
+        store
+            .subscriptions
+            .get(ours, SubscriptionId::new())
+            .await
+            .unwrap(),
+        None
+    );
+    assert_eq!(
+        *store
+            .subscriptions
+            .by_ids(&[made.id, SubscriptionId::new()])
+            .await
+            .unwrap()[0],
+        made
+    );
+    let orphan = store
+        .subscriptions
+        .create(new_push(OrganizationId::new()))
+        .await
+        .unwrap_err();
     assert!(matches!(orphan, StoreError::Refused(_)), "{orphan:?}");
 }
 
@@ -46,11 +70,23 @@ pub(crate) async fn listed_in_pages(store: &Store) {
     }
     ids.sort_unstable();
     let page = store.subscriptions.list(ours, first(3)).await.unwrap();
-    let rest = store.subscriptions.list(ours, after(page.next.unwrap(), 3)).await.unwrap();
+    let rest = store
+        .subscriptions
+        .list(ours, after(page.next.unwrap(), 3))
+        .await
+        .unwrap();
     assert_eq!((page.items.len(), rest.items.len(), rest.next), (3, 1, None));
     let listed: Vec<_> = page.items.iter().chain(&rest.items).map(|one| one.id).collect();
     assert_eq!(listed, ids);
-    assert!(store.subscriptions.list(ours, first(4)).await.unwrap().next.is_none());
+    assert!(
+        store
+            .subscriptions
+            .list(ours, first(4))
+            .await
+            .unwrap()
+            .next
+            .is_none()
+    );
 }
 
 pub(crate) async fn patched_by_version(store: &Store) {
@@ -69,25 +105,65 @@ pub(crate) async fn patched_by_version(store: &Store) {
         enabled: Some(false),
         description: Some(None),
     };
-    let outcome = store.subscriptions.patch(ours, made.id, 1, patch.clone()).await.unwrap();
+    let outcome = store
+        .subscriptions
+        .patch(ours, made.id, 1, patch.clone())
+        .await
+        .unwrap();
     let patched = changed(outcome);
-    assert_eq!((patched.version, patched.enabled, &patched.description), (2, false, &None));
+    assert_eq!(
+        (patched.version, patched.enabled, &patched.description),
+        (2, false, &None)
+    );
     assert_eq!(patched.target, target);
     assert_eq!(patched.event_types, [EventPattern::parse("x.y").unwrap()]);
-    assert_eq!(store.subscriptions.get(ours, made.id).await.unwrap(), Some(patched));
+    assert_eq!(
+        store.subscriptions.get(ours, made.id).await.unwrap(),
+        Some(patched)
+    );
 
-    let outcome = store.subscriptions.patch(ours, made.id, 1, patch.clone()).await.unwrap();
+    let outcome = store
+        .subscriptions
+        .patch(ours, made.id, 1, patch.clone())
+        .await
+        .unwrap();
     assert!(matches!(outcome, PatchOutcome::Conflict), "{outcome:?}");
-    let outcome = store.subscriptions.patch(theirs, made.id, 2, patch.clone()).await.unwrap();
+    let outcome = store
+        .subscriptions
+        .patch(theirs, made.id, 2, patch.clone())
+        .await
+        .unwrap();
     assert!(matches!(outcome, PatchOutcome::NotFound), "{outcome:?}");
-    let outcome = store.subscriptions.patch(ours, SubscriptionId::new(), 2, patch).await.unwrap();
+    let outcome = store
+        .subscriptions
+        .patch(ours, SubscriptionId::new(), 2, patch)
+        .await
+        .unwrap();
     assert!(matches!(outcome, PatchOutcome::NotFound), "{outcome:?}");
 
     let nothing = SubscriptionPatch::default();
-    let same = changed(store.subscriptions.patch(ours, made.id, 2, nothing).await.unwrap());
-    assert_eq!((same.target, same.enabled, same.description), (target, false, None));
-    let described = SubscriptionPatch { description: Some(Some("new".to_owned())), ..Default::default() };
-    let described = changed(store.subscriptions.patch(ours, made.id, 3, described).await.unwrap());
+    let same = changed(
+        store
+            .subscriptions
+            .patch(ours, made.id, 2, nothing)
+            .await
+            .unwrap(),
+    );
+    assert_eq!(
+        (same.target, same.enabled, same.description),
+        (target, false, None)
+    );
+    let described = SubscriptionPatch {
+        description: Some(Some("new".to_owned())),
+        ..Default::default()
+    };
+    let described = changed(
+        store
+            .subscriptions
+            .patch(ours, made.id, 3, described)
+            .await
+            .unwrap(),
+    );
     assert_eq!(described.description.as_deref(), Some("new"));
 }
 
@@ -111,10 +187,16 @@ pub(crate) async fn changes_raise_the_version(store: &Store) {
     };
     let made = push(store, ours).await;
     raised("create").await;
-    let off = SubscriptionPatch { enabled: Some(false), ..Default::default() };
+    let off = SubscriptionPatch {
+        enabled: Some(false),
+        ..Default::default()
+    };
     changed(store.subscriptions.patch(ours, made.id, 1, off).await.unwrap());
     raised("patch").await;
-    let on = SubscriptionPatch { enabled: Some(true), ..Default::default() };
+    let on = SubscriptionPatch {
+        enabled: Some(true),
+        ..Default::default()
+    };
     changed(store.subscriptions.patch(ours, made.id, 2, on).await.unwrap());
     raised("enable").await;
     store.subscriptions.disable(ours, made.id, "gone").await.unwrap();
@@ -129,40 +211,96 @@ pub(crate) async fn enabling_clears_the_reason(store: &Store) {
     let made = push(store, ours).await;
     store.subscriptions.disable(ours, made.id, "410").await.unwrap();
     let disabled = store.subscriptions.get(ours, made.id).await.unwrap().unwrap();
-    assert_eq!((disabled.enabled, disabled.disabled_reason.as_deref()), (false, Some("410")));
-    store.subscriptions.disable(ours, made.id, "another").await.unwrap();
+    assert_eq!(
+        (disabled.enabled, disabled.disabled_reason.as_deref()),
+        (false, Some("410"))
+    );
+    store
+        .subscriptions
+        .disable(ours, made.id, "another")
+        .await
+        .unwrap();
     let again = store.subscriptions.get(ours, made.id).await.unwrap().unwrap();
     assert_eq!(again, disabled, "it was disabled already");
-    let described = SubscriptionPatch { description: Some(None), ..Default::default() };
-    let described = changed(store.subscriptions.patch(ours, made.id, again.version, described).await.unwrap());
+    let described = SubscriptionPatch {
+        description: Some(None),
+        ..Default::default()
+    };
+    let described = changed(
+        store
+            .subscriptions
+            .patch(ours, made.id, again.version, described)
+            .await
+            .unwrap(),
+    );
     assert_eq!(described.disabled_reason.as_deref(), Some("410"));
-    let on = SubscriptionPatch { enabled: Some(true), ..Default::default() };
-    let enabled = changed(store.subscriptions.patch(ours, made.id, described.version, on).await.unwrap());
+    let on = SubscriptionPatch {
+        enabled: Some(true),
+        ..Default::default()
+    };
+    let enabled = changed(
+        store
+            .subscriptions
+            .patch(ours, made.id, described.version, on)
+            .await
+            .unwrap(),
+    );
     assert_eq!((enabled.enabled, enabled.disabled_reason), (true, None));
-    store.subscriptions.disable(ours, SubscriptionId::new(), "gone").await.unwrap();
+    store
+        .subscriptions
+        .disable(ours, SubscriptionId::new(), "gone")
+        .await
+        .unwrap();
 }
 
 pub(crate) async fn deleted_ones_are_gone(store: &Store) {
     let (ours, theirs) = (organization(store).await.id, organization(store).await.id);
     let (made, inbox) = (push(store, ours).await, inbox(store, ours).await);
-    assert!(!store.subscriptions.delete(ours, inbox).await.unwrap(), "the inbox stays");
+    assert!(
+        !store.subscriptions.delete(ours, inbox).await.unwrap(),
+        "the inbox stays"
+    );
     assert!(!store.subscriptions.delete(theirs, made.id).await.unwrap());
     assert!(store.subscriptions.delete(ours, made.id).await.unwrap());
     assert!(!store.subscriptions.delete(ours, made.id).await.unwrap());
     assert_eq!(store.subscriptions.get(ours, made.id).await.unwrap(), None);
     assert!(store.subscriptions.by_ids(&[made.id]).await.unwrap().is_empty());
-    assert_eq!(store.subscriptions.list(ours, first(10)).await.unwrap().items.len(), 1);
-    assert_eq!(store.subscriptions.in_force(&[ours]).await.unwrap()[0].subscriptions.len(), 1);
-    let patch = store.subscriptions.patch(ours, made.id, 2, SubscriptionPatch::default()).await.unwrap();
+    assert_eq!(
+        store
+            .subscriptions
+            .list(ours, first(10))
+            .await
+            .unwrap()
+            .items
+            .len(),
+        1
+    );
+    assert_eq!(
+        store.subscriptions.in_force(&[ours]).await.unwrap()[0]
+            .subscriptions
+            .len(),
+        1
+    );
+    let patch = store
+        .subscriptions
+        .patch(ours, made.id, 2, SubscriptionPatch::default())
+        .await
+        .unwrap();
     assert!(matches!(patch, PatchOutcome::NotFound), "{patch:?}");
 }
 
 pub(crate) async fn one_webhook_an_organization(store: &Store) {
     let ours = organization(store).await.id;
     assert_eq!(store.subscriptions.webhook(ours).await.unwrap(), None);
-    let webhook = || Subscription { builtin: Some(Builtin::Webhook), ..new_push(ours) };
+    let webhook = || Subscription {
+        builtin: Some(Builtin::Webhook),
+        ..new_push(ours)
+    };
     let made = store.subscriptions.create(webhook()).await.unwrap();
-    assert_eq!(store.subscriptions.webhook(ours).await.unwrap(), Some(made.clone()));
+    assert_eq!(
+        store.subscriptions.webhook(ours).await.unwrap(),
+        Some(made.clone())
+    );
     let second = store.subscriptions.create(webhook()).await.unwrap_err();
     assert!(matches!(second, StoreError::Refused(_)), "{second:?}");
     assert!(store.subscriptions.delete(ours, made.id).await.unwrap());
@@ -173,12 +311,22 @@ pub(crate) async fn one_webhook_an_organization(store: &Store) {
 pub(crate) async fn in_force_leaves_out_unknown_organizations(store: &Store) {
     let (first, second) = (organization(store).await.id, organization(store).await.id);
     let disabled = push(store, first).await;
-    store.subscriptions.disable(first, disabled.id, "gone").await.unwrap();
+    store
+        .subscriptions
+        .disable(first, disabled.id, "gone")
+        .await
+        .unwrap();
     let asked = [first, OrganizationId::new(), second];
     let mut in_force = store.subscriptions.in_force(&asked).await.unwrap();
     in_force.sort_by_key(|one| one.organization);
-    assert_eq!(in_force.iter().map(|one| one.organization).collect::<Vec<_>>(), [first, second]);
+    assert_eq!(
+        in_force.iter().map(|one| one.organization).collect::<Vec<_>>(),
+        [first, second]
+    );
     let ids: Vec<_> = in_force[0].subscriptions.iter().map(|one| one.id).collect();
-    assert!(ids.is_sorted() && ids.len() == 2 && ids.contains(&disabled.id), "{ids:?}");
+    assert!(
+        ids.is_sorted() && ids.len() == 2 && ids.contains(&disabled.id),
+        "{ids:?}"
+    );
     assert!(store.subscriptions.in_force(&[]).await.unwrap().is_empty());
 }

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use shared::{
-    AcceptedEvent, Builtin, DedupId, DeliveryKey, EventId, EventPattern, EventType, KeyId, KeyText, Organization,
-    OrganizationId, Payload, Repeat, RetrySchedule, Scopes, Subscription, SubscriptionId, SubscriptionUrl, Tier,
-    Timestamp, WorkerId,
+    AcceptedEvent, Builtin, DedupId, DeliveryKey, EventId, EventPattern, EventType, KeyId, KeyText,
+    Organization, OrganizationId, Payload, Repeat, RetrySchedule, Scopes, Subscription, SubscriptionId,
+    SubscriptionUrl, Tier, Timestamp, WorkerId,
     delivery::{AttemptOutcome, AttemptResult, Failure, Next},
     seal::Sealed,
     store::{
@@ -15,7 +15,7 @@ use shared::{
     subscription::{AttemptTimeout, MaxInFlight, Push, Target},
 };
 
-pub(crate) const MINUTE: Duration = Duration::from_secs(60);
+pub(crate) const MINUTE: Duration = Duration::from_mins(1);
 
 pub(crate) fn new_key(organization: OrganizationId) -> NewKey {
     let text = KeyText::generate();
@@ -32,7 +32,11 @@ pub(crate) fn new_key(organization: OrganizationId) -> NewKey {
 
 pub(crate) async fn organization(store: &Store) -> Organization {
     let id = OrganizationId::new();
-    store.organizations.create(id, "an organization", Tier::Free, new_key(id)).await.expect("an organization")
+    store
+        .organizations
+        .create(id, "an organization", Tier::Free, new_key(id))
+        .await
+        .expect("an organization")
 }
 
 pub(crate) fn new_push(organization: OrganizationId) -> Subscription {
@@ -58,13 +62,24 @@ pub(crate) fn new_push(organization: OrganizationId) -> Subscription {
 }
 
 pub(crate) async fn push(store: &Store, organization: OrganizationId) -> Subscription {
-    store.subscriptions.create(new_push(organization)).await.expect("a subscription")
+    store
+        .subscriptions
+        .create(new_push(organization))
+        .await
+        .expect("a subscription")
 }
 
 pub(crate) async fn inbox(store: &Store, organization: OrganizationId) -> SubscriptionId {
-    let in_force = store.subscriptions.in_force(&[organization]).await.expect("what is in force");
+    let in_force = store
+        .subscriptions
+        .in_force(&[organization])
+        .await
+        .expect("what is in force");
     let mut subscriptions = in_force.iter().flat_map(|in_force| &in_force.subscriptions);
-    subscriptions.find(|one| one.builtin == Some(Builtin::Inbox)).expect("an inbox").id
+    subscriptions
+        .find(|one| one.builtin == Some(Builtin::Inbox))
+        .expect("an inbox")
+        .id
 }
 
 pub(crate) fn event(organization: OrganizationId) -> AcceptedEvent {
@@ -82,7 +97,10 @@ pub(crate) fn event(organization: OrganizationId) -> AcceptedEvent {
 }
 
 pub(crate) fn keyed(organization: OrganizationId, key: &str) -> AcceptedEvent {
-    AcceptedEvent { dedup_id: Some(DedupId::parse(key).expect("a key")), ..event(organization) }
+    AcceptedEvent {
+        dedup_id: Some(DedupId::parse(key).expect("a key")),
+        ..event(organization)
+    }
 }
 
 pub(crate) fn payload(json: &'static str) -> Payload {
@@ -90,7 +108,12 @@ pub(crate) fn payload(json: &'static str) -> Payload {
 }
 
 pub(crate) fn repeat_of(first: &AcceptedEvent, differs: bool) -> Repeat {
-    Repeat { id: EventId::new(), organization: first.organization, first: first.id, differs }
+    Repeat {
+        id: EventId::new(),
+        organization: first.organization,
+        first: first.id,
+        differs,
+    }
 }
 
 pub(crate) async fn worker(store: &Store) -> WorkerId {
@@ -111,17 +134,28 @@ pub(crate) async fn try_take_in(
     organizations.sort_unstable();
     organizations.dedup();
     let in_force = store.subscriptions.in_force(&organizations).await?;
-    let versions: Vec<_> = in_force.iter().map(|one| (one.organization, one.version)).collect();
+    let versions: Vec<_> = in_force
+        .iter()
+        .map(|one| (one.organization, one.version))
+        .collect();
     let deliveries: Vec<_> = (0..events.len())
         .flat_map(|event| {
-            subscriptions.iter().map(move |(subscription, held)| PlannedDelivery {
-                event,
-                subscription: *subscription,
-                held: *held,
-            })
+            subscriptions
+                .iter()
+                .map(move |(subscription, held)| PlannedDelivery {
+                    event,
+                    subscription: *subscription,
+                    held: *held,
+                })
         })
         .collect();
-    let batch = IntakeBatch { worker, events, deliveries: &deliveries, versions: &versions, repeats };
+    let batch = IntakeBatch {
+        worker,
+        events,
+        deliveries: &deliveries,
+        versions: &versions,
+        repeats,
+    };
     store.events.intake(&batch).await
 }
 
@@ -131,18 +165,29 @@ pub(crate) async fn take_in(
     events: &[AcceptedEvent],
     subscriptions: &[(SubscriptionId, bool)],
 ) -> Vec<StoredEvent> {
-    match try_take_in(store, worker, events, &[], subscriptions).await.expect("an intake") {
+    match try_take_in(store, worker, events, &[], subscriptions)
+        .await
+        .expect("an intake")
+    {
         IntakeOutcome::Stored(stored) => stored,
         IntakeOutcome::Stale => panic!("nobody changed a subscription"),
     }
 }
 
 pub(crate) async fn get(store: &Store, organization: OrganizationId, id: EventId) -> EventRecord {
-    store.events.get(organization, id).await.expect("a look-up").expect("an event")
+    store
+        .events
+        .get(organization, id)
+        .await
+        .expect("a look-up")
+        .expect("an event")
 }
 
 pub(crate) fn key(event: &AcceptedEvent, subscription: SubscriptionId) -> DeliveryKey {
-    DeliveryKey { event: event.id, subscription }
+    DeliveryKey {
+        event: event.id,
+        subscription,
+    }
 }
 
 pub(crate) fn succeeded(event: &AcceptedEvent, subscription: SubscriptionId, number: u32) -> AttemptOutcome {
@@ -156,7 +201,12 @@ pub(crate) fn succeeded(event: &AcceptedEvent, subscription: SubscriptionId, num
     }
 }
 
-pub(crate) fn failed(event: &AcceptedEvent, subscription: SubscriptionId, number: u32, next: Next) -> AttemptOutcome {
+pub(crate) fn failed(
+    event: &AcceptedEvent,
+    subscription: SubscriptionId,
+    number: u32,
+    next: Next,
+) -> AttemptOutcome {
     AttemptOutcome {
         result: AttemptResult::Failed {
             failure: Failure {
@@ -170,11 +220,13 @@ pub(crate) fn failed(event: &AcceptedEvent, subscription: SubscriptionId, number
     }
 }
 
-
 pub(crate) const fn first<C>(limit: u32) -> PageRequest<C> {
     PageRequest { after: None, limit }
 }
 
 pub(crate) const fn after<C>(cursor: C, limit: u32) -> PageRequest<C> {
-    PageRequest { after: Some(cursor), limit }
+    PageRequest {
+        after: Some(cursor),
+        limit,
+    }
 }

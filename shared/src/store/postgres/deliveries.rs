@@ -186,16 +186,26 @@ const BACKLOG: &str = "
 #[async_trait]
 impl Deliveries for Engine {
     async fn enlist(&self, worker: WorkerId, ttl: Duration) -> Result<()> {
-        self.rows(query(ENLIST).bind(worker.uuid()).bind(rows::seconds(ttl))).await.map(drop)
+        self.rows(query(ENLIST).bind(worker.uuid()).bind(rows::seconds(ttl)))
+            .await
+            .map(drop)
     }
 
     async fn renew(&self, worker: WorkerId, ttl: Duration) -> Result<Lease> {
-        let renewed = self.row(query(RENEW).bind(worker.uuid()).bind(rows::seconds(ttl))).await?;
-        Ok(if renewed.is_some() { Lease::Held } else { Lease::Lost })
+        let renewed = self
+            .row(query(RENEW).bind(worker.uuid()).bind(rows::seconds(ttl)))
+            .await?;
+        Ok(if renewed.is_some() {
+            Lease::Held
+        } else {
+            Lease::Lost
+        })
     }
 
     async fn resign(&self, worker: WorkerId) -> Result<()> {
-        self.rows(query("DELETE FROM workers WHERE id = $1").bind(worker.uuid())).await.map(drop)
+        self.rows(query("DELETE FROM workers WHERE id = $1").bind(worker.uuid()))
+            .await
+            .map(drop)
     }
 
     async fn lanes_due(&self, after: Option<SubscriptionId>, limit: u32) -> Result<Vec<SubscriptionId>> {
@@ -208,15 +218,24 @@ impl Deliveries for Engine {
     }
 
     async fn claim(&self, worker: WorkerId, wanted: &[(SubscriptionId, u32)]) -> Result<Vec<Claimed>> {
-        let (lanes, most): (Vec<_>, Vec<_>) =
-            wanted.iter().map(|(lane, most)| (lane.uuid(), i64::from(*most))).unzip();
-        let statement = query(CLAIM).bind(worker.uuid()).bind(lanes).bind(most).bind(CLAIM_BYTES);
+        let (lanes, most): (Vec<_>, Vec<_>) = wanted
+            .iter()
+            .map(|(lane, most)| (lane.uuid(), i64::from(*most)))
+            .unzip();
+        let statement = query(CLAIM)
+            .bind(worker.uuid())
+            .bind(lanes)
+            .bind(most)
+            .bind(CLAIM_BYTES);
         self.rows(statement)
             .await?
             .iter()
             .map(|row| {
                 Ok(Claimed {
-                    key: DeliveryKey { event: row.id("event_id")?, subscription: row.id("subscription_id")? },
+                    key: DeliveryKey {
+                        event: row.id("event_id")?,
+                        subscription: row.id("subscription_id")?,
+                    },
                     organization: row.id("organization_id")?,
                     seq: row.value("seq")?,
                     attempts: row.count("attempts")?,
@@ -237,7 +256,12 @@ impl Deliveries for Engine {
         self.rows(bind_keys(STILL_HELD, worker, keys))
             .await?
             .iter()
-            .map(|row| Ok(DeliveryKey { event: row.id("event_id")?, subscription: row.id("subscription_id")? }))
+            .map(|row| {
+                Ok(DeliveryKey {
+                    event: row.id("event_id")?,
+                    subscription: row.id("subscription_id")?,
+                })
+            })
             .collect()
     }
 
@@ -256,7 +280,10 @@ impl Deliveries for Engine {
             .iter()
             .map(|row| {
                 Ok(match row.optional_id("id")? {
-                    Some(event) => Acknowledged::Done { event, at: row.at("at")? },
+                    Some(event) => Acknowledged::Done {
+                        event,
+                        at: row.at("at")?,
+                    },
                     None => Acknowledged::NotFound,
                 })
             })
@@ -284,7 +311,11 @@ impl Engine {
             .bind(after.map(SubscriptionId::uuid))
             .bind(until.map(SubscriptionId::uuid))
             .bind(limit);
-        self.rows(statement).await?.iter().map(|row| row.id("id")).collect()
+        self.rows(statement)
+            .await?
+            .iter()
+            .map(|row| row.id("id"))
+            .collect()
     }
 }
 

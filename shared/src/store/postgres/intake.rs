@@ -8,7 +8,7 @@
 //! then of the events, each in sorted order (a sort reads all of its input first, so that all keys come before all
 //! events): they cannot deadlock, and the second finds what the first has written.
 
-use sqlx::{query, postgres::PgRow};
+use sqlx::{postgres::PgRow, query};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -54,16 +54,21 @@ macro_rules! fan_out_and_answer {
 
 /// Events without keys, and no repeats.
 const PLAIN: &str = concat!(
-    "WITH ", stale!(), ", stored AS (
+    "WITH ",
+    stale!(),
+    ", stored AS (
         INSERT INTO events (id, organization_id, type, source, occurred_at, received_at, trace, payload, seq)
-        SELECT posted.*, ", seq!(), " FROM unnest($7::uuid[], $8::uuid[], $9::text[], $10::text[], $11::timestamptz[],
+        SELECT posted.*, ",
+    seq!(),
+    " FROM unnest($7::uuid[], $8::uuid[], $9::text[], $10::text[], $11::timestamptz[],
             $12::timestamptz[], $13::text[], $14::text[])
             AS posted (id, organization_id, type, source, occurred_at, received_at, trace, payload)
         WHERE NOT EXISTS (SELECT FROM stale)
         ORDER BY id
         ON CONFLICT DO NOTHING
         RETURNING id, organization_id, seq
-    ), ", fan_out_and_answer!()
+    ), ",
+    fan_out_and_answer!()
 );
 
 /// `wanted` are the keys of the batch, each for the first event that has it; an id that is an alias already (its frame has
@@ -131,14 +136,21 @@ impl Engine {
     pub(super) async fn take_in(&self, batch: &IntakeBatch<'_>) -> Result<IntakeOutcome> {
         let plain = batch.repeats.is_empty() && batch.events.iter().all(|event| event.dedup_id.is_none());
         let statement = bind_plain(query(if plain { PLAIN } else { KEYED }), batch);
-        let statement = if plain { statement } else { bind_keyed(statement, batch) };
+        let statement = if plain {
+            statement
+        } else {
+            bind_keyed(statement, batch)
+        };
         outcome(&self.one(statement).await?)
     }
 }
 
 fn bind_plain(statement: Statement, batch: &IntakeBatch<'_>) -> Statement {
-    let (organizations, versions): (Vec<Uuid>, Vec<i64>) =
-        batch.versions.iter().map(|(organization, version)| (organization.uuid(), *version)).unzip();
+    let (organizations, versions): (Vec<Uuid>, Vec<i64>) = batch
+        .versions
+        .iter()
+        .map(|(organization, version)| (organization.uuid(), *version))
+        .unzip();
     let events = batch.events;
     // An index that is out of range plans for no event of the batch, and so for none.
     let planned_event = |at: usize| events.get(at).map_or(Uuid::nil(), |event| event.id.uuid());
@@ -152,22 +164,33 @@ fn bind_plain(statement: Statement, batch: &IntakeBatch<'_>) -> Statement {
         .bind(column(events, |event| event.id.uuid()))
         .bind(column(events, |event| event.organization.uuid()))
         .bind(column(events, |event| event.event_type.as_str()))
-        .bind(column(events, |event| event.source.as_ref().map(crate::Source::as_str)))
-        .bind(column(events, |event| event.occurred_at.map(OffsetDateTime::from)))
+        .bind(column(events, |event| {
+            event.source.as_ref().map(crate::Source::as_str)
+        }))
+        .bind(column(events, |event| {
+            event.occurred_at.map(OffsetDateTime::from)
+        }))
         .bind(column(events, |event| OffsetDateTime::from(event.received_at)))
-        .bind(column(events, |event| event.trace.as_ref().map(crate::TraceParent::as_str)))
+        .bind(column(events, |event| {
+            event.trace.as_ref().map(crate::TraceParent::as_str)
+        }))
         .bind(column(events, |event| event.payload.as_str()))
 }
 
 fn bind_keyed(statement: Statement, batch: &IntakeBatch<'_>) -> Statement {
     let ids = || batch.events.iter().map(|event| event.id.uuid());
     let digest = |event: &crate::AcceptedEvent| {
-        event.dedup_id.as_ref().map(|_| Digest16::of(&event.event_type, &event.payload).0.to_vec())
+        event
+            .dedup_id
+            .as_ref()
+            .map(|_| Digest16::of(&event.event_type, &event.payload).0.to_vec())
     };
     statement
         .bind(ids().min())
         .bind(ids().max())
-        .bind(column(batch.events, |event| event.dedup_id.as_ref().map(crate::DedupId::as_str)))
+        .bind(column(batch.events, |event| {
+            event.dedup_id.as_ref().map(crate::DedupId::as_str)
+        }))
         .bind(column(batch.events, digest))
         .bind(rows::seconds(DEDUPLICATION_WINDOW))
         .bind(column(batch.repeats, |repeat| repeat.id.uuid()))
@@ -188,6 +211,11 @@ fn outcome(row: &PgRow) -> Result<IntakeOutcome> {
     let seqs: Option<Vec<i64>> = row.value("seqs")?;
     let stored = ids.unwrap_or_default().into_iter().zip(seqs.unwrap_or_default());
     Ok(IntakeOutcome::Stored(
-        stored.map(|(id, seq)| StoredEvent { id: EventId::from_uuid(id), seq }).collect(),
+        stored
+            .map(|(id, seq)| StoredEvent {
+                id: EventId::from_uuid(id),
+                seq,
+            })
+            .collect(),
     ))
 }

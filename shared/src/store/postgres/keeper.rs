@@ -18,13 +18,13 @@ use tokio::sync::broadcast;
 use super::{Engine, Result, StoreError, classify, partitions, rows::Columns, within};
 use crate::store::{Change, Keeper, Retention};
 
-const MIGRATE: Duration = Duration::from_secs(120);
-const KEEP: Duration = Duration::from_secs(600);
+const MIGRATE: Duration = Duration::from_mins(2);
+const KEEP: Duration = Duration::from_mins(10);
 const PING: Duration = Duration::from_secs(3);
 /// How many rows a step of upkeep changes.
 const STEP: i64 = 1_000;
 /// How long what expired can still be seen.
-const SEEN_EXPIRED: Duration = Duration::from_secs(24 * 3600);
+const SEEN_EXPIRED: Duration = Duration::from_hours(24);
 
 /// Whoever keeps holds this advisory lock.
 const KEEPING: i64 = 0x7472_6967_0002;
@@ -111,8 +111,14 @@ impl Keeper for Engine {
         within(MIGRATE, async {
             let mut connection = upkeep(&self.connect).await?;
             // `run` is this for whatever a connection can be had from, which the compiler cannot see to be `Send` here.
-            migrator().run_direct(None, &mut connection, false).await.map_err(migration)?;
-            query(CONTINUE_ORDER).execute(&mut connection).await.map_err(classify)?;
+            migrator()
+                .run_direct(None, &mut connection, false)
+                .await
+                .map_err(migration)?;
+            query(CONTINUE_ORDER)
+                .execute(&mut connection)
+                .await
+                .map_err(classify)?;
             partitions::make_ahead(&mut connection).await.map_err(classify)?;
             connection.close().await.map_err(classify)
         })
@@ -136,7 +142,10 @@ impl Keeper for Engine {
     }
 
     async fn cancel_deleted(&self) -> Result<bool> {
-        let changed: i64 = self.one(query(CANCEL_DELETED).bind(STEP)).await?.value("changed")?;
+        let changed: i64 = self
+            .one(query(CANCEL_DELETED).bind(STEP))
+            .await?
+            .value("changed")?;
         Ok(changed >= STEP)
     }
 
@@ -152,8 +161,13 @@ impl Keeper for Engine {
 
 /// A connection for statements that take their time.
 async fn upkeep(connect: &PgConnectOptions) -> Result<PgConnection> {
-    let connect = connect.clone().options([("statement_timeout", "60s"), ("lock_timeout", "30s")]);
-    within(Duration::from_secs(5), async { connect.connect().await.map_err(classify) }).await
+    let connect = connect
+        .clone()
+        .options([("statement_timeout", "60s"), ("lock_timeout", "30s")]);
+    within(Duration::from_secs(5), async {
+        connect.connect().await.map_err(classify)
+    })
+    .await
 }
 
 fn migration(error: MigrateError) -> StoreError {
@@ -181,12 +195,17 @@ async fn keep(connection: &mut PgConnection, retention: Duration) -> Result<Rete
         .map_err(classify)?;
     let mut done = Retention::default();
     if let Some(before) = earlier(now, retention) {
-        for day in partitions::days_before(&mut *connection, before).await.map_err(classify)? {
+        for day in partitions::days_before(&mut *connection, before)
+            .await
+            .map_err(classify)?
+        {
             done.expired += expire(&mut *connection, day).await?;
         }
     }
     if let Some(before) = earlier(now, retention.saturating_add(SEEN_EXPIRED)) {
-        done.removed = partitions::drop_before(&mut *connection, before).await.map_err(classify)?;
+        done.removed = partitions::drop_before(&mut *connection, before)
+            .await
+            .map_err(classify)?;
     }
     while step(&mut *connection, query(FORGET_KEYS).bind(STEP)).await? == STEP {}
     Ok(done)
@@ -201,8 +220,10 @@ async fn expire(connection: &mut PgConnection, day: Date) -> Result<u64> {
     let Some(next) = day.next_day() else { return Ok(0) };
     let mut expired = 0;
     loop {
-        let statement =
-            query(EXPIRE).bind(partitions::first_id(day)).bind(partitions::first_id(next)).bind(STEP);
+        let statement = query(EXPIRE)
+            .bind(partitions::first_id(day))
+            .bind(partitions::first_id(next))
+            .bind(STEP);
         let changed = step(&mut *connection, statement).await?;
         expired += u64::try_from(changed).unwrap_or(0);
         if changed < STEP {
@@ -212,5 +233,9 @@ async fn expire(connection: &mut PgConnection, day: Date) -> Result<u64> {
 }
 
 async fn step(connection: &mut PgConnection, statement: super::Statement) -> Result<i64> {
-    statement.fetch_one(connection).await.map_err(classify)?.value("changed")
+    statement
+        .fetch_one(connection)
+        .await
+        .map_err(classify)?
+        .value("changed")
 }

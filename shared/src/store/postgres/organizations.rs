@@ -80,7 +80,11 @@ impl Organizations for Engine {
     async fn get(&self, id: OrganizationId) -> Result<Option<Organization>> {
         let statement =
             query("SELECT id, name, tier, created_at FROM organizations WHERE id = $1").bind(id.uuid());
-        self.row(statement).await?.as_ref().map(rows::organization).transpose()
+        self.row(statement)
+            .await?
+            .as_ref()
+            .map(rows::organization)
+            .transpose()
     }
 
     async fn rename(&self, id: OrganizationId, name: &str) -> Result<Option<Organization>> {
@@ -88,7 +92,11 @@ impl Organizations for Engine {
             query("UPDATE organizations SET name = $2 WHERE id = $1 RETURNING id, name, tier, created_at")
                 .bind(id.uuid())
                 .bind(name.to_owned());
-        self.row(statement).await?.as_ref().map(rows::organization).transpose()
+        self.row(statement)
+            .await?
+            .as_ref()
+            .map(rows::organization)
+            .transpose()
     }
 
     async fn create_key(&self, key: NewKey) -> Result<Key> {
@@ -100,7 +108,12 @@ impl Organizations for Engine {
             .bind(organization.uuid())
             .bind(page.after.map(KeyId::uuid))
             .bind(i64::from(page.limit) + 1);
-        let keys = self.rows(statement).await?.iter().map(rows::key).collect::<Result<Vec<_>>>()?;
+        let keys = self
+            .rows(statement)
+            .await?
+            .iter()
+            .map(rows::key)
+            .collect::<Result<Vec<_>>>()?;
         Ok(paged(keys, page.limit, |key| key.id))
     }
 

@@ -46,7 +46,9 @@ macro_rules! applies {
 }
 
 const SUCCESSES: &str = concat!(
-    apply!(") AS o (event_id, subscription_id, number, state, after_seconds, started_at, duration_ms, status_code) "),
+    apply!(
+        ") AS o (event_id, subscription_id, number, state, after_seconds, started_at, duration_ms, status_code) "
+    ),
     applies!(),
     " RETURNING d.event_id, d.subscription_id"
 );
@@ -86,25 +88,40 @@ impl Engine {
             .bind(worker.uuid())
             .bind(events().collect::<Vec<Uuid>>())
             .bind(column(&sorted, |outcome| outcome.delivery.subscription.uuid()))
-            .bind(column(&sorted, |outcome| i32::try_from(outcome.number).unwrap_or(i32::MAX)))
+            .bind(column(&sorted, |outcome| {
+                i32::try_from(outcome.number).unwrap_or(i32::MAX)
+            }))
             .bind(column(&sorted, |outcome| state(outcome).as_str()))
             .bind(column(&sorted, after))
-            .bind(column(&sorted, |outcome| OffsetDateTime::from(outcome.started_at)))
-            .bind(column(&sorted, |outcome| i64::try_from(outcome.duration.as_millis()).unwrap_or(i64::MAX)))
+            .bind(column(&sorted, |outcome| {
+                OffsetDateTime::from(outcome.started_at)
+            }))
+            .bind(column(&sorted, |outcome| {
+                i64::try_from(outcome.duration.as_millis()).unwrap_or(i64::MAX)
+            }))
             .bind(column(&sorted, |outcome| status_code(outcome).map(i32::from)))
             .bind(events().min())
             .bind(events().max());
         let statement = if failed {
             statement
-                .bind(column(&sorted, |outcome| failure(outcome).map(|failure| failure.kind.as_str())))
-                .bind(column(&sorted, |outcome| failure(outcome).map(|failure| failure.detail.as_str())))
+                .bind(column(&sorted, |outcome| {
+                    failure(outcome).map(|failure| failure.kind.as_str())
+                }))
+                .bind(column(&sorted, |outcome| {
+                    failure(outcome).map(|failure| failure.detail.as_str())
+                }))
         } else {
             statement
         };
         self.rows(statement)
             .await?
             .iter()
-            .map(|row| Ok(DeliveryKey { event: row.id("event_id")?, subscription: row.id("subscription_id")? }))
+            .map(|row| {
+                Ok(DeliveryKey {
+                    event: row.id("event_id")?,
+                    subscription: row.id("subscription_id")?,
+                })
+            })
             .collect()
     }
 }
@@ -116,15 +133,28 @@ fn column<'a, C>(outcomes: &[&'a AttemptOutcome], read: impl Fn(&'a AttemptOutco
 const fn state(outcome: &AttemptOutcome) -> DeliveryState {
     match outcome.result {
         AttemptResult::Delivered { .. } => DeliveryState::Delivered,
-        AttemptResult::Failed { next: Next::Retry { .. }, .. } => DeliveryState::Retrying,
-        AttemptResult::Failed { next: Next::DeadLetter, .. } => DeliveryState::DeadLetter,
+        AttemptResult::Failed {
+            next: Next::Retry { .. },
+            ..
+        } => DeliveryState::Retrying,
+        AttemptResult::Failed {
+            next: Next::DeadLetter,
+            ..
+        } => DeliveryState::DeadLetter,
     }
 }
 
 fn after(outcome: &AttemptOutcome) -> Option<f64> {
     match outcome.result {
-        AttemptResult::Failed { next: Next::Retry { after }, .. } => Some(rows::seconds(after)),
-        AttemptResult::Failed { next: Next::DeadLetter, .. } | AttemptResult::Delivered { .. } => None,
+        AttemptResult::Failed {
+            next: Next::Retry { after },
+            ..
+        } => Some(rows::seconds(after)),
+        AttemptResult::Failed {
+            next: Next::DeadLetter,
+            ..
+        }
+        | AttemptResult::Delivered { .. } => None,
     }
 }
 

@@ -27,14 +27,26 @@ struct Partitioned {
 /// its event. Rows of deliveries change once, as a rule within moments: room on the page keeps the change near, and vacuum
 /// comes by early. The others only grow.
 const TABLES: [Partitioned; 4] = [
-    Partitioned { name: "events", key: "id", storage: "autovacuum_vacuum_insert_scale_factor = 0.5" },
+    Partitioned {
+        name: "events",
+        key: "id",
+        storage: "autovacuum_vacuum_insert_scale_factor = 0.5",
+    },
     Partitioned {
         name: "deliveries",
         key: "event_id",
         storage: "fillfactor = 60, autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.1",
     },
-    Partitioned { name: "attempts", key: "event_id", storage: "autovacuum_vacuum_insert_scale_factor = 0.5" },
-    Partitioned { name: "event_aliases", key: "id", storage: "autovacuum_vacuum_insert_scale_factor = 0.5" },
+    Partitioned {
+        name: "attempts",
+        key: "event_id",
+        storage: "autovacuum_vacuum_insert_scale_factor = 0.5",
+    },
+    Partitioned {
+        name: "event_aliases",
+        key: "id",
+        storage: "autovacuum_vacuum_insert_scale_factor = 0.5",
+    },
 ];
 
 /// Whoever makes partitions holds this advisory lock meanwhile.
@@ -61,7 +73,12 @@ pub(super) fn earlier(id: Uuid, by: Duration) -> Uuid {
 }
 
 fn partition_name(table: &str, day: Date) -> String {
-    format!("{table}_p{:04}{:02}{:02}", day.year(), u8::from(day.month()), day.day())
+    format!(
+        "{table}_p{:04}{:02}{:02}",
+        day.year(),
+        u8::from(day.month()),
+        day.day()
+    )
 }
 
 fn day_of(partition: &str) -> Option<Date> {
@@ -70,27 +87,43 @@ fn day_of(partition: &str) -> Option<Date> {
         return None;
     }
     let month: u8 = digits[4..6].parse().ok()?;
-    Date::from_calendar_date(digits[..4].parse().ok()?, month.try_into().ok()?, digits[6..].parse().ok()?).ok()
+    Date::from_calendar_date(
+        digits[..4].parse().ok()?,
+        month.try_into().ok()?,
+        digits[6..].parse().ok()?,
+    )
+    .ok()
 }
 
 /// Today, by the server's clock.
 pub(super) async fn today(connection: &mut PgConnection) -> Result<Date, sqlx::Error> {
-    query("SELECT (now() AT TIME ZONE 'UTC')::date AS today").fetch_one(connection).await?.try_get("today")
+    query("SELECT (now() AT TIME ZONE 'UTC')::date AS today")
+        .fetch_one(connection)
+        .await?
+        .try_get("today")
 }
 
 /// Makes the partitions that are missing from [`BACK`] to [`AHEAD`]; further back only what already was. The connection must
 /// be closed if this fails: it holds a lock then.
 pub(super) async fn make_ahead(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
     // A statement of its own: within a transaction that had begun before, what others made would not be seen yet.
-    query("SELECT pg_advisory_lock($1)").bind(MAKING).execute(&mut *connection).await?;
+    query("SELECT pg_advisory_lock($1)")
+        .bind(MAKING)
+        .execute(&mut *connection)
+        .await?;
     let today = today(&mut *connection).await?;
     for days in -BACK..=AHEAD {
-        let Some(day) = today.checked_add(time::Duration::days(days)) else { continue };
+        let Some(day) = today.checked_add(time::Duration::days(days)) else {
+            continue;
+        };
         for table in &TABLES {
             make(&mut *connection, table, day).await?;
         }
     }
-    query("SELECT pg_advisory_unlock($1)").bind(MAKING).execute(&mut *connection).await?;
+    query("SELECT pg_advisory_unlock($1)")
+        .bind(MAKING)
+        .execute(&mut *connection)
+        .await?;
     Ok(())
 }
 
@@ -101,8 +134,14 @@ async fn make(connection: &mut PgConnection, table: &Partitioned, day: Date) -> 
         .fetch_one(&mut *connection)
         .await?
         .try_get("exists")?;
-    let Some(next) = day.next_day().filter(|_| !exists) else { return Ok(()) };
-    let Partitioned { name: parent, key, storage } = table;
+    let Some(next) = day.next_day().filter(|_| !exists) else {
+        return Ok(());
+    };
+    let Partitioned {
+        name: parent,
+        key,
+        storage,
+    } = table;
     let (from, to) = (first_id(day), first_id(next));
     // One transaction, so that nothing is left half made.
     raw_sql(AssertSqlSafe(format!(
@@ -143,7 +182,8 @@ pub(super) async fn days_before(
 }
 
 fn ended(day: Date, before: OffsetDateTime) -> bool {
-    day.next_day().is_some_and(|next| OffsetDateTime::new_utc(next, Time::MIDNIGHT) <= before)
+    day.next_day()
+        .is_some_and(|next| OffsetDateTime::new_utc(next, Time::MIDNIGHT) <= before)
 }
 
 /// Those that are detached by half first: as long as there is one, its table lets no other go.
@@ -162,7 +202,13 @@ async fn partitions(
     .fetch_all(connection)
     .await?
     .iter()
-    .map(|row| Ok(Partition { parent, name: row.try_get("name")?, attached: row.try_get("detaching")? }))
+    .map(|row| {
+        Ok(Partition {
+            parent,
+            name: row.try_get("name")?,
+            attached: row.try_get("detaching")?,
+        })
+    })
     .collect()
 }
 
@@ -188,18 +234,26 @@ pub(super) async fn drop_before(
 }
 
 async fn remove(connection: &mut PgConnection, partition: &Partition) -> Result<(), sqlx::Error> {
-    let Partition { parent, name, attached } = partition;
+    let Partition {
+        parent,
+        name,
+        attached,
+    } = partition;
     let detach = match attached {
         Some(false) => Some("CONCURRENTLY"),
         Some(true) => Some("FINALIZE"),
         None => None,
     };
     if let Some(how) = detach {
-        raw_sql(AssertSqlSafe(format!("ALTER TABLE {parent} DETACH PARTITION {name} {how}")))
-            .execute(&mut *connection)
-            .await?;
+        raw_sql(AssertSqlSafe(format!(
+            "ALTER TABLE {parent} DETACH PARTITION {name} {how}"
+        )))
+        .execute(&mut *connection)
+        .await?;
     }
-    raw_sql(AssertSqlSafe(format!("DROP TABLE {name}"))).execute(&mut *connection).await?;
+    raw_sql(AssertSqlSafe(format!("DROP TABLE {name}")))
+        .execute(&mut *connection)
+        .await?;
     Ok(())
 }
 
@@ -213,7 +267,7 @@ mod tests {
         let today = OffsetDateTime::from(id.created_at().expect("a version 7")).date();
         assert!(first_id(today) <= id.uuid());
         assert!(id.uuid() < first_id(today.next_day().expect("a next day")));
-        assert!(earlier(id.uuid(), Duration::from_secs(24 * 3600)) < first_id(today));
+        assert!(earlier(id.uuid(), Duration::from_hours(24)) < first_id(today));
         assert_eq!(day_of(&partition_name("events", today)), Some(today));
         assert_eq!(day_of("events_p20269999"), None);
     }

@@ -12,7 +12,10 @@ use uuid::Uuid;
 use super::{Result, StoreError, classify};
 use crate::{
     EventPattern, Id, Key, Organization, RetrySchedule, Scopes, SetAsideId, Subscription, SubscriptionUrl,
-    Timestamp, id::Kind, seal::Sealed, store::SetAside,
+    Timestamp,
+    id::Kind,
+    seal::Sealed,
+    store::SetAside,
     subscription::{AttemptTimeout, MaxInFlight, Push, Target},
 };
 

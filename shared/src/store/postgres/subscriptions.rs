@@ -22,10 +22,38 @@ use crate::{
 macro_rules! columns {
     ($table:literal) => {
         concat!(
-            $table, ".id, ", $table, ".organization_id, ", $table, ".builtin, ", $table, ".kind, ", $table, ".url, ",
-            $table, ".secret, ", $table, ".event_types, ", $table, ".enabled, ", $table, ".disabled_reason, ", $table,
-            ".description, ", $table, ".retry_schedule_seconds, ", $table, ".timeout_ms, ", $table,
-            ".max_in_flight, ", $table, ".version, ", $table, ".created_at, ", $table, ".updated_at"
+            $table,
+            ".id, ",
+            $table,
+            ".organization_id, ",
+            $table,
+            ".builtin, ",
+            $table,
+            ".kind, ",
+            $table,
+            ".url, ",
+            $table,
+            ".secret, ",
+            $table,
+            ".event_types, ",
+            $table,
+            ".enabled, ",
+            $table,
+            ".disabled_reason, ",
+            $table,
+            ".description, ",
+            $table,
+            ".retry_schedule_seconds, ",
+            $table,
+            ".timeout_ms, ",
+            $table,
+            ".max_in_flight, ",
+            $table,
+            ".version, ",
+            $table,
+            ".created_at, ",
+            $table,
+            ".updated_at"
         )
     };
 }
@@ -34,11 +62,15 @@ macro_rules! columns {
 macro_rules! changing {
     ($change:literal) => {
         concat!(
-            "WITH changed AS (", $change, " RETURNING *), raised AS (
+            "WITH changed AS (",
+            $change,
+            " RETURNING *), raised AS (
                 UPDATE organizations SET subscriptions_version = subscriptions_version + 1
                 WHERE id IN (SELECT organization_id FROM changed)
             )
-            SELECT ", columns!("changed"), ", pg_notify('triggers_changes', 's:' || changed.id) FROM changed"
+            SELECT ",
+            columns!("changed"),
+            ", pg_notify('triggers_changes', 's:' || changed.id) FROM changed"
         )
     };
 }
@@ -77,7 +109,8 @@ const DISABLE: &str = changing!(
 );
 
 const GET: &str = concat!(
-    "SELECT ", columns!("s"),
+    "SELECT ",
+    columns!("s"),
     " FROM subscriptions s WHERE id = $1 AND organization_id = $2 AND deleted_at IS NULL"
 );
 
@@ -88,16 +121,20 @@ const LIST: &str = concat!(
 );
 
 const WEBHOOK: &str = concat!(
-    "SELECT ", columns!("s"),
+    "SELECT ",
+    columns!("s"),
     " FROM subscriptions s WHERE organization_id = $1 AND builtin = 'webhook' AND deleted_at IS NULL"
 );
 
 const BY_IDS: &str = concat!(
-    "SELECT ", columns!("s"), " FROM subscriptions s WHERE id = ANY($1) AND deleted_at IS NULL ORDER BY id"
+    "SELECT ",
+    columns!("s"),
+    " FROM subscriptions s WHERE id = ANY($1) AND deleted_at IS NULL ORDER BY id"
 );
 
 const IN_FORCE: &str = concat!(
-    "SELECT o.id AS organization, o.subscriptions_version, ", columns!("s"),
+    "SELECT o.id AS organization, o.subscriptions_version, ",
+    columns!("s"),
     " FROM organizations o
       LEFT JOIN subscriptions s ON s.organization_id = o.id AND s.deleted_at IS NULL
       WHERE o.id = ANY($1) ORDER BY o.id, s.id"
@@ -119,14 +156,18 @@ fn bind_target(statement: Statement, target: Option<&Target>) -> Statement {
         // Numbers that their types bound far below i32's range.
         .bind(push.map(|push| {
             let waits = push.retry_schedule.seconds().iter();
-            waits.map(|wait| i32::try_from(*wait).unwrap_or(i32::MAX)).collect::<Vec<_>>()
+            waits
+                .map(|wait| i32::try_from(*wait).unwrap_or(i32::MAX))
+                .collect::<Vec<_>>()
         }))
         .bind(push.map(|push| i32::try_from(push.timeout.get()).unwrap_or(i32::MAX)))
         .bind(push.map(|push| i32::from(push.max_in_flight.get())))
 }
 
 fn shared(rows: &[PgRow]) -> Result<Vec<Arc<Subscription>>> {
-    rows.iter().map(|row| rows::subscription(row).map(Arc::new)).collect()
+    rows.iter()
+        .map(|row| rows::subscription(row).map(Arc::new))
+        .collect()
 }
 
 #[async_trait]
@@ -146,7 +187,11 @@ impl Subscriptions for Engine {
 
     async fn get(&self, organization: OrganizationId, id: SubscriptionId) -> Result<Option<Subscription>> {
         let statement = query(GET).bind(id.uuid()).bind(organization.uuid());
-        self.row(statement).await?.as_ref().map(rows::subscription).transpose()
+        self.row(statement)
+            .await?
+            .as_ref()
+            .map(rows::subscription)
+            .transpose()
     }
 
     async fn list(
@@ -158,8 +203,12 @@ impl Subscriptions for Engine {
             .bind(organization.uuid())
             .bind(page.after.map(SubscriptionId::uuid))
             .bind(i64::from(page.limit) + 1);
-        let listed =
-            self.rows(statement).await?.iter().map(rows::subscription).collect::<Result<Vec<_>>>()?;
+        let listed = self
+            .rows(statement)
+            .await?
+            .iter()
+            .map(rows::subscription)
+            .collect::<Result<Vec<_>>>()?;
         Ok(paged(listed, page.limit, |subscription| subscription.id))
     }
 
@@ -170,7 +219,10 @@ impl Subscriptions for Engine {
         version: i64,
         patch: SubscriptionPatch,
     ) -> Result<PatchOutcome> {
-        let statement = query(PATCH).bind(id.uuid()).bind(organization.uuid()).bind(version);
+        let statement = query(PATCH)
+            .bind(id.uuid())
+            .bind(organization.uuid())
+            .bind(version);
         let statement = bind_target(statement, patch.target.as_ref())
             .bind(patch.event_types.as_deref().map(patterns))
             .bind(patch.enabled)
@@ -191,14 +243,20 @@ impl Subscriptions for Engine {
     }
 
     async fn disable(&self, organization: OrganizationId, id: SubscriptionId, reason: &str) -> Result<()> {
-        let statement =
-            query(DISABLE).bind(id.uuid()).bind(organization.uuid()).bind(reason.to_owned());
+        let statement = query(DISABLE)
+            .bind(id.uuid())
+            .bind(organization.uuid())
+            .bind(reason.to_owned());
         self.rows(statement).await.map(drop)
     }
 
     async fn webhook(&self, organization: OrganizationId) -> Result<Option<Subscription>> {
         let statement = query(WEBHOOK).bind(organization.uuid());
-        self.row(statement).await?.as_ref().map(rows::subscription).transpose()
+        self.row(statement)
+            .await?
+            .as_ref()
+            .map(rows::subscription)
+            .transpose()
     }
 
     async fn in_force(&self, organizations: &[OrganizationId]) -> Result<Vec<InForce>> {
@@ -206,9 +264,16 @@ impl Subscriptions for Engine {
         let mut in_force: Vec<InForce> = Vec::new();
         for row in &read {
             let organization: OrganizationId = row.id("organization")?;
-            if in_force.last().is_none_or(|last| last.organization != organization) {
+            if in_force
+                .last()
+                .is_none_or(|last| last.organization != organization)
+            {
                 let version = row.value("subscriptions_version")?;
-                in_force.push(InForce { organization, version, subscriptions: Vec::new() });
+                in_force.push(InForce {
+                    organization,
+                    version,
+                    subscriptions: Vec::new(),
+                });
             }
             if row.value::<Option<Uuid>>("id")?.is_some()
                 && let Some(last) = in_force.last_mut()
@@ -225,5 +290,8 @@ impl Subscriptions for Engine {
 }
 
 fn patterns(patterns: &[crate::EventPattern]) -> Vec<String> {
-    patterns.iter().map(|pattern| pattern.as_str().to_owned()).collect()
+    patterns
+        .iter()
+        .map(|pattern| pattern.as_str().to_owned())
+        .collect()
 }
