@@ -40,7 +40,10 @@ pub type Outbound = Client<HttpsConnector<GuardedConnector>, Full<Bytes>>;
 
 /// Makes the client.
 pub fn client(policy: Arc<TargetPolicy>) -> Result<Outbound, rustls::Error> {
-    let roots = webpki_roots::TLS_SERVER_ROOTS.iter().cloned().collect::<rustls::RootCertStore>();
+    let roots = webpki_roots::TLS_SERVER_ROOTS
+        .iter()
+        .cloned()
+        .collect::<rustls::RootCertStore>();
     let tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()?
         .with_root_certificates(roots)

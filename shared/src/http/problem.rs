@@ -139,7 +139,10 @@ enum Place {
 impl FieldError {
     /// In the body, by [JSON pointer](https://www.rfc-editor.org/rfc/rfc6901) from the names on the way.
     pub fn at(path: &[&str], detail: impl Into<String>) -> Self {
-        let names: Vec<String> = path.iter().map(|name| name.replace('~', "~0").replace('/', "~1")).collect();
+        let names: Vec<String> = path
+            .iter()
+            .map(|name| name.replace('~', "~0").replace('/', "~1"))
+            .collect();
         let pointer = format!("/{}", names.join("/"));
         Self {
             place: Place::Pointer(pointer),

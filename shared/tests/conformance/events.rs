@@ -1,3 +1,5 @@
+use std::slice::from_ref;
+
 use shared::{
     AcceptedEvent, EventId, EventStatus, EventType, OrganizationId, SetAsideId, Timestamp,
     delivery::Next,
@@ -34,7 +36,7 @@ pub(crate) async fn another_organizations_are_not_found(store: &Store) {
     let (ours, theirs) = (organization(store).await.id, organization(store).await.id);
     let (inbox, me) = (inbox(store, ours).await, worker(store).await);
     let posted = event(ours);
-    take_in(store, me, std::slice::from_ref(&posted), &[(inbox, false)]).await;
+    take_in(store, me, from_ref(&posted), &[(inbox, false)]).await;
     assert!(store.events.get(theirs, posted.id).await.unwrap().is_none());
     assert!(store.events.get(ours, EventId::new()).await.unwrap().is_none());
     assert!(
@@ -111,10 +113,10 @@ async fn one_of_each(store: &Store, organization: OrganizationId) -> Vec<Accepte
     };
     let both = [(one, true), (two, true)];
     for event in [pending, dead, delivered] {
-        take_in(store, me, std::slice::from_ref(event), &both).await;
+        take_in(store, me, from_ref(event), &both).await;
     }
-    take_in(store, me, std::slice::from_ref(acknowledged), &[(one, true), (gone, false)]).await;
-    take_in(store, me, std::slice::from_ref(cancelled), &[(gone, false)]).await;
+    take_in(store, me, from_ref(acknowledged), &[(one, true), (gone, false)]).await;
+    take_in(store, me, from_ref(cancelled), &[(gone, false)]).await;
     let outcomes = [
         succeeded(pending, one, 1),
         failed(dead, one, 1, Next::DeadLetter),

@@ -1,8 +1,8 @@
-use std::{collections::HashSet, time::Duration};
+use std::{collections::HashSet, slice::from_ref, time::Duration};
 
 use shared::{
     AcceptedEvent, EventType, OrganizationId, Source, Timestamp, TraceParent, WorkerId,
-    store::{IntakeBatch, IntakeOutcome, PlannedDelivery, Store},
+    store::{EventFilter, IntakeBatch, IntakeOutcome, PlannedDelivery, Store},
 };
 use tokio::task::JoinSet;
 
@@ -67,7 +67,11 @@ pub(crate) async fn a_frame_delivered_twice_changes_nothing(store: &Store) {
         );
     }
     assert_eq!(
-        store.events.count(ours, &EventFilter::default(), 100).await.unwrap(),
+        store
+            .events
+            .count(ours, &EventFilter::default(), 100)
+            .await
+            .unwrap(),
         3
     );
 }
@@ -80,7 +84,7 @@ pub(crate) async fn a_stale_plan_writes_nothing(store: &Store) {
     for posted in [event(ours), keyed(ours, "k")] {
         let batch = IntakeBatch {
             worker: me,
-            events: std::slice::from_ref(&posted),
+            events: from_ref(&posted),
             deliveries: &[PlannedDelivery {
                 event: 0,
                 subscription: inbox,
@@ -131,7 +135,7 @@ pub(crate) async fn duplicates_become_aliases(store: &Store) {
         ..keyed(ours, "k")
     };
     assert_eq!(
-        take_in(store, me, std::slice::from_ref(&original), &[(inbox, false)])
+        take_in(store, me, from_ref(&original), &[(inbox, false)])
             .await
             .len(),
         1
@@ -141,7 +145,7 @@ pub(crate) async fn duplicates_become_aliases(store: &Store) {
     assert_eq!(stored.iter().map(|one| one.id).collect::<Vec<_>>(), [later[2].id]);
     for _twice in 0..2 {
         assert!(
-            take_in(store, me, std::slice::from_ref(&other_type), &[(inbox, false)])
+            take_in(store, me, from_ref(&other_type), &[(inbox, false)])
                 .await
                 .is_empty()
         );
@@ -200,7 +204,7 @@ pub(crate) async fn keys_belong_to_an_organization(store: &Store) {
     let me = worker(store).await;
     let (mine, yours) = (keyed(ours, "k"), keyed(theirs, "k"));
     assert_eq!(
-        take_in(store, me, std::slice::from_ref(&mine), &[(inbox(store, ours).await, false)])
+        take_in(store, me, from_ref(&mine), &[(inbox(store, ours).await, false)])
             .await
             .len(),
         1
@@ -209,7 +213,7 @@ pub(crate) async fn keys_belong_to_an_organization(store: &Store) {
         take_in(
             store,
             me,
-            std::slice::from_ref(&yours),
+            from_ref(&yours),
             &[(inbox(store, theirs).await, false)]
         )
         .await
@@ -225,7 +229,7 @@ pub(crate) async fn repeats_count_once(store: &Store) {
     let (ours, theirs) = (organization(store).await.id, organization(store).await.id);
     let (inbox, me) = (inbox(store, ours).await, worker(store).await);
     let original = keyed(ours, "k");
-    take_in(store, me, std::slice::from_ref(&original), &[(inbox, false)]).await;
+    take_in(store, me, from_ref(&original), &[(inbox, false)]).await;
     let foreign = shared::Repeat {
         organization: theirs,
         ..repeat_of(&original, true)
@@ -257,8 +261,8 @@ pub(crate) async fn repeats_of_aliases_count_for_the_first(store: &Store) {
     let (original, elsewhere) = (keyed(ours, "k"), keyed(ours, "k"));
     let note = repeat_of(&elsewhere, false);
     // The note overtakes what it is a note of.
-    try_take_in(store, me, &[], std::slice::from_ref(&note), &[]).await.unwrap();
-    take_in(store, me, std::slice::from_ref(&original), &[(inbox, false)]).await;
+    try_take_in(store, me, &[], from_ref(&note), &[]).await.unwrap();
+    take_in(store, me, from_ref(&original), &[(inbox, false)]).await;
     assert!(
         take_in(store, me, &[elsewhere], &[(inbox, false)])
             .await

@@ -109,7 +109,7 @@ pub(crate) async fn what_retention_ends_is_expired(store: &Store) {
     )
     .await;
     store.deliveries.acknowledge(ours, &[done.id]).await.unwrap();
-    let kept = store.keeper.keep(Duration::from_hours(720)).await.unwrap();
+    let kept = store.keeper.keep(Duration::from_hours(30 * 24)).await.unwrap();
     assert_eq!((kept.expired, kept.removed), (0, 0));
     assert_eq!(get(store, ours, old.id).await.status(), EventStatus::Pending);
 
@@ -143,7 +143,7 @@ pub(crate) async fn keeping_concurrently(store: &Store) {
     let mut tasks = JoinSet::new();
     for _ in 0..6 {
         let store = store.clone();
-        tasks.spawn(async move { store.keeper.keep(Duration::from_hours(720)).await.unwrap() });
+        tasks.spawn(async move { store.keeper.keep(Duration::from_hours(30 * 24)).await.unwrap() });
     }
     for _ in 0..20 {
         take_in(store, me, &[keyed(ours, "k"), event(ours)], &[(inbox, false)]).await;

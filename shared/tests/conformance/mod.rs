@@ -5,6 +5,7 @@ pub(crate) mod events;
 pub(crate) mod intake;
 pub(crate) mod keeper;
 pub(crate) mod organizations;
+pub(crate) mod outcomes;
 pub(crate) mod subscriptions;
 pub(crate) mod world;
 
@@ -25,10 +26,10 @@ macro_rules! conformance_tests {
             events: another_organizations_are_not_found, listed_both_ways, filtered_by_status, filtered_by_failure,
                 filtered_by_type, counted_no_further_than_asked, readers_skip_nothing, set_aside_and_forgotten;
             deliveries: held_from_intake, leases_run_out, an_ended_lease_does_not_come_back, resigning_frees,
-                claimed_oldest_first, only_served_lanes_are_claimed, claims_never_overlap,
-                lanes_go_round, success_is_recorded, failures_are_logged, dead_letters, outcomes_apply_once,
-                outcomes_of_the_stalled_do_not_apply, large_mixed_batches, released_and_still_held,
-                acknowledged, acknowledged_beats_outcome, backlog_is_counted;
+                claimed_oldest_first, only_served_lanes_are_claimed, claims_never_overlap, lanes_go_round,
+                released_and_still_held, backlog_is_counted;
+            outcomes: success_is_recorded, failures_are_logged, dead_letters, outcomes_apply_once,
+                outcomes_of_the_stalled_do_not_apply, large_mixed_batches, acknowledged, acknowledged_beats_outcome;
             keeper: migrating_again_changes_nothing, changes_are_announced, deleted_subscriptions_are_cancelled,
                 what_retention_ends_is_expired, keeping_concurrently;
         }

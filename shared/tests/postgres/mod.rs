@@ -6,10 +6,11 @@ use shared::store::{
     Store,
     postgres::{PostgresOptions, connect},
 };
-use sqlx::{AssertSqlSafe, Connection, PgConnection, raw_sql};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, Row, query, raw_sql};
 use uuid::Uuid;
 
-mod engine;
+mod faults;
+mod partitions;
 
 crate::conformance::conformance_tests!(crate::postgres::on_a_store);
 
@@ -63,4 +64,42 @@ pub(crate) async fn on_a_database(check: impl FnOnce(String) -> Check) {
     if let Err(error) = outcome {
         panic::resume_unwind(error.into_panic());
     }
+}
+
+/// Runs statements of the test's own.
+pub(crate) async fn sql(url: &str, statements: &str) {
+    let mut connection = PgConnection::connect(url).await.unwrap();
+    raw_sql(AssertSqlSafe(statements.to_owned()))
+        .execute(&mut connection)
+        .await
+        .unwrap();
+    connection.close().await.unwrap();
+}
+
+/// The one number that a query answers.
+pub(crate) async fn number(url: &str, statement: &str) -> i64 {
+    let mut connection = PgConnection::connect(url).await.unwrap();
+    let row = query(AssertSqlSafe(statement.to_owned()))
+        .fetch_one(&mut connection)
+        .await
+        .unwrap();
+    connection.close().await.unwrap();
+    row.get(0)
+}
+
+/// As [`on_a_store`], with the URL as well.
+pub(crate) async fn on_a_store_at<F>(check: impl FnOnce(Store, String) -> F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    on_a_database(|url| {
+        let store = store_at(&url);
+        let check = check(store.clone(), url);
+        Box::pin(async move {
+            store.keeper.migrate().await.expect("a schema");
+            check.await;
+            store.keeper.close().await;
+        })
+    })
+    .await;
 }

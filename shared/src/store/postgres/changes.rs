@@ -53,8 +53,10 @@ impl Changes {
         let receiver = self.sender.subscribe();
         self.started.get_or_init(|| {
             let (connect, sender, stop) = (self.connect.clone(), self.sender.clone(), self.stop.clone());
-            self.tasks
-                .spawn(async move { Box::pin(stop.run_until_cancelled(listen_always(connect, sender))).await });
+            self.tasks.spawn(async move {
+                stop.run_until_cancelled(Box::pin(listen_always(connect, sender)))
+                    .await
+            });
         });
         receiver
     }

@@ -1,0 +1,229 @@
+//! Events with all that belongs to them, read in one snapshot: deliveries, attempts and repeats, each by the index of its
+//! own.
+
+use std::{collections::HashMap, time::Duration};
+
+use sqlx::{
+    postgres::{PgConnection, PgRow},
+    query,
+};
+use uuid::Uuid;
+
+use super::{CALL, Engine, Result, Statement, classify, partitions, rows::Columns, within};
+use crate::{
+    DeliveryKey, DeliveryState, DeliveryStatus, EventId, OrganizationId,
+    delivery::SubscriptionCondition,
+    store::{AttemptRecord, DeliveryRecord, EventRecord, parse_state},
+};
+
+/// The most that an id made later can seem older than the first of its key: ids reach from 2 days back to 3 ahead.
+const CLOCKS_APART: Duration = Duration::from_hours(6 * 24);
+
+const DELIVERIES: &str = "
+    SELECT d.event_id, d.subscription_id, d.state, d.attempts, d.due_at, d.updated_at, d.started_at, d.duration_ms,
+           d.status_code, s.enabled,
+           coalesce(d.lease_owner = ANY (ARRAY(SELECT id FROM workers WHERE lease_until > now())), false) AS held
+    FROM unnest((SELECT $1::uuid[])) AS asked (id)
+    JOIN deliveries d ON d.event_id = asked.id AND d.event_id BETWEEN $2 AND $3
+    LEFT JOIN subscriptions s ON s.id = d.subscription_id AND s.deleted_at IS NULL
+    ORDER BY d.event_id, d.subscription_id";
+
+macro_rules! attempts {
+    ($distinct:literal, $order:literal) => {
+        concat!(
+            "SELECT ",
+            $distinct,
+            " a.event_id, a.subscription_id, a.number, a.started_at, a.duration_ms,
+                 a.status_code, a.failure, a.detail
+             FROM unnest((SELECT $1::uuid[])) AS asked (id)
+             JOIN attempts a ON a.event_id = asked.id AND a.event_id BETWEEN $2 AND $3
+             ORDER BY a.event_id, a.subscription_id, a.number ",
+            $order
+        )
+    };
+}
+pub(super) const ATTEMPTS: &str = attempts!("", "");
+pub(super) const LAST_ATTEMPTS: &str = attempts!("DISTINCT ON (a.event_id, a.subscription_id)", "DESC");
+
+/// A repeat may have been answered with an id that was itself a repeat's: it counts for the first all the same.
+const REPEATS: &str = "
+    SELECT first, count(*) AS repeats, count(*) FILTER (WHERE differs) AS differing FROM (
+        SELECT asked.id AS first, a.differs
+        FROM unnest((SELECT $1::uuid[])) AS asked (id)
+        JOIN event_aliases a ON a.event_id = asked.id AND a.id >= $2
+        WHERE a.organization_id = $3
+        UNION ALL
+        SELECT asked.id, b.differs
+        FROM unnest((SELECT $1::uuid[])) AS asked (id)
+        JOIN event_aliases a ON a.event_id = asked.id AND a.id >= $2
+        CROSS JOIN LATERAL (
+            SELECT b.differs FROM event_aliases b
+            WHERE b.event_id = a.id AND b.id >= $2 AND b.organization_id = $3 OFFSET 0
+        ) b
+        WHERE a.organization_id = $3
+    ) repeated GROUP BY first";
+
+impl Engine {
+    /// Reads the events that a statement finds, and all that belongs to them, in one snapshot.
+    pub(super) async fn read(
+        &self,
+        organization: OrganizationId,
+        events: Statement,
+        attempts: &'static str,
+    ) -> Result<Vec<EventRecord>> {
+        // Boxed: it is large, and so would be all that waits for it.
+        Box::pin(within(CALL, async {
+            let mut session = self.session().await?;
+            let records = read(session.connection(), organization, events, attempts).await;
+            if records.is_ok() {
+                session.settle(Ok(()))?;
+            }
+            records
+        }))
+        .await
+    }
+}
+
+async fn read(
+    connection: &mut PgConnection,
+    organization: OrganizationId,
+    events: Statement,
+    attempts: &'static str,
+) -> Result<Vec<EventRecord>> {
+    query("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        .execute(&mut *connection)
+        .await
+        .map_err(classify)?;
+    let events = events.fetch_all(&mut *connection).await.map_err(classify)?;
+    let mut records = events.iter().map(event).collect::<Result<Vec<_>>>()?;
+    let ids: Vec<Uuid> = records.iter().map(|record| record.id.uuid()).collect();
+    if let (Some(first), Some(last)) = (ids.iter().min().copied(), ids.iter().max().copied()) {
+        let of_these = |sql| query(sql).bind(ids.clone()).bind(first).bind(last);
+        let deliveries = of_these(DELIVERIES)
+            .fetch_all(&mut *connection)
+            .await
+            .map_err(classify)?;
+        let attempts = of_these(attempts)
+            .fetch_all(&mut *connection)
+            .await
+            .map_err(classify)?;
+        let repeats = query(REPEATS)
+            .bind(ids.clone())
+            .bind(partitions::earlier(first, CLOCKS_APART))
+            .bind(organization.uuid())
+            .fetch_all(&mut *connection)
+            .await
+            .map_err(classify)?;
+        attach(
+            &mut records,
+            &deliveries,
+            attempts_by_delivery(&attempts)?,
+            &repeats,
+        )?;
+    }
+    query("COMMIT")
+        .execute(&mut *connection)
+        .await
+        .map_err(classify)?;
+    Ok(records)
+}
+
+fn event(row: &PgRow) -> Result<EventRecord> {
+    Ok(EventRecord {
+        id: row.id("id")?,
+        seq: row.value("seq")?,
+        event_type: row.value("type")?,
+        dedup_id: row.value("dedup_id")?,
+        source: row.value("source")?,
+        occurred_at: row.optional_at("occurred_at")?,
+        received_at: row.at("received_at")?,
+        payload: row.value("payload")?,
+        repeats: 0,
+        differing_repeats: 0,
+        deliveries: Vec::new(),
+    })
+}
+
+fn attempts_by_delivery(rows: &[PgRow]) -> Result<HashMap<DeliveryKey, Vec<AttemptRecord>>> {
+    let mut attempts: HashMap<DeliveryKey, Vec<AttemptRecord>> = HashMap::new();
+    for row in rows {
+        let key = DeliveryKey {
+            event: row.id("event_id")?,
+            subscription: row.id("subscription_id")?,
+        };
+        attempts.entry(key).or_default().push(AttemptRecord {
+            number: row.count("number")?,
+            started_at: row.at("started_at")?,
+            duration: Duration::from_millis(row.number("duration_ms")?),
+            status_code: row.status_code("status_code")?,
+            failure: Some(row.parsed("failure")?),
+            detail: Some(row.value("detail")?),
+        });
+    }
+    Ok(attempts)
+}
+
+fn attach(
+    records: &mut [EventRecord],
+    deliveries: &[PgRow],
+    mut attempts: HashMap<DeliveryKey, Vec<AttemptRecord>>,
+    repeats: &[PgRow],
+) -> Result<()> {
+    let places: HashMap<EventId, usize> = records
+        .iter()
+        .enumerate()
+        .map(|(place, record)| (record.id, place))
+        .collect();
+    for row in deliveries {
+        let key = DeliveryKey {
+            event: row.id("event_id")?,
+            subscription: row.id("subscription_id")?,
+        };
+        let log = attempts.remove(&key).unwrap_or_default();
+        if let Some(place) = places.get(&key.event) {
+            records[*place].deliveries.push(delivery(row, log)?);
+        }
+    }
+    for row in repeats {
+        if let Some(place) = places.get(&row.id("first")?) {
+            records[*place].repeats = row.number("repeats")?;
+            records[*place].differing_repeats = row.number("differing")?;
+        }
+    }
+    Ok(())
+}
+
+fn delivery(row: &PgRow, mut log: Vec<AttemptRecord>) -> Result<DeliveryRecord> {
+    let state = parse_state(row.value("state")?)?;
+    let attempts: u32 = row.count("attempts")?;
+    if state == DeliveryState::Delivered
+        && let Some(started_at) = row.optional_at("started_at")?
+    {
+        log.push(AttemptRecord {
+            number: attempts,
+            started_at,
+            duration: Duration::from_millis(row.optional_number("duration_ms")?.unwrap_or(0)),
+            status_code: row.status_code("status_code")?,
+            failure: None,
+            detail: None,
+        });
+    }
+    let subscription = match row.value::<Option<bool>>("enabled")? {
+        Some(true) => SubscriptionCondition::Enabled,
+        Some(false) => SubscriptionCondition::Disabled,
+        None => SubscriptionCondition::Deleted,
+    };
+    let status = DeliveryStatus::of(state, row.value("held")?, subscription);
+    Ok(DeliveryRecord {
+        subscription: row.id("subscription_id")?,
+        status,
+        attempts,
+        next_attempt_at: if status.is_open() {
+            row.optional_at("due_at")?
+        } else {
+            None
+        },
+        updated_at: row.at("updated_at")?,
+        log,
+    })
+}
