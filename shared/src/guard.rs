@@ -151,8 +151,7 @@ fn v4_routable(address: Ipv4Addr) -> bool {
 
 fn v6_routable(address: Ipv6Addr) -> bool {
     let [a, b, c, ..] = address.segments();
-    let special = (a == 0x2001 && b < 0x0200) // protocol assignments: Teredo, benchmarking, ORCHID, AMT, AS112
-        || (a == 0x2001 && b == 0x0db8) // documentation
+    let special = (a == 0x2001 && (b < 0x0200 || b == 0x0db8)) // protocol assignments: Teredo, benchmarking, ORCHID, AMT, AS112; documentation
         || a == 0x2002 // 6to4
         || (a == 0x2620 && b == 0x004f && c == 0x8000) // AS112
         || (a == 0x3fff && b < 0x1000); // documentation

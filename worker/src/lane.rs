@@ -139,7 +139,7 @@ impl Lanes {
     pub fn reserve(&mut self, subscription: SubscriptionId, max_in_flight: usize) -> bool {
         let bounds = self.bounds;
         let total = if self
-            .lanes
+            .by_subscription
             .get(&subscription)
             .is_none_or(|lane| lane.held() < NEARLY_EMPTY)
         {
@@ -331,7 +331,7 @@ impl Lanes {
 
     fn forget_if_idle(&mut self, subscription: SubscriptionId) {
         if self
-            .lanes
+            .by_subscription
             .get(&subscription)
             .is_some_and(|lane| lane.is_idle() && !lane.queued)
         {
