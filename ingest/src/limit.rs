@@ -122,7 +122,7 @@ impl Bucket {
                 let state = State {
                     limit,
                     remaining: remaining.min(limit),
-                    reset: Duration::from_nanos(used),
+                    reset: Duration::from_nanos(used.min(window)),
                 };
                 room = if fits {
                     Room::Taken(state)

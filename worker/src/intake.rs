@@ -38,6 +38,8 @@ const BATCH_EVENTS: usize = 500;
 const BATCH_BYTES: usize = 2 * 1024 * 1024;
 /// How often a plan may turn out stale before the batch is given back: subscriptions do not change that fast.
 const MAX_PLANS: usize = 20;
+/// How far from now an id may be of which the store has no reason to say that it is out of range.
+const NEAR: Duration = Duration::from_hours(24);
 
 /// Takes frames in.
 #[derive(Clone)]
@@ -186,7 +188,7 @@ impl Intake {
                     return Box::pin(self.store_batch(others, other_repeats)).await;
                 }
                 if let Some(event) = events.first() {
-                    self.set_aside(vec![event_aside("refused", &error, event)])
+                    self.set_aside(vec![event_aside(refusal(event.id), &error, event)])
                         .await?;
                 } else {
                     tracing::warn!(%error, "a note of a repeat is refused and dropped");
@@ -390,6 +392,18 @@ fn body(event: &AcceptedEvent) -> EventBody {
         trace: event.trace.as_ref().map(|trace| trace.as_str().to_owned()),
         // A copy, so that a small event that waits does not hold on to a large frame.
         payload: Bytes::copy_from_slice(event.payload.as_bytes()),
+    }
+}
+
+/// Why an event that the store refuses is set aside. Retention goes by ids, so that one far from now, of a front whose
+/// clock has gone wrong, has no place.
+fn refusal(id: EventId) -> &'static str {
+    let now = Timestamp::now();
+    let near = |at: Timestamp| now.since(at).max(at.since(now)) <= NEAR;
+    if id.created_at().is_some_and(near) {
+        "refused"
+    } else {
+        "id_out_of_range"
     }
 }
 

@@ -3,6 +3,7 @@
 
 pub mod body;
 pub mod fields;
+mod linger;
 pub mod ops;
 pub mod problem;
 pub mod query;

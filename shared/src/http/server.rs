@@ -2,20 +2,21 @@
 //!
 //! `axum::serve` sets no timer, so connections are served through hyper with one. The envelope gives each request an
 //! id, turns panics and [`ApiError`]s into problems, and puts `x-request-id` on every answer. On the soft signal the
-//! server stops accepting, lets requests under way finish, and closes idle connections; on the hard one it ends.
+//! server stops accepting, lets requests under way finish, and closes idle connections; on the hard one it ends. What a
+//! handler leaves of a body is read for a while, so that refusals are heard.
 
 use std::{convert::Infallible, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use axum::{Router, body::Body};
 use futures_util::FutureExt;
 use http::{HeaderName, HeaderValue, Request, Response};
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{net::TcpListener, sync::Semaphore};
 use tower_service::Service;
 use uuid::Uuid;
 
-use super::ApiError;
+use super::{ApiError, linger::Lingering};
 use crate::lifecycle::Lifecycle;
 
 /// How long a request's head may take, and an idle connection stay open.
@@ -100,7 +101,8 @@ pub async fn serve(listener: TcpListener, router: Router, lifecycle: Lifecycle) 
         // Small answers must not wait for the acknowledgement of earlier ones.
         let _ = stream.set_nodelay(true);
         let router = router.clone();
-        let service = service_fn(move |request| envelope(router.clone(), request));
+        let tasks = lifecycle.tasks.clone();
+        let service = service_fn(move |request| envelope(router.clone(), Lingering::of(request, &tasks)));
         let mut connection = Box::pin(builder.serve_connection(TokioIo::new(stream), service));
         let (soft, hard) = (lifecycle.soft.clone(), lifecycle.hard.clone());
         lifecycle.tasks.spawn(async move {
@@ -124,7 +126,7 @@ pub async fn serve(listener: TcpListener, router: Router, lifecycle: Lifecycle) 
     Ok(())
 }
 
-async fn envelope(mut router: Router, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+async fn envelope(mut router: Router, request: Request<Lingering>) -> Result<Response<Body>, Infallible> {
     let request_id = RequestId::of(&request);
     let compatible = request.uri().path().starts_with("/api/");
     let mut request = request.map(Body::new);

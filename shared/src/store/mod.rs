@@ -495,7 +495,7 @@ pub struct Retention {
 pub trait Keeper: Send + Sync {
     /// Brings the schema up to date; safe when many start at once.
     async fn migrate(&self) -> Result<()>;
-    /// Checks that the store answers.
+    /// Checks that the store answers, and has its schema.
     async fn ping(&self) -> Result<()>;
     /// Makes partitions ahead, expires and drops what is older than `retention`, forgets expired deduplication keys. In
     /// small steps; only one node does it at a time, others return at once.

@@ -1,0 +1,5 @@
+//! The processes themselves: what they print, which settings they take, and whom they let in.
+
+mod dev;
+mod settings;
+mod starting;

@@ -1,0 +1,5 @@
+//! Processes killed and stopped while events are posted at a steady rate: every 202 is delivered, each in one delivery.
+
+mod killed;
+mod stalled;
+mod stopped;

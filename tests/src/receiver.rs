@@ -1,0 +1,234 @@
+//! A subscriber: a real HTTP server that records what is pushed to it, and answers as it is told.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{Request, State},
+    response::Response,
+};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use http::HeaderMap;
+use http_body_util::BodyExt;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use standardwebhooks::Webhook;
+use tokio::{net::TcpListener, task::JoinHandle};
+
+use crate::eventually;
+
+/// How long a webhook may take to arrive where nothing holds it up.
+const SOON: Duration = Duration::from_secs(15);
+
+/// A webhook as it arrived.
+#[derive(Debug, Clone)]
+pub struct Received {
+    /// The request's method.
+    pub method: http::Method,
+    /// Its headers.
+    pub headers: HeaderMap,
+    /// Its body, as sent.
+    pub body: Bytes,
+    /// When it was here.
+    pub at: Instant,
+}
+
+/// The envelope of a webhook, with its data as sent.
+#[derive(Debug, Deserialize)]
+pub struct Envelope<'a> {
+    /// The event's id.
+    pub id: &'a str,
+    /// The event's type.
+    pub r#type: &'a str,
+    /// When the event was accepted.
+    pub timestamp: &'a str,
+    /// The payload.
+    #[serde(borrow)]
+    pub data: &'a RawValue,
+}
+
+impl Received {
+    /// A header's value, or an empty text.
+    pub fn header(&self, name: &str) -> &str {
+        self.headers
+            .get(name)
+            .map_or("", |value| value.to_str().unwrap_or_default())
+    }
+
+    /// The event's id, by the header.
+    pub fn webhook_id(&self) -> &str {
+        self.header("webhook-id")
+    }
+
+    /// The envelope.
+    pub fn envelope(&self) -> Envelope<'_> {
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|error| panic!("the webhook is not an envelope: {error}: {:?}", self.body))
+    }
+
+    /// Verifies the signature with a library that is not ours.
+    pub fn verify(&self, secret: &str) -> Result<(), String> {
+        let webhook = Webhook::new(secret).map_err(|error| error.to_string())?;
+        webhook
+            .verify(&self.body, &self.headers)
+            .map_err(|error| error.to_string())
+    }
+}
+
+/// What the receiver does with a webhook.
+#[derive(Debug, Clone)]
+pub enum Reply {
+    /// Answers with this status.
+    Status(u16),
+    /// Answers with a status, a header and a text.
+    Full(u16, Vec<(&'static str, String)>, String),
+    /// Answers with 200 after a while.
+    Late(Duration),
+    /// Never answers.
+    Hang,
+    /// Answers with 200 and a body of so many bytes.
+    Huge(usize),
+}
+
+#[derive(Default)]
+struct Path {
+    received: Vec<Received>,
+    script: VecDeque<Reply>,
+    otherwise: Option<Reply>,
+}
+
+type Paths = Arc<Mutex<HashMap<String, Path>>>;
+
+/// The server. It ends when dropped.
+pub struct Receiver {
+    url: String,
+    paths: Paths,
+    task: JoinHandle<()>,
+}
+
+impl Receiver {
+    /// Starts one on a loopback port.
+    pub async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("the loopback interface has a free port");
+        let address = listener.local_addr().expect("a bound listener has an address");
+        let paths = Paths::default();
+        let router = Router::new().fallback(take).with_state(Arc::clone(&paths));
+        let task = tokio::spawn(async move {
+            let _ = axum::serve(listener, router).await;
+        });
+        Self {
+            url: format!("http://{address}"),
+            paths,
+            task,
+        }
+    }
+
+    /// The URL of a path.
+    pub fn url(&self, path: &str) -> String {
+        format!("{}{path}", self.url)
+    }
+
+    /// Answers the next requests of a path with these, in order, and what follows with 200.
+    pub fn script(&self, path: &str, replies: impl IntoIterator<Item = Reply>) {
+        self.with(path, |path| path.script = replies.into_iter().collect());
+    }
+
+    /// Answers every request of a path that has no script (any more) with this.
+    pub fn always(&self, path: &str, reply: Reply) {
+        self.with(path, |path| path.otherwise = Some(reply));
+    }
+
+    /// What has arrived at a path.
+    pub fn received(&self, path: &str) -> Vec<Received> {
+        self.with(path, |path| path.received.clone())
+    }
+
+    /// How much has arrived at a path.
+    pub fn count(&self, path: &str) -> usize {
+        self.with(path, |path| path.received.len())
+    }
+
+    /// Waits until so many have arrived at a path, and gives what is there.
+    pub async fn wait_for(&self, path: &str, count: usize) -> Vec<Received> {
+        self.wait_for_within(path, count, SOON).await
+    }
+
+    /// As [`Receiver::wait_for`], with an end of the caller's.
+    pub async fn wait_for_within(&self, path: &str, count: usize, within: Duration) -> Vec<Received> {
+        eventually(
+            &format!("{count} webhooks arrive at {path}"),
+            within,
+            async || match self.count(path) {
+                here if here >= count => Ok(self.received(path)),
+                here => Err(format!("{here} have")),
+            },
+        )
+        .await
+    }
+
+    fn with<T>(&self, path: &str, act: impl FnOnce(&mut Path) -> T) -> T {
+        act(self.paths.lock().unwrap().entry(path.to_owned()).or_default())
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn take(State(paths): State<Paths>, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    let Ok(body) = body.collect().await else {
+        return status(400);
+    };
+    let received = Received {
+        method: parts.method,
+        headers: parts.headers,
+        body: body.to_bytes(),
+        at: Instant::now(),
+    };
+    let reply = {
+        let mut paths = paths.lock().unwrap();
+        let path = paths.entry(parts.uri.path().to_owned()).or_default();
+        path.received.push(received);
+        path.script.pop_front().or_else(|| path.otherwise.clone())
+    };
+    match reply.unwrap_or(Reply::Status(200)) {
+        Reply::Status(code) => status(code),
+        Reply::Full(code, headers, text) => {
+            let mut response = Response::builder().status(code);
+            for (name, value) in headers {
+                response = response.header(name, value);
+            }
+            response.body(text.into()).expect("the test's reply is sound")
+        }
+        Reply::Late(delay) => {
+            tokio::time::sleep(delay).await;
+            status(200)
+        }
+        Reply::Hang => std::future::pending().await,
+        Reply::Huge(bytes) => {
+            const PIECE: usize = 64 * 1024;
+            let piece = Bytes::from(vec![b'x'; PIECE]);
+            let pieces = futures_util::stream::iter(0..bytes / PIECE)
+                .map(move |_| Ok::<_, std::io::Error>(piece.clone()));
+            Response::new(Body::from_stream(pieces))
+        }
+    }
+}
+
+fn status(code: u16) -> Response {
+    Response::builder()
+        .status(code)
+        .body(Body::empty())
+        .expect("the test's status is one")
+}
