@@ -58,9 +58,10 @@ struct Args {
     /// How large a payload is.
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(64..=262_144))]
     payload_bytes: u32,
-    /// How many workers to start (servers only).
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8))]
-    workers: u8,
+    /// How many workers to start (servers only) [default: 0 for ingest, whose floor has no store to share the disk with;
+    /// 1 for e2e].
+    #[arg(long, value_parser = clap::value_parser!(u8).range(0..=8))]
+    workers: Option<u8>,
     /// Where to write the report as JSON.
     #[arg(long, default_value = "bench-report.json")]
     json: PathBuf,
@@ -78,6 +79,15 @@ struct Args {
         default_value = "amqp://guest:guest@127.0.0.1:5672/%2f"
     )]
     amqp_url: String,
+}
+
+impl Args {
+    fn workers(&self) -> u8 {
+        self.workers.unwrap_or(match self.scenario {
+            Scenario::Ingest => 0,
+            Scenario::E2e => 1,
+        })
+    }
 }
 
 fn main() -> ExitCode {
@@ -122,7 +132,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
 
     eprintln!("starting {:?} …", args.engine);
     let deployment = match args.engine {
-        Engine::Servers => Deployment::servers(&args.database_url, &args.amqp_url, args.workers).await?,
+        Engine::Servers => Deployment::servers(&args.database_url, &args.amqp_url, args.workers()).await?,
         Engine::Embedded => Deployment::embedded().await?,
     };
     let idle = deployment.memory()?;

@@ -5,7 +5,7 @@ use std::{fmt, time::Duration};
 use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 
-use crate::{Args, deployment::Memory, floor::Floor, load::Run, receiver::Arrivals};
+use crate::{Args, Engine, deployment::Memory, floor::Floor, load::Run, receiver::Arrivals};
 
 /// Percentiles, in milliseconds.
 #[derive(Debug, Clone, Copy)]
@@ -119,8 +119,15 @@ impl Report {
         };
         Self {
             title: format!(
-                "{:?} on {:?}, {shape}, {} s, payloads of {} bytes, {} worker(s)",
-                args.scenario, args.engine, args.seconds, args.payload_bytes, args.workers
+                "{:?} on {:?}, {shape}, {} s, payloads of {} bytes, {}",
+                args.scenario,
+                args.engine,
+                args.seconds,
+                args.payload_bytes,
+                match args.engine {
+                    Engine::Servers => format!("{} worker(s)", args.workers()),
+                    Engine::Embedded => "every role in one process".to_owned(),
+                }
             ),
             accepted: accepted.len(),
             refused: run.posts.len() - accepted.len(),
