@@ -72,9 +72,9 @@ impl Run {
     }
 }
 
-/// The payload of event `number`: `{"n":42,"pad":"xxx…"}`.
+/// The payload of event `number`: `{"n":"0000000042","pad":"xxx…"}`.
 pub fn payload(number: u64, bytes: usize) -> String {
-    let head = format!(r#"{{"n":{number:010},"pad":""#);
+    let head = format!(r#"{{"n":"{number:010}","pad":""#);
     format!("{head}{}\"}}", "x".repeat(bytes.saturating_sub(head.len() + 2)))
 }
 

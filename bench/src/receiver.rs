@@ -70,7 +70,7 @@ pub async fn start() -> anyhow::Result<Receiver> {
 
 /// The number in a webhook's body.
 fn number(body: &[u8]) -> Option<u64> {
-    let at = find(body, br#""n":"#)? + 4;
+    let at = find(body, br#""n":""#)? + 5;
     std::str::from_utf8(body.get(at..at + 10)?).ok()?.parse().ok()
 }
 

@@ -19,8 +19,9 @@ struct Times {
 
 impl Times {
     fn of(times: impl Iterator<Item = Duration>) -> Self {
-        let mut histogram =
-            Histogram::<u64>::new(3).unwrap_or_else(|error| unreachable!("three digits: {error}"));
+        // Up to ten minutes, to three digits.
+        let mut histogram = Histogram::<u64>::new_with_bounds(1, 600_000_000_000, 3)
+            .unwrap_or_else(|error| unreachable!("the bounds are sound: {error}"));
         for time in times {
             histogram.saturating_record(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX).max(1));
         }
