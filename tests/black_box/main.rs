@@ -3,6 +3,7 @@
 mod arriving;
 mod deduplication;
 mod failing;
+mod hostile;
 mod inbox;
 mod isolation;
 mod keys;

@@ -5,7 +5,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use harness::{Engine, Load, Node, Receiver, Turn, World};
+use harness::{Engine, Load, Node, Receiver, Reply, Turn, World, eventually, on_both_engines};
+use nix::sys::signal::Signal;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 
 /// Events posted a second.
 const RATE: u32 = 150;
@@ -58,3 +63,78 @@ async fn every_role_is_stopped_in_turn() {
     let world = world(Engine::Servers).await;
     stop_under_load(&world, &[world.ingest(), world.worker(), world.api()], 2).await;
 }
+
+/// What is under way when a process is asked to stop is finished: a request whose body is still coming, and an attempt
+/// whose answer is.
+async fn finish_what_is_under_way(engine: Engine) {
+    let world = world(engine).await;
+    let receiver = Receiver::start().await;
+    let client = world.organization().await;
+    let subscription = client.subscribe_url(&receiver.url("/hook")).await;
+    receiver.script("/hook", [Reply::Late(Duration::from_secs(2))]);
+    let attempted = client.event("order.placed").await;
+    receiver.wait_for("/hook", 1).await;
+
+    let body = r#"{"type":"order.placed","payload":{"in":"two parts"}}"#;
+    let (first, second) = body.split_at(20);
+    let address = world.ingest().url().replace("http://", "");
+    let mut idle = TcpStream::connect(&address).await.expect("the node listens");
+    let mut stream = TcpStream::connect(&address).await.expect("the node listens");
+    let head = format!(
+        "POST /v1/events HTTP/1.1\r\nhost: {address}\r\nauthorization: Bearer {}\r\n\
+         content-type: application/json\r\ncontent-length: {}\r\n\r\n{first}",
+        client.key,
+        body.len()
+    );
+    stream
+        .write_all(head.as_bytes())
+        .await
+        .expect("the head is taken");
+    // The node has read the head once it answers somebody who came later.
+    world.ingest().ready().await;
+    for node in world.nodes() {
+        node.signal(Signal::SIGTERM);
+    }
+    eventually(
+        "nobody is let in any more",
+        Duration::from_secs(5),
+        async || match TcpStream::connect(&address).await {
+            Err(_) => Ok(()),
+            Ok(_) => Err("a connection is taken".into()),
+        },
+    )
+    .await;
+    stream
+        .write_all(second.as_bytes())
+        .await
+        .expect("the rest is taken");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("an answer comes");
+    assert!(answer.starts_with("HTTP/1.1 202"), "{answer}");
+    let mut nothing = Vec::new();
+    idle.read_to_end(&mut nothing)
+        .await
+        .expect("an idle connection is closed in order");
+    assert!(nothing.is_empty());
+    for node in world.nodes() {
+        let status = node.ended().await;
+        assert!(status.success(), "{} ended with {status}", node.program());
+    }
+
+    for node in world.nodes() {
+        node.start_again().await;
+    }
+    world.api().ready().await;
+    let delivery = client
+        .delivery_becomes(&attempted, &subscription.id, "delivered")
+        .await;
+    assert_eq!(
+        delivery["attempts"], 1,
+        "the attempt under way was finished: {delivery}"
+    );
+    let webhooks = receiver.wait_for("/hook", 2).await;
+    assert_eq!(webhooks[1].envelope().data.get(), r#"{"in":"two parts"}"#);
+    assert_eq!(receiver.count("/hook"), 2);
+}
+
+on_both_engines!(finish_what_is_under_way);

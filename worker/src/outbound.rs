@@ -159,17 +159,22 @@ pub fn failure(error: &hyper_util::client::legacy::Error) -> (FailureKind, Strin
         if let Some(connect) = error.downcast_ref::<ConnectError>() {
             return (connect.kind(), connect.to_string());
         }
-        let tls = error.downcast_ref::<rustls::Error>().or_else(|| {
-            error
-                .downcast_ref::<io::Error>()?
-                .get_ref()?
-                .downcast_ref::<rustls::Error>()
-        });
-        if let Some(tls) = tls {
+        if let Some(tls) = tls(error) {
             return (FailureKind::Tls, tls.to_string());
         }
         innermost = error.to_string();
         cause = error.source();
     }
     (FailureKind::Connect, innermost)
+}
+
+/// The failure of TLS that an error is. The connector wraps it in an `io::Error`, and that in another, whose sources do
+/// not show it.
+fn tls<'a>(mut error: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustls::Error> {
+    loop {
+        if let Some(tls) = error.downcast_ref() {
+            return Some(tls);
+        }
+        error = error.downcast_ref::<io::Error>()?.get_ref()?;
+    }
 }
