@@ -16,7 +16,7 @@ use super::{Engine, Result, Statement, rows, rows::Columns};
 use crate::{
     EventId,
     event::Digest16,
-    store::{DEDUPLICATION_WINDOW, IntakeBatch, IntakeOutcome, StoredEvent},
+    store::{DEDUPLICATION_WINDOW, IntakeBatch, IntakeOutcome, StoreError, StoredEvent},
 };
 
 /// `$1`, `$2`: the versions.
@@ -135,13 +135,18 @@ const KEYED: &str = concat!(
 impl Engine {
     pub(super) async fn take_in(&self, batch: &IntakeBatch<'_>) -> Result<IntakeOutcome> {
         let plain = batch.repeats.is_empty() && batch.events.iter().all(|event| event.dedup_id.is_none());
-        let statement = bind_plain(query(if plain { PLAIN } else { KEYED }), batch);
-        let statement = if plain {
-            statement
+        let answer = if plain {
+            Self::rows_over(&self.lean, bind_plain(query(PLAIN), batch)).await?
         } else {
-            bind_keyed(statement, batch)
+            self.rows(bind_keyed(bind_plain(query(KEYED), batch), batch))
+                .await?
         };
-        outcome(&self.one(statement).await?)
+        match answer.first() {
+            Some(row) => outcome(row),
+            None => Err(StoreError::Corrupt(
+                "intake answers one row, and answered none".to_owned(),
+            )),
+        }
     }
 }
 

@@ -158,6 +158,7 @@ impl Keeper for Engine {
     async fn close(&self) {
         self.changes.close().await;
         self.pool.close().await;
+        self.lean.close().await;
     }
 }
 

@@ -9,7 +9,7 @@ use sqlx::{
 };
 use uuid::Uuid;
 
-use super::{CALL, Engine, Result, Statement, classify, partitions, rows::Columns, within};
+use super::{CALL, Engine, Result, Session, Statement, classify, partitions, rows::Columns, within};
 use crate::{
     DeliveryKey, DeliveryState, DeliveryStatus, EventId, OrganizationId,
     delivery::SubscriptionCondition,
@@ -73,7 +73,7 @@ impl Engine {
     ) -> Result<Vec<EventRecord>> {
         // Boxed: it is large, and so would be all that waits for it.
         Box::pin(within(CALL, async {
-            let mut session = self.session().await?;
+            let mut session = Session::of(&self.pool).await?;
             let records = read(session.connection(), organization, events, attempts).await;
             if records.is_ok() {
                 session.settle(Ok(()))?;
