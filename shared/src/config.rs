@@ -111,7 +111,7 @@ impl ProcessArgs {
 /// Where events are queued and stored.
 #[derive(Debug, Clone, Args)]
 pub struct EngineArgs {
-    /// PostgreSQL (14 or later), as <postgres://user:password@host:5432/database>.
+    /// PostgreSQL (14 or later), as `postgres://user:password@host:5432/database`.
     #[arg(
         long,
         env = "TRIGGERS_DATABASE_URL",
@@ -120,7 +120,7 @@ pub struct EngineArgs {
     )]
     pub database_url: Option<String>,
 
-    /// RabbitMQ (3.10 or later), as <amqp://user:password@host:5672/%2f>; amqps:// for TLS.
+    /// RabbitMQ (3.10 or later), as `amqp://user:password@host:5672/%2f`; amqps:// for TLS.
     #[arg(long, env = "TRIGGERS_AMQP_URL", value_name = "URL", hide_env_values = true)]
     pub amqp_url: Option<String>,
 

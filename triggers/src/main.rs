@@ -3,7 +3,7 @@
 mod dev;
 mod serve;
 
-use std::process::ExitCode;
+use std::{ffi::OsString, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use shared::{
@@ -15,12 +15,13 @@ use shared::{
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Events in over HTTP; out as signed webhooks with retries, or into an inbox. Without a command: triggers dev.
+/// Events in over HTTP; out as signed webhooks with retries, or into an inbox. Without a command: triggers dev, with the
+/// options of that.
 #[derive(Debug, Parser)]
 #[command(name = "triggers", version)]
 struct Args {
     #[command(subcommand)]
-    command: Option<Command>,
+    command: Command,
 }
 
 #[derive(Debug, Subcommand)]
@@ -43,8 +44,8 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let args: Args = config::parse_or_exit();
-    match args.command.unwrap_or_else(serve::Args::dev_by_default) {
+    let args: Args = config::parse_or_exit_from(dev_by_default(std::env::args_os().collect()));
+    match args.command {
         Command::Dev(args) => serve::run(&args, serve::Mode::Dev),
         Command::Serve(args) => serve::run(&args, serve::Mode::Serve),
         Command::Migrate {
@@ -59,5 +60,36 @@ fn main() -> ExitCode {
             lifecycle.soft.cancel();
             Ok(Some(engine))
         }),
+    }
+}
+
+/// Puts in the command `dev` where there is none: `triggers`, `triggers --data-dir elsewhere`.
+fn dev_by_default(mut arguments: Vec<OsString>) -> Vec<OsString> {
+    let of_the_program = ["-h", "--help", "-V", "--version"];
+    let has_none = arguments.get(1).is_none_or(|first| {
+        first
+            .to_str()
+            .is_some_and(|first| first.starts_with('-') && !of_the_program.contains(&first))
+    });
+    if has_none {
+        arguments.insert(arguments.len().min(1), "dev".into());
+    }
+    arguments
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_command_is_dev() {
+        let made = |arguments: &[&str]| dev_by_default(arguments.iter().map(OsString::from).collect());
+        assert_eq!(made(&["triggers"]), ["triggers", "dev"]);
+        assert_eq!(
+            made(&["triggers", "--data-dir", "x"]),
+            ["triggers", "dev", "--data-dir", "x"]
+        );
+        assert_eq!(made(&["triggers", "serve"]), ["triggers", "serve"]);
+        assert_eq!(made(&["triggers", "--help"]), ["triggers", "--help"]);
     }
 }

@@ -14,7 +14,7 @@ use shared::{
     queue::Publisher,
 };
 
-use crate::{Command, dev};
+use crate::dev;
 
 /// What loopback is, for those conveniences of `triggers dev` that reach it.
 const LOOPBACK: &str = "127.0.0.0/8,::1/128";
@@ -37,13 +37,6 @@ pub struct Args {
     worker: WorkerArgs,
     #[command(flatten)]
     process: ProcessArgs,
-}
-
-impl Args {
-    /// What plain `triggers` does: `triggers dev`, with settings from the environment.
-    pub fn dev_by_default() -> Command {
-        Command::Dev(config::parse_or_exit_from(["triggers dev".into()]))
-    }
 }
 
 /// How much is made easy.
