@@ -162,18 +162,26 @@ impl Lanes {
 
     /// Promises room for as many deliveries as there may be, `most` at most, to be claimed from the store.
     pub fn reserve_many(&mut self, subscription: SubscriptionId, max_in_flight: usize, most: usize) -> usize {
-        if self.closed || self.bytes >= self.bounds.bytes {
+        if self.closed {
             return 0;
         }
         let lane = self.by_subscription.entry(subscription).or_default();
         lane.max_in_flight = max_in_flight;
-        let nearly_empty = NEARLY_EMPTY
+        let of_lane = self.bounds.lane.saturating_sub(lane.held());
+        let of_all = self.bounds.total.saturating_sub(self.held);
+        // A nearly empty lane may go over the total, up to twice as much.
+        let of_nearly_empty = NEARLY_EMPTY
             .saturating_sub(lane.held())
             .min((2 * self.bounds.total).saturating_sub(self.held));
-        let room = (self.bounds.lane.saturating_sub(lane.held()))
-            .min(self.bounds.total.saturating_sub(self.held))
-            .max(nearly_empty)
-            .min(most);
+        let room = if self.bytes < self.bounds.bytes {
+            of_all.max(of_nearly_empty).min(of_lane).min(most)
+        } else {
+            0
+        };
+        if room == 0 {
+            // It is fed once there is room.
+            lane.hungry = true;
+        }
         lane.reserved += room;
         self.held += room;
         room
@@ -221,6 +229,7 @@ impl Lanes {
             };
             lane.queued = false;
             if !lane.can_send() {
+                self.forget_if_idle(subscription);
                 continue;
             }
             let Some(job) = lane.waiting.pop_front() else {
