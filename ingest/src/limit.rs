@@ -79,9 +79,11 @@ impl Limits {
     /// Gives one event's worth back: the event was not accepted.
     pub fn give_back(&self, grant: &Grant) {
         if let Some(limit) = grant.tier.events_per_minute() {
-            self.bucket(grant)
+            let give_back = |full_at: u64| Some(full_at.saturating_sub(cost(limit)));
+            let bucket = self.bucket(grant);
+            let _ = bucket
                 .full_at
-                .fetch_sub(cost(limit), Ordering::Relaxed);
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, give_back);
         }
     }
 

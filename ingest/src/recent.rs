@@ -3,15 +3,18 @@
 //! A key is remembered after its event is confirmed, never before; a repeat that comes meanwhile waits for that. It is
 //! a shortcut alone: intake decides what is a duplicate, by a unique key in the store.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use quick_cache::{
     DefaultHashBuilder, UnitWeighter,
     sync::{Cache, DefaultLifecycle, PlaceholderGuard},
 };
 use sha2::{Digest, Sha256};
-use shared::{DedupId, EventId, OrganizationId, Timestamp, event::Digest16, store::DEDUPLICATION_WINDOW};
+use shared::{DedupId, EventId, OrganizationId, Timestamp, event::Digest16};
 
+/// How long a key is remembered. Short beside the store's window, which it must not outlive: what is first here may be a
+/// repeat of what another node took long before.
+const REMEMBERED: Duration = Duration::from_mins(5);
 /// The most keys that are remembered: about 100 bytes each.
 const MAX_KEYS: usize = 100_000;
 
@@ -100,7 +103,7 @@ impl Recent {
         let key = RecentKey::new(organization, dedup_id);
         loop {
             match self.0.get_value_or_guard_async(&key).await {
-                Ok(first) if first.confirmed.elapsed() < DEDUPLICATION_WINDOW => return Claim::Known(first),
+                Ok(first) if first.confirmed.elapsed() < REMEMBERED => return Claim::Known(first),
                 Ok(_) => {
                     self.0.remove(&key);
                 }

@@ -31,8 +31,9 @@ const FRESH: Duration = Duration::from_secs(5);
 const MAX_STALE: Duration = Duration::from_hours(1);
 /// How long a request waits for a look-up.
 const LOOK_UP_TIMEOUT: Duration = Duration::from_millis(1_500);
-/// How long after a failed look-up the store counts as away.
-const AWAY: Duration = Duration::from_secs(2);
+/// How long after a failed look-up the store counts as away: longer than the next refresh takes to fail, so that while it
+/// is away no request waits for it again.
+const AWAY: Duration = Duration::from_secs(8);
 /// The most keys that are remembered.
 const MAX_KEYS: usize = 50_000;
 /// The most look-ups at once for keys that are not remembered.

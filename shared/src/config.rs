@@ -84,6 +84,9 @@ fn one_line<P: CommandFactory>(error: &clap::Error) -> String {
             line = format!("{line} (or the environment variable {})", variable.display());
         }
     }
+    if let Some(ContextValue::Strings(values)) = error.get(ContextKind::ValidValue) {
+        line = format!("{line}: must be {}", values.join(" or "));
+    }
     line.push_str("; see --help");
     line
 }

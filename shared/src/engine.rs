@@ -123,6 +123,10 @@ impl Engine {
             None => kept_secret(&directory.join("secret-key"), Sealer::generate_base64).map_err(unusable)?,
         };
         let sealer = Sealer::from_base64(&secret_key).map_err(SettingError::of("TRIGGERS_SECRET_KEY"))?;
+        for database in ["queue.db", "store.db"] {
+            // The engines find them there; what SQLite adds to them has the same mode.
+            private_file(&directory.join(database)).map_err(unusable)?;
+        }
         let queue = embedded::open(directory).await?;
         let store = sqlite::open(directory).await?;
         Ok(Self {

@@ -145,6 +145,8 @@ impl Dispatch {
 
     async fn before(&self, job: &Job) -> Before {
         if !job.holding.is_live() {
+            // By the store's clock it may live yet, and be renewed: nobody else would send this then.
+            self.lease.doubt();
             return Before::NotOurs;
         }
         if job.since.elapsed() > RECHECK {

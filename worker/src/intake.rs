@@ -41,6 +41,9 @@ const MAX_PLANS: usize = 20;
 /// How far from now an id may be of which the store has no reason to say that it is out of range.
 const NEAR: Duration = Duration::from_hours(24);
 
+/// PostgreSQL's SQLSTATE for a row that no partition takes.
+const NO_PARTITION: &str = "23514";
+
 /// Takes frames in.
 #[derive(Clone)]
 pub struct Intake {
@@ -188,6 +191,11 @@ impl Intake {
                     return Box::pin(self.store_batch(others, other_repeats)).await;
                 }
                 if let Some(event) = events.first() {
+                    let partition = error.as_database_error().and_then(|error| error.code());
+                    if partition.as_deref() == Some(NO_PARTITION) && refusal(event.id) == "refused" {
+                        // Its day's partition is missing, which is not the event's fault: it waits in the queue.
+                        return Err(StoreError::Unavailable(error).into());
+                    }
                     self.set_aside(vec![event_aside(refusal(event.id), &error, event)])
                         .await?;
                 } else {

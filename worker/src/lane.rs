@@ -272,11 +272,12 @@ impl Lanes {
     }
 
     /// Takes out all that waits and is not held as `worker`: the lease by which it was held is lost, or on its way out.
-    pub fn keep_held_by(&mut self, worker: WorkerId) {
-        let lanes: Vec<_> = self.by_subscription.keys().copied().collect();
-        for subscription in lanes {
-            self.take_out(subscription, |job| job.holding.worker() != worker);
-        }
+    pub fn keep_held_by(&mut self, worker: WorkerId) -> Vec<Job> {
+        let lanes = self.subscriptions();
+        let gone = lanes
+            .into_iter()
+            .flat_map(|lane| self.take_out(lane, |job| job.holding.worker() != worker));
+        gone.collect()
     }
 
     /// Sends nothing more and takes nothing more.
@@ -449,7 +450,7 @@ mod tests {
                     4 => if let Some(subscription) = sending.pop() { lanes.finished(subscription); },
                     5 => if let Some(subscription) = reserved.pop() { lanes.unreserve(subscription, 1) },
                     6 => { lanes.drain(subscription); lanes.set_hungry(subscription, false); }
-                    _ => lanes.keep_held_by(me),
+                    _ => drop(lanes.keep_held_by(me)),
                 }
                 let waiting: usize = lanes.by_subscription.values().map(|lane| lane.waiting.len()).sum();
                 let weight: usize = lanes.by_subscription.values().flat_map(|lane| &lane.waiting).map(Job::weight).sum();

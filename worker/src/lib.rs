@@ -188,7 +188,11 @@ async fn hold(lease: &Lease, dispatch: &Dispatch, store: &Store, recorded: Cance
             Err(error) => tracing::warn!(%error, "the lease could not be renewed"),
         }
         if matches!(renewed, Ok(Renewed::Anew | Renewed::AfterLoss)) {
-            dispatch.lanes().keep_held_by(lease.current().worker());
+            let dropped = dispatch.lanes().keep_held_by(lease.current().worker());
+            if matches!(renewed, Ok(Renewed::Anew)) {
+                // They are known: they need not wait for the old lease to end.
+                dispatch.give_back(dropped).await;
+            }
         }
     }
     // If this fails the lease runs out by itself.

@@ -113,7 +113,7 @@ async fn announce(store: &Store, wake: &Wake, ended: &Ended, applied: bool) {
     telemetry::attempt_seconds().record(outcome.duration);
     if let AttemptResult::Failed { failure, .. } = &outcome.result {
         telemetry::attempt_failures(failure.kind).increment(1);
-        if failure.status_code == Some(410) {
+        if applied && failure.status_code == Some(410) {
             let reason = "the subscriber answered 410 Gone";
             if let Err(error) = store
                 .subscriptions

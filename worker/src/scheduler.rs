@@ -35,6 +35,8 @@ const SWEEP: Duration = Duration::from_secs(3);
 const TICK: Duration = Duration::from_millis(100);
 /// The most deliveries that one claim takes, and of one lane.
 const CLAIM: usize = 256;
+/// A claim of so many bytes of payload may have been cut short by the store.
+const MANY_BYTES: usize = 4 * 1024 * 1024;
 /// The most lanes that one claim asks for.
 const CLAIM_LANES: usize = 64;
 /// The most lanes that one sweep takes in; the next goes on from there.
@@ -146,19 +148,24 @@ impl Scheduler {
     /// Claims what is due for these lanes, as far as there is room.
     async fn feed(&self, subscriptions: &[SubscriptionId]) -> store::Result<()> {
         let share = (CLAIM / subscriptions.len().max(1)).max(4);
-        let mut wanted: Vec<(SubscriptionId, u32)> = Vec::new();
+        // All routes first: room that is reserved must be claimed for or given back, on every way out of here.
+        let mut served = Vec::with_capacity(subscriptions.len());
         for subscription in subscriptions {
-            let Found::Enabled(route) = self.registry.route(*subscription).await? else {
-                self.dispatch.lanes().set_hungry(*subscription, false);
-                continue;
-            };
-            let max_in_flight = usize::from(route.push.max_in_flight.get());
+            match self.registry.route(*subscription).await? {
+                Found::Enabled(route) => {
+                    served.push((*subscription, usize::from(route.push.max_in_flight.get())))
+                }
+                Found::Disabled | Found::Gone => self.dispatch.lanes().set_hungry(*subscription, false),
+            }
+        }
+        let mut wanted: Vec<(SubscriptionId, u32)> = Vec::new();
+        for (subscription, max_in_flight) in served {
             let room = self
                 .dispatch
                 .lanes()
-                .reserve_many(*subscription, max_in_flight, share);
+                .reserve_many(subscription, max_in_flight, share);
             if let Ok(room @ 1..) = u32::try_from(room) {
-                wanted.push((*subscription, room));
+                wanted.push((subscription, room));
             }
         }
         if wanted.is_empty() {
@@ -170,6 +177,13 @@ impl Scheduler {
             // They may have been claimed all the same.
             self.lease.doubt();
         }
+        // A claim that comes to many bytes may have been cut short.
+        let cut = claimed
+            .iter()
+            .flatten()
+            .map(|claimed| claimed.payload.len())
+            .sum::<usize>()
+            >= MANY_BYTES;
         let mut counts: HashMap<SubscriptionId, u32> = HashMap::new();
         for claimed in claimed.iter().flatten() {
             *counts.entry(claimed.key.subscription).or_default() += 1;
@@ -179,7 +193,7 @@ impl Scheduler {
             for (subscription, room) in &wanted {
                 let count = counts.get(subscription).copied().unwrap_or_default();
                 // Fewer than asked for: the store holds no more that is due.
-                lanes.set_hungry(*subscription, claimed.is_err() || count == *room);
+                lanes.set_hungry(*subscription, claimed.is_err() || cut || count == *room);
                 lanes.unreserve(*subscription, (room - count) as usize);
             }
         }
