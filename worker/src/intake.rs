@@ -19,7 +19,7 @@ use bytes::Bytes;
 use shared::{
     AcceptedEvent, DeliveryKey, Entry, EventId, OrganizationId, Repeat, SetAsideId, Timestamp,
     queue::{DynQueue, FrameSource, QueueError, Received, SourceLane, frame},
-    store::{IntakeBatch, IntakeOutcome, PlannedDelivery, SetAside, Store, StoreError, StoredEvent},
+    store::{self, IntakeBatch, IntakeOutcome, PlannedDelivery, SetAside, Store, StoreError, StoredEvent},
     telemetry,
 };
 use tokio::time::Instant;
@@ -40,9 +40,6 @@ const BATCH_BYTES: usize = 2 * 1024 * 1024;
 const MAX_PLANS: usize = 20;
 /// How far from now an id may be of which the store has no reason to say that it is out of range.
 const NEAR: Duration = Duration::from_hours(24);
-
-/// PostgreSQL's SQLSTATE for a row that no partition takes.
-const NO_PARTITION: &str = "23514";
 
 /// Takes frames in.
 #[derive(Clone)]
@@ -191,8 +188,7 @@ impl Intake {
                     return Box::pin(self.store_batch(others, other_repeats)).await;
                 }
                 if let Some(event) = events.first() {
-                    let partition = error.as_database_error().and_then(|error| error.code());
-                    if partition.as_deref() == Some(NO_PARTITION) && refusal(event.id) == "refused" {
+                    if store::is_missing_partition(&error) && refusal(event.id) == "refused" {
                         // Its day's partition is missing, which is not the event's fault: it waits in the queue.
                         return Err(StoreError::Unavailable(error).into());
                     }

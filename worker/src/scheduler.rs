@@ -153,7 +153,7 @@ impl Scheduler {
         for subscription in subscriptions {
             match self.registry.route(*subscription).await? {
                 Found::Enabled(route) => {
-                    served.push((*subscription, usize::from(route.push.max_in_flight.get())))
+                    served.push((*subscription, usize::from(route.push.max_in_flight.get())));
                 }
                 Found::Disabled | Found::Gone => self.dispatch.lanes().set_hungry(*subscription, false),
             }

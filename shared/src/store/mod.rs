@@ -44,6 +44,13 @@ impl StoreError {
     }
 }
 
+/// Whether a refusal says that no partition takes a row (PostgreSQL's SQLSTATE 23514; events have no other check).
+pub fn is_missing_partition(error: &sqlx::Error) -> bool {
+    error
+        .as_database_error()
+        .is_some_and(|error| error.code().as_deref() == Some("23514"))
+}
+
 /// What a store call answers.
 pub type Result<T, E = StoreError> = std::result::Result<T, E>;
 
