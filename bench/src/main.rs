@@ -14,7 +14,11 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Parser, ValueEnum};
 
-use crate::{deployment::Deployment, load::Load, report::Report};
+use crate::{
+    deployment::Deployment,
+    load::Load,
+    report::{Report, Round},
+};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -52,9 +56,13 @@ struct Args {
     /// Open loop: this many events a second, whatever the answers (over 64 connections).
     #[arg(long, conflicts_with = "connections", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     rate: Option<u32>,
-    /// How long to post.
+    /// How long to post, over all rounds.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3_600))]
     seconds: u64,
+    /// In how many rounds: each measures the floor and then the load, so that both meet the same moments of a noisy
+    /// machine.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: u32,
     /// How large a payload is.
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(64..=262_144))]
     payload_bytes: u32,
@@ -113,22 +121,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
             connections: args.connections,
         },
     };
-    let length = Duration::from_secs(args.seconds);
+    let length = Duration::from_secs(args.seconds) / args.rounds;
     let payload = args.payload_bytes as usize;
-
-    eprintln!("measuring the floor …");
-    let floor = match args.engine {
-        Engine::Servers => {
-            floor::rabbit(
-                &args.amqp_url,
-                shape,
-                payload,
-                length.min(Duration::from_secs(10)),
-            )
-            .await?
-        }
-        Engine::Embedded => floor::sqlite(payload).await?,
-    };
 
     eprintln!("starting {:?} …", args.engine);
     let deployment = match args.engine {
@@ -151,25 +145,46 @@ async fn run(args: Args) -> anyhow::Result<()> {
             payload,
         };
         eprintln!("warming up …");
-        let warm = load.run(shape, Duration::from_secs(2), 0).await?;
-        if let Some(receiver) = &receiver {
-            receiver.settle(warm.posted()).await;
+        let mut posted = load.run(shape, Duration::from_secs(2), 0).await?.posted();
+        let mut rounds = Vec::new();
+        for round in 1..=args.rounds {
+            if let Some(receiver) = &receiver {
+                receiver.settle(posted).await;
+            }
+            eprintln!(
+                "round {round} of {}: the floor, then {:.1} s …",
+                args.rounds,
+                length.as_secs_f64()
+            );
+            let floor = match args.engine {
+                Engine::Servers => {
+                    floor::rabbit(
+                        &args.amqp_url,
+                        shape,
+                        payload,
+                        length.min(Duration::from_secs(10)),
+                    )
+                    .await?
+                }
+                Engine::Embedded => floor::sqlite(payload).await?,
+            };
+            let run = load.run(shape, length, posted).await?;
+            posted = run.posted();
+            rounds.push(Round { floor, run });
         }
-        eprintln!("measuring for {} s …", args.seconds);
-        let run = load.run(shape, length, warm.posted()).await?;
         let arrivals = match &receiver {
             Some(receiver) => {
-                receiver.settle(run.posted()).await;
+                receiver.settle(posted).await;
                 Some(receiver.arrivals())
             }
             None => None,
         };
-        anyhow::Ok((run, arrivals, deployment.memory()?))
+        anyhow::Ok((rounds, arrivals, deployment.memory()?))
     }
     .await;
     let left = deployment.end().await;
-    let (run, arrivals, memory) = measured?;
-    let report = Report::new(&args, &run, arrivals.as_ref(), &floor, &idle, &memory);
+    let (rounds, arrivals, memory) = measured?;
+    let report = Report::new(&args, &rounds, arrivals.as_ref(), &idle, &memory);
     println!("{report}");
     std::fs::write(&args.json, serde_json::to_string_pretty(&report.to_json())?)?;
     eprintln!("the report is in {}", args.json.display());

@@ -5,7 +5,13 @@ use std::{fmt, time::Duration};
 use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 
-use crate::{Args, Engine, deployment::Memory, floor::Floor, load::Run, receiver::Arrivals};
+use crate::{
+    Args, Engine,
+    deployment::Memory,
+    floor::Floor,
+    load::{Post, Run},
+    receiver::Arrivals,
+};
 
 /// Percentiles, in milliseconds.
 #[derive(Debug, Clone, Copy)]
@@ -56,6 +62,65 @@ impl fmt::Display for Times {
     }
 }
 
+/// The floor, and right after it the load.
+#[derive(Debug)]
+pub struct Round {
+    /// The floor.
+    pub floor: Floor,
+    /// The load.
+    pub run: Run,
+}
+
+impl Round {
+    fn accepted(&self) -> impl Iterator<Item = &Post> + Clone {
+        self.run.posts.iter().filter(|post| post.status == 202)
+    }
+
+    fn accepted_per_second(&self) -> f64 {
+        self.accepted().count() as f64 / self.run.took.as_secs_f64()
+    }
+}
+
+/// How many times the floor something is: over all rounds taken together, and in each of them.
+#[derive(Debug, Clone, Copy)]
+struct Ratio {
+    all: f64,
+    least: f64,
+    median: f64,
+    most: f64,
+}
+
+impl Ratio {
+    fn of(all: f64, mut rounds: Vec<f64>) -> Self {
+        rounds.sort_by(f64::total_cmp);
+        Self {
+            all,
+            least: rounds[0],
+            median: f64::midpoint(rounds[(rounds.len() - 1) / 2], rounds[rounds.len() / 2]),
+            most: rounds[rounds.len() - 1],
+        }
+    }
+
+    fn to_json(self) -> Value {
+        json!({"all": self.all, "rounds": {"least": self.least, "median": self.median, "most": self.most}})
+    }
+}
+
+impl fmt::Display for Ratio {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            all,
+            least,
+            median,
+            most,
+        } = self;
+        write!(
+            f,
+            "× {median:.2} (median of the rounds; {least:.2} to {most:.2}; all together {all:.2})"
+        )
+    }
+}
+
 /// A report.
 #[derive(Debug)]
 pub struct Report {
@@ -66,6 +131,7 @@ pub struct Report {
     posting: Times,
     floor: (&'static str, Times, Option<f64>),
     delivery: Option<Delivery>,
+    ratios: Vec<(&'static str, Ratio)>,
     memory: Vec<(Memory, f64)>,
 }
 
@@ -79,39 +145,95 @@ struct Delivery {
     times: Times,
 }
 
+impl Delivery {
+    fn of(rounds: &[Round], arrivals: &Arrivals) -> Self {
+        let accepted = || rounds.iter().flat_map(Round::accepted);
+        let arrived = || accepted().filter_map(|post| Some((post, arrivals.get(&post.number)?)));
+        // Each round's own time, from its first post to its last arrival; and how long that is after its last post.
+        let spans = rounds.iter().filter_map(|round| {
+            let of_round = round
+                .accepted()
+                .filter_map(|post| Some(arrivals.get(&post.number)?.0));
+            let posts = || round.run.posts.iter().map(|post| post.due);
+            let (first, last_post, last) = (posts().min()?, posts().max()?, of_round.max()?);
+            Some((last - first, last.saturating_duration_since(last_post)))
+        });
+        let took: Duration = spans.clone().map(|(took, _)| took).sum();
+        Self {
+            arrived: arrived().count(),
+            lost: accepted().count() - arrived().count(),
+            more_than_once: arrived().filter(|(_, (_, times))| *times > 1).count(),
+            per_second: arrived().count() as f64 / took.as_secs_f64(),
+            after_the_last_post: spans.map(|(_, after)| after).max().unwrap_or_default(),
+            times: Times::of(arrived().map(|(post, (at, _))| at.saturating_duration_since(post.due))),
+        }
+    }
+}
+
+fn mean(values: impl Iterator<Item = f64> + Clone) -> f64 {
+    values.clone().sum::<f64>() / values.count() as f64
+}
+
 impl Report {
     /// From what was measured.
     pub fn new(
         args: &Args,
-        run: &Run,
+        rounds: &[Round],
         arrivals: Option<&Arrivals>,
-        floor: &Floor,
         idle: &[Memory],
         memory: &[Memory],
     ) -> Self {
-        let accepted: Vec<_> = run.posts.iter().filter(|post| post.status == 202).collect();
+        let posting = |round: &Round| Times::of(round.accepted().map(|post| post.answered - post.due));
+        let floor = |round: &Round| Times::of(round.floor.times.iter().copied());
+        let all_floor = Times::of(rounds.iter().flat_map(|round| round.floor.times.iter().copied()));
+        let all_posting = Times::of(
+            rounds
+                .iter()
+                .flat_map(Round::accepted)
+                .map(|post| post.answered - post.due),
+        );
+        let accepted_per_second = mean(rounds.iter().map(Round::accepted_per_second));
+        let floor_per_second = mean(rounds.iter().filter_map(|round| round.floor.per_second));
+
+        let each = |read: &dyn Fn(&Round) -> f64| rounds.iter().map(read).collect::<Vec<_>>();
+        let mut ratios = vec![(
+            "accepted p50",
+            Ratio::of(
+                all_posting.p50 / all_floor.p50,
+                each(&|round| posting(round).p50 / floor(round).p50),
+            ),
+        )];
+        if rounds[0].floor.per_second.is_some() {
+            let per_second =
+                each(&|round| round.accepted_per_second() / round.floor.per_second.unwrap_or(f64::NAN));
+            ratios.push((
+                "accepted/s",
+                Ratio::of(accepted_per_second / floor_per_second, per_second),
+            ));
+        }
         let delivery = arrivals.map(|arrivals| {
-            let arrived = || {
-                accepted
-                    .iter()
-                    .filter_map(|post| Some((*post, arrivals.get(&post.number)?)))
+            let arrival = |round: &Round| {
+                let times = round.accepted().filter_map(|post| {
+                    Some(arrivals.get(&post.number)?.0.saturating_duration_since(post.due))
+                });
+                Times::of(times.collect::<Vec<_>>().into_iter())
             };
-            let first = run.posts.iter().map(|post| post.due).min();
-            let last = arrived().map(|(_, (at, _))| *at).max();
-            let last_post = run.posts.iter().map(|post| post.due).max();
-            let took = first
-                .zip(last)
-                .map_or(Duration::ZERO, |(first, last)| last - first);
-            Delivery {
-                arrived: arrived().count(),
-                lost: accepted.len() - arrived().count(),
-                more_than_once: arrived().filter(|(_, (_, times))| *times > 1).count(),
-                per_second: arrived().count() as f64 / took.as_secs_f64(),
-                after_the_last_post: last_post.zip(last).map_or(Duration::ZERO, |(post, last)| {
-                    last.saturating_duration_since(post)
-                }),
-                times: Times::of(arrived().map(|(post, (at, _))| at.saturating_duration_since(post.due))),
-            }
+            let delivery = Delivery::of(rounds, arrivals);
+            ratios.push((
+                "delivered p50",
+                Ratio::of(
+                    delivery.times.p50 / all_floor.p50,
+                    each(&|round| arrival(round).p50 / floor(round).p50),
+                ),
+            ));
+            ratios.push((
+                "delivered p99",
+                Ratio::of(
+                    delivery.times.p99 / all_floor.p99,
+                    each(&|round| arrival(round).p99 / floor(round).p99),
+                ),
+            ));
+            delivery
         });
         let shape = match args.rate {
             Some(rate) => format!("open loop at {rate}/s"),
@@ -119,25 +241,30 @@ impl Report {
         };
         Self {
             title: format!(
-                "{:?} on {:?}, {shape}, {} s, payloads of {} bytes, {}",
+                "{:?} on {:?}, {shape}, {} s in {} round(s), payloads of {} bytes, {}",
                 args.scenario,
                 args.engine,
                 args.seconds,
+                args.rounds,
                 args.payload_bytes,
                 match args.engine {
                     Engine::Servers => format!("{} worker(s)", args.workers()),
                     Engine::Embedded => "every role in one process".to_owned(),
                 }
             ),
-            accepted: accepted.len(),
-            refused: run.posts.len() - accepted.len(),
-            accepted_per_second: accepted.len() as f64 / run.took.as_secs_f64(),
-            posting: Times::of(accepted.iter().map(|post| post.answered - post.due)),
+            accepted: rounds.iter().map(|round| round.accepted().count()).sum(),
+            refused: rounds
+                .iter()
+                .map(|round| round.run.posts.len() - round.accepted().count())
+                .sum(),
+            accepted_per_second,
+            posting: all_posting,
             floor: (
-                floor.what,
-                Times::of(floor.times.iter().copied()),
-                floor.per_second,
+                rounds[0].floor.what,
+                all_floor,
+                rounds[0].floor.per_second.map(|_| floor_per_second),
             ),
+            ratios,
             delivery,
             memory: memory
                 .iter()
@@ -154,6 +281,7 @@ impl Report {
             "accepted": self.accepted,
             "refused": self.refused,
             "accepted_per_second": self.accepted_per_second,
+            "to_the_floor": self.ratios.iter().map(|(what, ratio)| ((*what).to_owned(), ratio.to_json())).collect::<serde_json::Map<_, _>>(),
             "posting": self.posting.to_json(),
             "floor": {"what": self.floor.0, "times": self.floor.1.to_json(), "per_second": self.floor.2},
             "delivery": self.delivery.as_ref().map(|delivery| json!({
@@ -181,6 +309,7 @@ impl fmt::Display for Report {
             posting,
             floor,
             delivery,
+            ratios,
             memory,
         } = self;
         writeln!(f, "{title}\n")?;
@@ -214,17 +343,8 @@ impl fmt::Display for Report {
             )?;
         }
         writeln!(f)?;
-        writeln!(f, "to the floor: accepted p50 × {:.2}", posting.p50 / floor.1.p50)?;
-        if let Some(per_second) = floor.2 {
-            writeln!(
-                f,
-                "              accepted/s × {:.2}",
-                accepted_per_second / per_second
-            )?;
-        }
-        if let Some(delivery) = delivery {
-            let (p50, p99) = (delivery.times.p50 / floor.1.p50, delivery.times.p99 / floor.1.p99);
-            writeln!(f, "              delivered p50 × {p50:.2}, p99 × {p99:.2}")?;
+        for (what, ratio) in ratios {
+            writeln!(f, "to the floor: {what:<14} {ratio}")?;
         }
         writeln!(f)?;
         for (memory, idle) in memory {
