@@ -1,0 +1,106 @@
+//! Deliveries: workers' leases, what they take and give back, how deliveries end.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+
+#[cfg(doc)]
+use super::Change;
+use super::Result;
+use crate::{
+    DeliveryKey, EventId, OrganizationId, SubscriptionId, Timestamp, WorkerId, delivery::AttemptOutcome,
+};
+
+/// A delivery that a worker has taken from the store, with all it needs to send it.
+#[derive(Debug, Clone)]
+pub struct Claimed {
+    /// Its address.
+    pub key: DeliveryKey,
+    /// Whose it is.
+    pub organization: OrganizationId,
+    /// The event's place in the order of intake.
+    pub seq: i64,
+    /// Attempts made so far.
+    pub attempts: u32,
+    /// The event's type.
+    pub event_type: EventTypeText,
+    /// When the front took the event.
+    pub received_at: Timestamp,
+    /// When the producer says that it happened.
+    pub occurred_at: Option<Timestamp>,
+    /// The trace that the event is part of.
+    pub trace: Option<String>,
+    /// The event's payload.
+    pub payload: bytes::Bytes,
+}
+
+/// A stored event type.
+pub type EventTypeText = Arc<str>;
+
+/// What became of a worker's lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lease {
+    /// It holds, for another time to live from when the call was made.
+    Held,
+    /// It ran out: all that the worker held may be held by others by now. Take a new worker id.
+    Lost,
+}
+
+/// What acknowledging came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Acknowledged {
+    /// Open deliveries were closed just now, or there were none left to close.
+    Done {
+        /// The first event's id, if an alias was given.
+        event: EventId,
+        /// When.
+        at: Timestamp,
+    },
+    /// The organization has no such event (yet).
+    NotFound,
+}
+
+/// Deliveries. A delivery belongs to the worker whose id is its owner for as long as that worker's lease lives; one
+/// whose owner has none (any more) is anybody's.
+#[async_trait]
+pub trait Deliveries: Send + Sync {
+    /// Makes a worker known, with a lease that lives for `ttl`.
+    async fn enlist(&self, worker: WorkerId, ttl: Duration) -> Result<()>;
+    /// Renews a worker's lease, and forgets workers whose lease ran out long ago.
+    async fn renew(&self, worker: WorkerId, ttl: Duration) -> Result<Lease>;
+    /// Ends a worker's lease: what it held is anybody's.
+    async fn resign(&self, worker: WorkerId) -> Result<()>;
+    /// The enabled push subscriptions that have due deliveries nobody holds; at most `limit`, those after `after` first
+    /// (so that a caller can go round).
+    async fn lanes_due(&self, after: Option<SubscriptionId>, limit: u32) -> Result<Vec<SubscriptionId>>;
+    /// Takes due deliveries that nobody holds, up to so many a subscription, oldest due first.
+    async fn claim(&self, worker: WorkerId, wanted: &[(SubscriptionId, u32)]) -> Result<Vec<Claimed>>;
+    /// Gives back what the worker holds of these, as they were.
+    async fn release(&self, worker: WorkerId, keys: &[DeliveryKey]) -> Result<()>;
+    /// Which of these are still open and held by the worker.
+    async fn still_held(&self, worker: WorkerId, keys: &[DeliveryKey]) -> Result<Vec<DeliveryKey>>;
+    /// Writes outcomes down in one transaction, each only if it still applies (see [`AttemptOutcome`]), and returns those
+    /// that did. An outcome that applies ends the worker's hold.
+    async fn record(&self, worker: WorkerId, outcomes: &[AttemptOutcome]) -> Result<Vec<DeliveryKey>>;
+    /// Closes every open delivery of each event (by id or alias): nothing more is sent. In the order of `events`. Closing
+    /// what a worker holds is announced as [`Change::Closed`].
+    async fn acknowledge(
+        &self,
+        organization: OrganizationId,
+        events: &[EventId],
+    ) -> Result<Vec<Acknowledged>>;
+    /// Open deliveries by state, and the age of the oldest that is due, over all organizations: for metrics, so an
+    /// estimate bounded in cost: counts stop at 100,000.
+    async fn backlog(&self) -> Result<Backlog>;
+}
+
+/// How much is still to be delivered.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Backlog {
+    /// Open push deliveries without a failed attempt, up to 100,000.
+    pub pending: u64,
+    /// Open push deliveries with a failed attempt, up to 100,000.
+    pub retrying: u64,
+    /// How long the oldest due one has been due.
+    pub oldest_due: Duration,
+}

@@ -1,0 +1,178 @@
+//! Events: intake, look-up, lists, and what was set aside.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use super::{Page, PageRequest, Result, SetAside};
+#[cfg(doc)]
+use super::{StoreError, Subscriptions};
+use crate::{
+    AcceptedEvent, EventId, EventStatus, FailureKind, OrganizationId, Repeat, SetAsideId, SubscriptionId,
+    Timestamp, WorkerId, delivery::Status,
+};
+
+/// A delivery that intake is to create.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PlannedDelivery {
+    /// Index of its event in [`IntakeBatch::events`].
+    pub event: usize,
+    /// To which subscription.
+    pub subscription: SubscriptionId,
+    /// Whether the worker that takes the batch in holds it from the start, having room in its lane.
+    pub held: bool,
+}
+
+/// A batch for intake.
+#[derive(Debug)]
+pub struct IntakeBatch<'a> {
+    /// Who takes it in, and owns the deliveries that are [`PlannedDelivery::held`].
+    pub worker: WorkerId,
+    /// The events, by id, each id once. Several may share a deduplication key: the first in order of id wins.
+    pub events: &'a [AcceptedEvent],
+    /// Their deliveries, planned by the subscriptions as of `versions`; at least one an event.
+    pub deliveries: &'a [PlannedDelivery],
+    /// The subscriptions versions that the plan was made by: one for each organization of the events.
+    pub versions: &'a [(OrganizationId, i64)],
+    /// Repeats that fronts answered themselves, to count.
+    pub repeats: &'a [Repeat],
+}
+
+/// What came of an intake.
+#[derive(Debug, PartialEq, Eq)]
+pub enum IntakeOutcome {
+    /// It is committed.
+    Stored(Vec<StoredEvent>),
+    /// Subscriptions changed since the plan was made: nothing was written. Read [`Subscriptions::in_force`] again.
+    Stale,
+}
+
+/// An event that this very intake stored. Those of the batch that are not among them were stored before (a frame
+/// delivered twice) or are duplicates, whose ids are now aliases of the first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoredEvent {
+    /// Its id.
+    pub id: EventId,
+    /// Its place in the order of intake.
+    pub seq: i64,
+}
+
+/// An event as it is looked up.
+#[derive(Debug, Clone)]
+pub struct EventRecord {
+    /// Its id: the first event's, if an alias was asked for.
+    pub id: EventId,
+    /// Its place in the order of intake.
+    pub seq: i64,
+    /// Its type.
+    pub event_type: String,
+    /// The producer's key for deduplication.
+    pub dedup_id: Option<String>,
+    /// Where the producer says that it is from.
+    pub source: Option<String>,
+    /// When the producer says that it happened.
+    pub occurred_at: Option<Timestamp>,
+    /// When the front took it.
+    pub received_at: Timestamp,
+    /// Its payload, byte for byte.
+    pub payload: String,
+    /// How often it was posted again.
+    pub repeats: u64,
+    /// How many of those differed in type or payload.
+    pub differing_repeats: u64,
+    /// Its deliveries, in order of subscription id.
+    pub deliveries: Vec<DeliveryRecord>,
+}
+
+impl EventRecord {
+    /// Its status, from its deliveries'.
+    pub fn status(&self) -> EventStatus {
+        EventStatus::of(self.deliveries.iter().map(|delivery| delivery.status))
+    }
+}
+
+/// A delivery as it is looked up.
+#[derive(Debug, Clone)]
+pub struct DeliveryRecord {
+    /// To which subscription.
+    pub subscription: SubscriptionId,
+    /// Where it is.
+    pub status: Status,
+    /// How many attempts were made.
+    pub attempts: u32,
+    /// When the next attempt is due, while it is open.
+    pub next_attempt_at: Option<Timestamp>,
+    /// When it last changed state or had an attempt.
+    pub updated_at: Timestamp,
+    /// The attempts, in order: failures, and the one that succeeded.
+    pub log: Vec<AttemptRecord>,
+}
+
+/// An attempt as it is looked up.
+#[derive(Debug, Clone)]
+pub struct AttemptRecord {
+    /// From 1.
+    pub number: u32,
+    /// When it began.
+    pub started_at: Timestamp,
+    /// How long it took.
+    pub duration: Duration,
+    /// The answer's status code, where there was an answer.
+    pub status_code: Option<u16>,
+    /// What went wrong; `None` is success.
+    pub failure: Option<FailureKind>,
+    /// The answer's first 1 KiB, or what the error said.
+    pub detail: Option<String>,
+}
+
+/// Which events a list shows.
+#[derive(Debug, Clone, Default)]
+pub struct EventFilter {
+    /// Only these statuses; empty is any.
+    pub statuses: Vec<EventStatus>,
+    /// Of those that are `pending`: only with (`true`) or without (`false`) a failed attempt on an open delivery.
+    pub failed: Option<bool>,
+    /// Only this type.
+    pub event_type: Option<String>,
+}
+
+/// A list's order and place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// By `seq`, ascending, after the cursor.
+    OldestFirst,
+    /// By `seq`, descending, before the cursor.
+    NewestFirst,
+}
+
+/// Events: intake, look-up, lists, and what was set aside.
+#[async_trait]
+pub trait Events: Send + Sync {
+    /// Deduplicates, persists and fans out, in one transaction. Nothing of an event is written twice, however often it
+    /// is given. [`StoreError::Refused`] says that some event in the batch cannot be stored: bisect.
+    async fn intake(&self, batch: &IntakeBatch<'_>) -> Result<IntakeOutcome>;
+    /// Looks one up by its id, or by an alias of it, with deliveries and attempts.
+    async fn get(&self, organization: OrganizationId, id: EventId) -> Result<Option<EventRecord>>;
+    /// Lists events with their deliveries (without attempts but the last), by `seq`; in order, nothing that commits
+    /// later can come before what was listed. `Order::OldestFirst` with the one status `pending` is the inbox.
+    async fn list(
+        &self,
+        organization: OrganizationId,
+        filter: &EventFilter,
+        order: Order,
+        page: PageRequest<i64>,
+        offset: u64,
+    ) -> Result<Page<EventRecord, i64>>;
+    /// How many events the filter shows, counted no further than `most`.
+    async fn count(&self, organization: OrganizationId, filter: &EventFilter, most: u64) -> Result<u64>;
+    /// Keeps what cannot be taken in. Setting the same id aside again changes nothing.
+    async fn set_aside(&self, items: &[SetAside]) -> Result<()>;
+    /// Lists what was set aside, oldest first.
+    async fn list_set_aside(&self, page: PageRequest<SetAsideId>) -> Result<Page<SetAside, SetAsideId>>;
+    /// Looks one up.
+    async fn get_set_aside(&self, id: SetAsideId) -> Result<Option<SetAside>>;
+    /// Forgets one, once its frame is in the queue again or nobody wants it; `false` if it is gone.
+    async fn forget_set_aside(&self, id: SetAsideId) -> Result<bool>;
+    /// How many are set aside.
+    async fn count_set_aside(&self) -> Result<u64>;
+}

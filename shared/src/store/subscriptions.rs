@@ -1,0 +1,81 @@
+//! Subscriptions: which events go where.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+#[cfg(doc)]
+use super::{Change, Keeper};
+use super::{Page, PageRequest, Result};
+use crate::{EventPattern, OrganizationId, Subscription, SubscriptionId, subscription::Target};
+
+/// A change to a subscription; what is `None` stays.
+#[derive(Debug, Clone, Default)]
+pub struct SubscriptionPatch {
+    /// The target as a whole: the caller has read the current one and changed it.
+    pub target: Option<Target>,
+    /// Which events it wants.
+    pub event_types: Option<Vec<EventPattern>>,
+    /// Whether it is served.
+    pub enabled: Option<bool>,
+    /// A text for people; `Some(None)` removes it.
+    pub description: Option<Option<String>>,
+}
+
+/// What came of a change to a subscription.
+#[derive(Debug, Clone)]
+pub enum PatchOutcome {
+    /// It was made; this is how the subscription is now.
+    Changed(Box<Subscription>),
+    /// Somebody else changed it since the caller read it; read it again.
+    Conflict,
+    /// The organization has no such subscription.
+    NotFound,
+}
+
+/// An organization's subscriptions as intake sees them.
+#[derive(Debug, Clone)]
+pub struct InForce {
+    /// The organization.
+    pub organization: OrganizationId,
+    /// Counts the changes to the organization's subscriptions.
+    pub version: i64,
+    /// All that are not deleted, disabled ones and the built-in inbox included, in order of id.
+    pub subscriptions: Vec<Arc<Subscription>>,
+}
+
+/// Subscriptions. Every change raises the organization's subscriptions version in the same transaction, and is
+/// announced as [`Change::Subscription`].
+#[async_trait]
+pub trait Subscriptions: Send + Sync {
+    /// Adds one (its id, organization, target and so on as given; `version` 1, times the store's).
+    async fn create(&self, subscription: Subscription) -> Result<Subscription>;
+    /// Looks one up; deleted ones are gone.
+    async fn get(&self, organization: OrganizationId, id: SubscriptionId) -> Result<Option<Subscription>>;
+    /// Lists those of an organization in order of id, oldest first, the built-in ones included.
+    async fn list(
+        &self,
+        organization: OrganizationId,
+        page: PageRequest<SubscriptionId>,
+    ) -> Result<Page<Subscription, SubscriptionId>>;
+    /// Changes one, if its version is still `version`. Setting `enabled` clears the reason for being disabled.
+    async fn patch(
+        &self,
+        organization: OrganizationId,
+        id: SubscriptionId,
+        version: i64,
+        patch: SubscriptionPatch,
+    ) -> Result<PatchOutcome>;
+    /// Deletes one; `false` if there is none, or it is the built-in inbox. Its open deliveries count as cancelled from
+    /// now on, and [`Keeper::cancel_deleted`] writes that down.
+    async fn delete(&self, organization: OrganizationId, id: SubscriptionId) -> Result<bool>;
+    /// Disables one for a reason of the system's; changes nothing if it is disabled or gone.
+    async fn disable(&self, organization: OrganizationId, id: SubscriptionId, reason: &str) -> Result<()>;
+    /// The organization's built-in push subscription that `POST /api/webhook/config` sets, if it has one.
+    async fn webhook(&self, organization: OrganizationId) -> Result<Option<Subscription>>;
+    /// What is in force for these organizations, each read in one snapshot with its version. An organization that does
+    /// not exist is left out.
+    async fn in_force(&self, organizations: &[OrganizationId]) -> Result<Vec<InForce>>;
+    /// These subscriptions as they are now; deleted ones are left out.
+    async fn by_ids(&self, ids: &[SubscriptionId]) -> Result<Vec<Arc<Subscription>>>;
+}
