@@ -2,7 +2,8 @@
 //!
 //! One task owns the way into the queue. While the queue confirms one frame, events that arrive meanwhile gather in
 //! the next: no timer, no added wait; alone, an event is a frame of one. What is under way is bounded twice, by events
-//! and by bytes; past that callers are told at once. A caller never waits longer than [`CONFIRM_TIMEOUT`].
+//! and by bytes; past that callers are told at once. A caller never waits longer than [`CONFIRM_TIMEOUT`], or than the
+//! deadline that it gives.
 
 use std::{
     sync::{
@@ -47,9 +48,12 @@ pub enum PublishError {
     TimedOut,
 }
 
+type Answer = oneshot::Sender<Result<(), PublishError>>;
+
 struct Waiting {
     bytes: Bytes,
-    answer: oneshot::Sender<Result<(), PublishError>>,
+    /// Who waits for what comes of it, if anybody does.
+    answer: Option<Answer>,
     /// Freed when the answer is given, not when the caller stops waiting for it.
     permit: OwnedSemaphorePermit,
 }
@@ -85,11 +89,18 @@ impl Publisher {
     ///
     /// If the caller goes away, the event is left out if its frame is not written yet; else it goes on.
     pub async fn publish(&self, entry: Bytes) -> Result<(), PublishError> {
-        if !self.open.load(Ordering::Acquire) {
+        self.publish_by(entry, tokio::time::Instant::now() + CONFIRM_TIMEOUT)
+            .await
+    }
+
+    /// As [`Publisher::publish`], and waits until `deadline` at most.
+    pub async fn publish_by(&self, entry: Bytes, deadline: tokio::time::Instant) -> Result<(), PublishError> {
+        if !self.is_open() {
             return Err(PublishError::Unavailable);
         }
-        let answer = self.enqueue(entry)?;
-        match tokio::time::timeout(CONFIRM_TIMEOUT, answer).await {
+        let (answer, answered) = oneshot::channel();
+        self.enqueue(entry, Some(answer))?;
+        match tokio::time::timeout_at(deadline, answered).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(_)) => Err(PublishError::Unavailable),
             Err(_) => Err(PublishError::TimedOut),
@@ -98,10 +109,7 @@ impl Publisher {
 
     /// Puts one entry into the queue without waiting, and tells nobody what came of it: for what may be lost.
     pub fn publish_unconfirmed(&self, entry: Bytes) {
-        // The answer's channel must live, or the entry counts as given up.
-        if let Ok(answer) = self.enqueue(entry) {
-            tokio::spawn(tokio::time::timeout(CONFIRM_TIMEOUT, answer));
-        }
+        let _ = self.enqueue(entry, None);
     }
 
     /// Whether the queue could be written to a moment ago.
@@ -109,12 +117,11 @@ impl Publisher {
         self.open.load(Ordering::Acquire)
     }
 
-    fn enqueue(&self, bytes: Bytes) -> Result<oneshot::Receiver<Result<(), PublishError>>, PublishError> {
+    fn enqueue(&self, bytes: Bytes, answer: Option<Answer>) -> Result<(), PublishError> {
         let size = u32::try_from(bytes.len()).map_err(|_| PublishError::Overloaded)?;
         let permit = Arc::clone(&self.bytes)
             .try_acquire_many_owned(size)
             .map_err(|_| PublishError::Overloaded)?;
-        let (answer, answered) = oneshot::channel();
         self.events
             .try_send(Waiting {
                 bytes,
@@ -124,13 +131,12 @@ impl Publisher {
             .map_err(|error| match error {
                 mpsc::error::TrySendError::Full(_) => PublishError::Overloaded,
                 mpsc::error::TrySendError::Closed(_) => PublishError::Unavailable,
-            })?;
-        Ok(answered)
+            })
     }
 }
 
-/// The callers whose events are in one frame.
-type Callers = Vec<(oneshot::Sender<Result<(), PublishError>>, OwnedSemaphorePermit)>;
+/// Of each entry in one frame: who waits for it, and its room.
+type Callers = Vec<(Option<Answer>, OwnedSemaphorePermit)>;
 
 struct Task {
     queue: DynQueue,
@@ -242,7 +248,7 @@ impl Task {
             permit,
         }) = next
         {
-            if !answer.is_closed() {
+            if answer.as_ref().is_none_or(|answer| !answer.is_closed()) {
                 if callers.is_empty() {
                     single = bytes;
                 } else {
@@ -307,7 +313,9 @@ fn settle(result: Result<(), QueueError>, callers: Callers, written: Instant) ->
         }
     };
     for (caller, _permit) in callers {
-        let _ = caller.send(answer);
+        if let Some(caller) = caller {
+            let _ = caller.send(answer);
+        }
     }
     broken
 }
@@ -315,7 +323,9 @@ fn settle(result: Result<(), QueueError>, callers: Callers, written: Instant) ->
 /// Refuses all that comes, until no caller is left.
 async fn refuse(receiver: &mut mpsc::Receiver<Waiting>) {
     while let Some(waiting) = receiver.recv().await {
-        let _ = waiting.answer.send(Err(PublishError::Unavailable));
+        if let Some(answer) = waiting.answer {
+            let _ = answer.send(Err(PublishError::Unavailable));
+        }
     }
 }
 
@@ -327,3 +337,6 @@ fn backoff() -> impl Iterator<Item = Duration> {
         .with_jitter()
         .build()
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,96 @@
+//! The publisher over a real queue.
+
+use std::path::PathBuf;
+
+use sqlx::{ConnectOptions as _, sqlite::SqliteConnectOptions};
+use tokio::{runtime::Handle, time::timeout};
+
+use super::*;
+use crate::queue::{Received, SourceLane, embedded};
+
+const LONG: Duration = Duration::from_secs(20);
+
+struct Setting {
+    queue: DynQueue,
+    publisher: Publisher,
+    directory: PathBuf,
+}
+
+impl Setting {
+    async fn new() -> Self {
+        let directory = std::env::temp_dir().join(format!("triggers-publisher-{}", uuid::Uuid::new_v4()));
+        std::fs::create_dir(&directory).unwrap();
+        let queue: DynQueue = Arc::new(embedded::open(&directory).await.unwrap());
+        let publisher = Publisher::start(Arc::clone(&queue), &Lifecycle::new());
+        let opens = async {
+            while !publisher.is_open() {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(LONG, opens).await.expect("the queue opens");
+        Self {
+            queue,
+            publisher,
+            directory,
+        }
+    }
+
+    /// Frames until there are so many bytes.
+    async fn frames(&self, bytes: usize) -> Vec<Received> {
+        let mut source = self.queue.source(SourceLane::Main).await.unwrap();
+        let mut frames: Vec<Received> = Vec::new();
+        while frames.iter().map(|frame| frame.body.len()).sum::<usize>() < bytes {
+            let more = timeout(LONG, source.receive(usize::MAX)).await;
+            frames.extend(more.expect("frames in time").unwrap());
+        }
+        frames
+    }
+}
+
+impl Drop for Setting {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+#[tokio::test]
+async fn what_nobody_waits_for_is_written_and_takes_no_task() {
+    let setting = Setting::new().await;
+    let tasks = || Handle::current().metrics().num_alive_tasks();
+    let before = tasks();
+    setting
+        .publisher
+        .publish_unconfirmed(Bytes::from_static(b"a note"));
+    assert_eq!(tasks(), before);
+    let frames = setting.frames(1).await;
+    assert_eq!(frames[0].body, "a note");
+}
+
+#[tokio::test]
+async fn a_caller_waits_no_longer_than_its_deadline() {
+    let setting = Setting::new().await;
+    let mut file = SqliteConnectOptions::new()
+        .filename(setting.directory.join("queue.db"))
+        .connect()
+        .await
+        .unwrap();
+    // While somebody else holds the file, nothing is confirmed.
+    sqlx::query("BEGIN IMMEDIATE").execute(&mut file).await.unwrap();
+    let deadline = tokio::time::Instant::now() + Duration::from_millis(50);
+    let late = setting
+        .publisher
+        .publish_by(Bytes::from_static(b"late"), deadline)
+        .await;
+    assert_eq!(late, Err(PublishError::TimedOut));
+    assert!(
+        deadline.elapsed() < Duration::from_millis(500),
+        "{:?}",
+        deadline.elapsed()
+    );
+    sqlx::query("ROLLBACK").execute(&mut file).await.unwrap();
+    setting
+        .publisher
+        .publish(Bytes::from_static(b"in time"))
+        .await
+        .unwrap();
+}
