@@ -2,7 +2,7 @@
 //!
 //! Who is it, is it well formed, is there room, is it a repeat; then it is on disk, and only then is it a 202.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     extract::{FromRequest, Request, State},
@@ -13,17 +13,25 @@ use serde::Serialize;
 use shared::{
     AcceptedEvent, DedupId, Entry, EventId, EventType, Grant, Payload, Repeat, Scope, Source, Timestamp,
     TraceParent,
+    auth::LOOK_UP_TIMEOUT,
     event::Digest16,
     http::{ApiError, Code, FieldError, Fields, JsonBody, Unknown, fields},
-    queue::{PublishError, frame, publisher::CONFIRM_TIMEOUT},
+    queue::{PublishError, frame},
     telemetry::{self, Refusal},
 };
+use tokio::time::{Instant, timeout_at};
 
 use crate::{
     Ingest,
     limit::Room,
     recent::{Claim, First},
 };
+
+/// How long a producer waits for what we wait for, in all: it is to see a 202 or a 503 within two seconds of the head of
+/// its request. How long its body takes is its own time.
+const PATIENCE: Duration = Duration::from_millis(1_900);
+// Whatever a look-up takes, the queue has time to confirm.
+const _: () = assert!(LOOK_UP_TIMEOUT.as_millis() + 500 <= PATIENCE.as_millis());
 
 /// An event that was accepted, now or before.
 struct Accepted {
@@ -105,16 +113,19 @@ fn answered(answer: &impl Serialize, headers: HeaderMap) -> Response {
 }
 
 async fn accept(ingest: &Ingest, request: Request, unknown: Unknown) -> Result<Accepted, ApiError> {
+    let asked = Instant::now();
     let grant = ingest
         .auth
         .authorize(request.headers(), Scope::EventsWrite)
         .await?;
+    let looked_up = asked.elapsed();
     let idempotency_key = idempotency_key(request.headers());
     let trace = request
         .headers()
         .get("traceparent")
         .and_then(|value| TraceParent::parse(value.to_str().ok()?));
     let JsonBody(body) = JsonBody::from_request(request, &()).await?;
+    let deadline = Instant::now() + PATIENCE.saturating_sub(looked_up);
     let posted = Posted::parse(&body, idempotency_key, unknown)?;
 
     let mut headers = HeaderMap::new();
@@ -129,15 +140,7 @@ async fn accept(ingest: &Ingest, request: Request, unknown: Unknown) -> Result<A
             return Err(ApiError::rate_limited(detail, retry_after).with_headers(headers));
         }
     }
-    let accepted = if posted.dedup_id.is_some() {
-        // A repeat that waits for the first, and then must try itself, waits no longer in all than any other.
-        let enqueue = enqueue(ingest, &grant, posted, trace);
-        tokio::time::timeout(CONFIRM_TIMEOUT, enqueue)
-            .await
-            .unwrap_or_else(|_| Err(PublishError::TimedOut.into()))
-    } else {
-        enqueue(ingest, &grant, posted, trace).await
-    };
+    let accepted = enqueue(ingest, &grant, posted, trace, deadline).await;
     if accepted.is_err() {
         ingest.limits.give_back(&grant);
     }
@@ -149,6 +152,7 @@ async fn enqueue(
     grant: &Grant,
     posted: Posted,
     trace: Option<TraceParent>,
+    deadline: Instant,
 ) -> Result<Accepted, ApiError> {
     let Posted {
         event_type,
@@ -159,10 +163,17 @@ async fn enqueue(
     } = posted;
     let pending = match &dedup_id {
         None => None,
-        Some(dedup_id) => match ingest.recent.claim(grant.organization, dedup_id).await {
-            Claim::New(pending) => Some((pending, Digest16::of(&event_type, &payload))),
-            Claim::Known(first) => return Ok(repeat(ingest, grant, first, event_type, &payload)),
-        },
+        Some(dedup_id) => {
+            // A repeat that waits for the first, and then must try itself, waits no longer in all than any other.
+            let claim = ingest.recent.claim(grant.organization, dedup_id);
+            match timeout_at(deadline, claim)
+                .await
+                .map_err(|_| PublishError::TimedOut)?
+            {
+                Claim::New(pending) => Some((pending, Digest16::of(&event_type, &payload))),
+                Claim::Known(first) => return Ok(repeat(ingest, grant, first, event_type, &payload)),
+            }
+        }
     };
     let (id, received_at) = (EventId::new(), Timestamp::now());
     let event = AcceptedEvent {
@@ -178,7 +189,7 @@ async fn enqueue(
     };
     ingest
         .publisher
-        .publish(frame::encode(&Entry::Event(event)))
+        .publish_by(frame::encode(&Entry::Event(event)), deadline)
         .await?;
     if let Some((pending, digest)) = pending {
         pending.confirm(First::new(id, received_at, digest));

@@ -29,8 +29,9 @@ pub const REFRESH: Duration = Duration::from_secs(2);
 const FRESH: Duration = Duration::from_secs(5);
 /// How old a look-up may be while the store is away.
 const MAX_STALE: Duration = Duration::from_hours(1);
-/// How long a request waits for a look-up.
-const LOOK_UP_TIMEOUT: Duration = Duration::from_millis(1_500);
+/// How long a request waits for a look-up. Short, for a producer has to be answered within two seconds, and the queue has
+/// to confirm meanwhile.
+pub const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long after a failed look-up the store counts as away: longer than the next refresh takes to fail, so that while it
 /// is away no request waits for it again.
 const AWAY: Duration = Duration::from_secs(8);

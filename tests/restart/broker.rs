@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use harness::{Engine, Load, PrivateRabbit, Receiver, Turn, World, eventually};
 
+use crate::IN_TIME;
+
 /// Events posted a second.
 const RATE: u32 = 100;
-/// How long a producer may wait for an answer: two seconds, and some for a busy machine.
-const IN_TIME: Duration = Duration::from_millis(3_500);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rabbitmq_is_killed_hangs_and_raises_an_alarm() {

@@ -5,10 +5,10 @@ use std::time::Duration;
 use harness::{Client, Engine, Load, PrivatePostgres, Receiver, Turn, World, eventually};
 use serde_json::json;
 
+use crate::IN_TIME;
+
 /// Events posted a second.
 const RATE: u32 = 100;
-/// How long a producer may wait for an answer: two seconds, and some for a busy machine.
-const IN_TIME: Duration = Duration::from_millis(3_500);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn postgresql_is_killed_stopped_and_hangs() {
