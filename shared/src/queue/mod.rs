@@ -14,10 +14,14 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+use crate::event::MAX_PAYLOAD_BYTES;
+
 pub use publisher::{PublishError, Publisher};
 
-/// The most bytes of a frame, unless a single event is larger.
-pub const MAX_FRAME_BYTES: usize = 1024 * 1024;
+/// The most bytes of a frame, unless a single event is larger. Room for hundreds of small events, and no more than one of
+/// the largest payload: AMQP lets a consumer bound what it is sent by frames alone, so that the size of a frame bounds
+/// what a worker holds unacknowledged.
+pub const MAX_FRAME_BYTES: usize = MAX_PAYLOAD_BYTES;
 
 /// Why a frame was not confirmed. Whether it is in the queue all the same is unknown, unless the error says so.
 #[derive(Debug, thiserror::Error)]

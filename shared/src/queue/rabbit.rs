@@ -32,7 +32,8 @@ use crate::Invalid;
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Seconds between heartbeats, unless the URL says otherwise: a silent connection is given up after twice that.
 const HEARTBEAT_SECONDS: u16 = 5;
-/// Frames that a source holds unacknowledged.
+/// Frames that a source holds unacknowledged: 17 MiB of them at most, for one is at most [`super::MAX_FRAME_BYTES`], or an
+/// event of the largest payload.
 const PREFETCH: u16 = 64;
 /// A delivery limit that no frame reaches: the dead queue has nowhere to send frames on to.
 const NO_LIMIT: i64 = 1_000_000_000;

@@ -67,6 +67,25 @@ async fn what_nobody_waits_for_is_written_and_takes_no_task() {
 }
 
 #[tokio::test]
+async fn frames_are_bounded() {
+    const ENTRY: usize = 20 * 1024;
+    // 64 of them are what a consumer may be sent at once.
+    const MOST: usize = 256 * 1024;
+    let setting = Setting::new().await;
+    let publish = |_| setting.publisher.publish(Bytes::from(vec![b'x'; ENTRY]));
+    let all = futures_util::future::join_all((0..40).map(publish)).await;
+    assert!(all.iter().all(Result::is_ok), "{all:?}");
+    let large = MOST + 1;
+    let alone = setting.publisher.publish(Bytes::from(vec![b'x'; large]));
+    alone.await.unwrap();
+    let frames = setting.frames(40 * ENTRY + large).await;
+    let mut sizes: Vec<_> = frames.iter().map(|frame| frame.body.len()).collect();
+    assert_eq!(sizes.pop(), Some(large), "what is larger goes alone");
+    assert!(sizes.iter().all(|size| *size <= MOST), "{sizes:?}");
+    assert!(sizes.len() < 10, "entries gather: {sizes:?}");
+}
+
+#[tokio::test]
 async fn a_caller_waits_no_longer_than_its_deadline() {
     let setting = Setting::new().await;
     let mut file = SqliteConnectOptions::new()
