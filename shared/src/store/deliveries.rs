@@ -11,6 +11,9 @@ use crate::{
     DeliveryKey, EventId, OrganizationId, SubscriptionId, Timestamp, WorkerId, delivery::AttemptOutcome,
 };
 
+/// How many bytes of payload one claim returns, about.
+pub const CLAIM_BYTES: usize = 8 * 1024 * 1024;
+
 /// A delivery that a worker has taken from the store, with all it needs to send it.
 #[derive(Debug, Clone)]
 pub struct Claimed {
@@ -73,7 +76,8 @@ pub trait Deliveries: Send + Sync {
     /// The enabled push subscriptions that have due deliveries nobody holds; at most `limit`, those after `after` first
     /// (so that a caller can go round).
     async fn lanes_due(&self, after: Option<SubscriptionId>, limit: u32) -> Result<Vec<SubscriptionId>>;
-    /// Takes due deliveries that nobody holds, up to so many a subscription, oldest due first.
+    /// Takes due deliveries that nobody holds, up to so many a subscription, oldest due first; and no more than come to
+    /// [`CLAIM_BYTES`] of payload, but for the last of them.
     async fn claim(&self, worker: WorkerId, wanted: &[(SubscriptionId, u32)]) -> Result<Vec<Claimed>>;
     /// Gives back what the worker holds of these, as they were.
     async fn release(&self, worker: WorkerId, keys: &[DeliveryKey]) -> Result<()>;

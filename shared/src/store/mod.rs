@@ -16,7 +16,7 @@ mod subscriptions;
 use std::{sync::Arc, time::Duration};
 
 pub use self::{
-    deliveries::{Acknowledged, Backlog, Claimed, Deliveries, EventTypeText, Lease},
+    deliveries::{Acknowledged, Backlog, CLAIM_BYTES, Claimed, Deliveries, EventTypeText, Lease},
     events::{
         AttemptRecord, DeliveryRecord, EventFilter, EventRecord, Events, IntakeBatch, IntakeOutcome, Order,
         PlannedDelivery, StoredEvent,

@@ -7,7 +7,9 @@ use shared::{
 };
 use tokio::task::JoinSet;
 
-use super::world::{MINUTE, event, failed, get, inbox, key, organization, push, succeeded, take_in, worker};
+use super::world::{
+    MINUTE, event, failed, get, inbox, key, organization, payload, push, succeeded, take_in, worker,
+};
 
 const LATER: Next = Next::Retry { after: MINUTE };
 
@@ -149,6 +151,48 @@ pub(crate) async fn claimed_oldest_first(store: &Store) {
         "a worker without a lease"
     );
     assert_eq!(claim(store, me, two, 10).await.len(), 2);
+}
+
+/// What is claimed comes into memory at once: of large payloads there are only so many in a claim.
+pub(crate) async fn claims_are_bounded_by_bytes(store: &Store) {
+    const LARGE: usize = 256 * 1024;
+    let me = worker(store).await;
+    let organization = organization(store).await.id;
+    let lanes = [
+        push(store, organization).await.id,
+        push(store, organization).await.id,
+    ];
+    let large: &'static str = Box::leak(format!("\"{}\"", "x".repeat(LARGE - 2)).into_boxed_str());
+    let events: Vec<_> = (0..24)
+        .map(|_| AcceptedEvent {
+            payload: payload(large),
+            ..event(organization)
+        })
+        .collect();
+    for some in events.chunks(8) {
+        take_in(store, me, some, &lanes.map(|lane| (lane, false))).await;
+    }
+    let mut claimed = Vec::new();
+    loop {
+        let some = store
+            .deliveries
+            .claim(me, &lanes.map(|lane| (lane, 24)))
+            .await
+            .unwrap();
+        if some.is_empty() {
+            break;
+        }
+        let bytes: usize = some.iter().map(|one| one.payload.len()).sum();
+        assert!(bytes <= 8 * 1024 * 1024 + LARGE, "{bytes} bytes at once");
+        claimed.extend(some.into_iter().map(|one| one.key));
+    }
+    claimed.sort_unstable();
+    let mut all: Vec<_> = events
+        .iter()
+        .flat_map(|event| lanes.map(|lane| key(event, lane)))
+        .collect();
+    all.sort_unstable();
+    assert_eq!(claimed, all, "each once, and in the end all of them");
 }
 
 pub(crate) async fn only_served_lanes_are_claimed(store: &Store) {

@@ -27,7 +27,7 @@ macro_rules! conformance_tests {
                 filtered_by_type, counted_no_further_than_asked, readers_skip_nothing, set_aside_and_forgotten;
             deliveries: held_from_intake, leases_run_out, an_ended_lease_does_not_come_back, resigning_frees,
                 claimed_oldest_first, only_served_lanes_are_claimed, claims_never_overlap, lanes_go_round,
-                released_and_still_held, backlog_is_counted;
+                released_and_still_held, backlog_is_counted, claims_are_bounded_by_bytes;
             outcomes: success_is_recorded, failures_are_logged, dead_letters, outcomes_apply_once,
                 outcomes_of_the_stalled_do_not_apply, large_mixed_batches, acknowledged, acknowledged_beats_outcome;
             keeper: migrating_again_changes_nothing, changes_are_announced, deleted_subscriptions_are_cancelled,

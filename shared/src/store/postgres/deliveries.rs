@@ -13,11 +13,9 @@ use super::{Engine, Result, StoreError, organizations::uuids, rows, rows::Column
 use crate::{
     DeliveryKey, EventId, OrganizationId, SubscriptionId, WorkerId,
     delivery::AttemptOutcome,
-    store::{Acknowledged, Backlog, Claimed, Deliveries, Lease},
+    store::{Acknowledged, Backlog, CLAIM_BYTES, Claimed, Deliveries, Lease},
 };
 
-/// How many bytes of payload one claim returns, about.
-const CLAIM_BYTES: i64 = 8 * 1024 * 1024;
 /// How far [`Backlog`] counts.
 const BACKLOG_COUNTED: i64 = 100_000;
 
@@ -226,7 +224,7 @@ impl Deliveries for Engine {
             .bind(worker.uuid())
             .bind(lanes)
             .bind(most)
-            .bind(CLAIM_BYTES);
+            .bind(i64::try_from(CLAIM_BYTES).unwrap_or(i64::MAX));
         self.rows(statement)
             .await?
             .iter()

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     DeliveryKey, EventId, OrganizationId, SubscriptionId, Timestamp, WorkerId,
     delivery::AttemptOutcome,
-    store::{Acknowledged, Backlog, Claimed, Deliveries, Lease, Result},
+    store::{Acknowledged, Backlog, CLAIM_BYTES, Claimed, Deliveries, Lease, Result},
 };
 
 /// Leases that ran out longer ago than this are forgotten.
@@ -60,22 +60,55 @@ async fn renew(tx: &mut Tx, worker: WorkerId, ttl: Duration) -> Result<Lease> {
     })
 }
 
+/// The due deliveries of one subscription that nobody holds, oldest due first: subscription, now, now, limit.
+fn due(columns: &str) -> AssertSqlSafe<String> {
+    AssertSqlSafe(format!(
+        "SELECT {columns} FROM deliveries d INDEXED BY deliveries_due CROSS JOIN events e ON e.seq = d.seq \
+         WHERE d.subscription_id = ? AND d.due_at <= ? AND {FREE} AND EXISTS \
+         (SELECT 1 FROM subscriptions s WHERE s.id = d.subscription_id AND s.kind = 'push' AND s.enabled \
+         AND s.deleted_at IS NULL) \
+         ORDER BY d.due_at LIMIT ?"
+    ))
+}
+
+/// How many of a subscription's due deliveries, `limit` at most, there are until `room` is used up, and their bytes.
+async fn fitting(tx: &mut Tx, subscription: SubscriptionId, limit: u32, room: usize) -> Result<(u32, usize)> {
+    // The size is in the row's header: the payload itself is not read for it.
+    let sizes = sqlx::query(due("octet_length(e.payload)"))
+        .bind(subscription.uuid())
+        .bind(tx.now.millis())
+        .bind(tx.now.millis())
+        .bind(limit)
+        .fetch_all(&mut tx.connection)
+        .await
+        .map_err(failed)?;
+    let (mut count, mut bytes) = (0, 0);
+    for row in &sizes {
+        if bytes >= room {
+            break;
+        }
+        count += 1;
+        bytes += row.number::<usize>(0)?;
+    }
+    Ok((count, bytes))
+}
+
 async fn claim(tx: &mut Tx, worker: WorkerId, wanted: Vec<(SubscriptionId, u32)>) -> Result<Vec<Claimed>> {
     if !lives(&mut tx.connection, worker, tx.now).await? {
         return Ok(Vec::new());
     }
     let mut claimed = Vec::new();
+    let mut room = CLAIM_BYTES;
     for (subscription, limit) in wanted {
+        let (limit, bytes) = fitting(tx, subscription, limit, room).await?;
+        room = room.saturating_sub(bytes);
+        if limit == 0 {
+            continue;
+        }
         // Text is read as it is stored, and only the payload is shared on.
-        let rows = sqlx::query(AssertSqlSafe(format!(
-            "SELECT d.event_id, d.organization_id, d.seq, d.attempts, e.type, e.received_at, e.trace, e.payload, \
-             e.occurred_at \
-             FROM deliveries d INDEXED BY deliveries_due CROSS JOIN events e ON e.seq = d.seq \
-             WHERE d.subscription_id = ? AND d.due_at <= ? AND {FREE} AND EXISTS \
-             (SELECT 1 FROM subscriptions s WHERE s.id = d.subscription_id AND s.kind = 'push' AND s.enabled \
-             AND s.deleted_at IS NULL) \
-             ORDER BY d.due_at LIMIT ?"
-        )))
+        let rows = sqlx::query(due(
+            "d.event_id, d.organization_id, d.seq, d.attempts, e.type, e.received_at, e.trace, e.payload, e.occurred_at",
+        ))
         .bind(subscription.uuid())
         .bind(tx.now.millis())
         .bind(tx.now.millis())
