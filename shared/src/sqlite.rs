@@ -29,6 +29,8 @@ const MAX_WAL_PAGES: i64 = 8 * 1024;
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(1);
 /// How long a lock that somebody else holds is waited for. No other process should be there at all.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long the log's readers are waited for before it is started over.
+const RESTART_BUSY_TIMEOUT: Duration = Duration::from_millis(100);
 /// How long a reader waits for a free connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -122,9 +124,16 @@ impl Database {
             return;
         }
         // Readers of the log's old frames are waited for, but not long: the next round asks again.
-        let restart =
-            "PRAGMA busy_timeout = 100; PRAGMA wal_checkpoint(RESTART); PRAGMA busy_timeout = 1000;";
-        if let Err(error) = sqlx::raw_sql(restart).execute(writer).await {
+        let restarted = async {
+            set_busy_timeout(writer, RESTART_BUSY_TIMEOUT).await?;
+            let restarted = sqlx::raw_sql("PRAGMA wal_checkpoint(RESTART)")
+                .execute(&mut *writer)
+                .await;
+            // Whatever came of it: what is written next must wait for a lock as long as ever.
+            set_busy_timeout(writer, BUSY_TIMEOUT).await?;
+            restarted
+        };
+        if let Err(error) = restarted.await {
             tracing::warn!(path = %self.path.display(), %error, "the write-ahead log was not started over");
         }
     }
@@ -172,6 +181,14 @@ impl Database {
     }
 }
 
+async fn set_busy_timeout(connection: &mut SqliteConnection, timeout: Duration) -> sqlx::Result<()> {
+    let set = format!("PRAGMA busy_timeout = {}", timeout.as_millis());
+    sqlx::raw_sql(sqlx::AssertSqlSafe(set))
+        .execute(connection)
+        .await
+        .map(drop)
+}
+
 /// Closes the writer's connection, with the whole log carried into the database and emptied.
 pub(crate) async fn close_writer(mut writer: SqliteConnection) -> sqlx::Result<()> {
     sqlx::raw_sql("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -214,5 +231,36 @@ pub(crate) fn meaning(error: &sqlx::Error) -> Meaning {
         | sqlx::Error::ColumnIndexOutOfBounds { .. }
         | sqlx::Error::RowNotFound => Meaning::Corrupt,
         _ => Meaning::Unavailable,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_restart_that_fails_leaves_the_connection_as_it_was() {
+        let directory = std::env::temp_dir().join(format!("triggers-sqlite-{}", uuid::Uuid::new_v4()));
+        std::fs::create_dir(&directory).unwrap();
+        let database = Database::new(directory.join("a.db"), 256);
+        let mut writer = database.writer().await.unwrap();
+        sqlx::raw_sql("CREATE TABLE a (b); BEGIN; INSERT INTO a VALUES (1)")
+            .execute(&mut writer)
+            .await
+            .unwrap();
+        // Inside a transaction it is refused.
+        let refused = sqlx::raw_sql("PRAGMA wal_checkpoint(RESTART)")
+            .execute(&mut writer)
+            .await;
+        assert!(refused.is_err());
+        database.wal.oversized.store(true, Ordering::Relaxed);
+        database.after_commit(&mut writer).await;
+        let timeout: i64 = sqlx::query_scalar("PRAGMA busy_timeout")
+            .fetch_one(&mut writer)
+            .await
+            .unwrap();
+        assert_eq!(u128::try_from(timeout), Ok(BUSY_TIMEOUT.as_millis()));
+        writer.close().await.unwrap();
+        std::fs::remove_dir_all(&directory).unwrap();
     }
 }
