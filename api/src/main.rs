@@ -38,7 +38,7 @@ fn main() -> ExitCode {
     let args: Args = config::parse_or_exit();
     process::run(&args.process, async |lifecycle, metrics| {
         let targets = Targets {
-            policy: args.outbound.policy("")?,
+            policy: args.outbound.policy()?,
             from_this_machine: None,
         };
         let admin_token = args.control.admin_token()?;

@@ -199,9 +199,9 @@ pub struct OutboundArgs {
 }
 
 impl OutboundArgs {
-    /// The policy that they make; `networks` is what is open where no networks are set.
-    pub fn policy(&self, networks: &str) -> Result<TargetPolicy, SettingError> {
-        let networks = self.allow_private_targets.as_deref().unwrap_or(networks);
+    /// The policy that they make.
+    pub fn policy(&self) -> Result<TargetPolicy, SettingError> {
+        let networks = self.allow_private_targets.as_deref().unwrap_or_default();
         let ports = self.allow_target_ports.as_deref().unwrap_or_default();
         let ports = ports
             .split(',')
@@ -218,6 +218,7 @@ impl OutboundArgs {
                 )
             })?,
             http: self.allow_http_targets,
+            ..TargetPolicy::default()
         })
     }
 }
@@ -307,6 +308,6 @@ mod tests {
             allow_target_ports: None,
             allow_http_targets: false,
         };
-        insta::assert_snapshot!(outbound.policy("").unwrap_err().to_string());
+        insta::assert_snapshot!(outbound.policy().unwrap_err().to_string());
     }
 }

@@ -15,6 +15,9 @@ use crate::{Invalid, SubscriptionUrl};
 pub struct TargetPolicy {
     /// Networks that are open though they are not globally routable.
     pub private: Vec<IpNet>,
+    /// Whether loopback is open to URLs that say so: an address in it, `localhost`, or a name under `.localhost`. Any other
+    /// name may be somebody else's to point there.
+    pub this_machine: bool,
     /// Ports that are open besides 80 and 443.
     pub ports: Vec<u16>,
     /// Whether plain `http` is open everywhere.
@@ -67,6 +70,9 @@ impl TargetPolicy {
         if self.private.iter().any(|network| network.contains(&address)) {
             return Ok(());
         }
+        if self.this_machine && address.is_loopback() && names_this_machine(url) {
+            return Ok(());
+        }
         if !globally_routable(address) {
             return Err(Blocked::Address(address));
         }
@@ -106,6 +112,16 @@ impl TargetPolicy {
         addresses
             .into_iter()
             .try_for_each(|address| self.check(url, address))
+    }
+}
+
+/// Whether a URL's host is an address, or a name that stands for loopback and nothing else
+/// ([RFC 6761, section 6.3](https://www.rfc-editor.org/rfc/rfc6761#section-6.3)).
+fn names_this_machine(url: &SubscriptionUrl) -> bool {
+    match url.url().host() {
+        Some(url::Host::Ipv4(_) | url::Host::Ipv6(_)) => true,
+        Some(url::Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+        None => false,
     }
 }
 
@@ -259,5 +275,56 @@ mod tests {
         );
         assert!(open.check_early(&url("http://10.0.0.1/")).await.is_err());
         assert!(TargetPolicy::parse_networks("localhost").is_err());
+    }
+
+    #[test]
+    fn this_machine_is_reached_by_its_own_names_alone() {
+        let dev = TargetPolicy {
+            this_machine: true,
+            ..TargetPolicy::default()
+        };
+        let check = |text: &str, address: &str| {
+            let url = SubscriptionUrl::parse(text).unwrap();
+            dev.check(&url, address.parse().unwrap())
+        };
+        for (url, address) in [
+            ("http://localhost:9/x", "127.0.0.1"),
+            ("http://localhost:9/x", "::1"),
+            ("http://LocalHost/", "127.0.0.1"),
+            ("http://app.localhost:3000/", "127.0.0.1"),
+            ("http://127.0.0.1:9/x", "127.0.0.1"),
+            ("http://127.8.9.10/", "127.8.9.10"),
+            ("http://[::1]:9/", "::1"),
+            ("http://[::ffff:127.0.0.1]/", "::ffff:127.0.0.1"),
+        ] {
+            assert_eq!(check(url, address), Ok(()), "{url} at {address}");
+        }
+        // A public name that points here is not this machine's word for itself.
+        for (url, address) in [
+            ("https://example.com/", "127.0.0.1"),
+            ("https://example.com/", "::1"),
+            ("https://example.com/", "::ffff:127.0.0.1"),
+            ("https://localhost.example.com/", "127.0.0.1"),
+            ("https://notlocalhost/", "127.0.0.1"),
+            ("https://localhost.localdomain/", "127.0.0.1"),
+            ("https://localhost/", "10.0.0.1"),
+            ("https://localhost/", "169.254.169.254"),
+            ("https://10.0.0.1/", "10.0.0.1"),
+            ("https://[fe80::1]/", "fe80::1"),
+        ] {
+            let blocked = check(url, address);
+            assert!(
+                matches!(blocked, Err(Blocked::Address(_))),
+                "{url} at {address}: {blocked:?}"
+            );
+        }
+        assert_eq!(
+            check("http://localhost/", "8.8.8.8"),
+            Err(Blocked::Http),
+            "elsewhere the usual rules hold, whatever the name"
+        );
+        let serve = TargetPolicy::default();
+        let url = SubscriptionUrl::parse("http://localhost/").unwrap();
+        assert!(serve.check(&url, [127, 0, 0, 1].into()).is_err());
     }
 }

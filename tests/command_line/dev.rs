@@ -129,6 +129,20 @@ async fn plain_triggers_is_dev_and_dev_is_for_this_machine() {
         .verify(subscription["secret"].as_str().expect("a secret"))
         .expect("the signature is good");
 
+    // So is this machine by its name; another name could be pointed here by anybody.
+    let by_name = receiver.url("/name").replace("127.0.0.1", "localhost");
+    let named = http
+        .post(format!("{}/v1/subscriptions", node.url()))
+        .bearer_auth(key)
+        .json(&json!({"url": by_name, "event_types": ["by.name"]}));
+    send(named).await.expect(201);
+    let event = http
+        .post(format!("{}/v1/events", node.url()))
+        .bearer_auth(key)
+        .json(&json!({"type": "by.name", "payload": {}}));
+    send(event).await.expect(202);
+    receiver.wait_for("/name", 1).await;
+
     // Nothing trusts a neighbour: what was forwarded, or is for another host, is not from this machine.
     for (name, value) in [
         ("x-forwarded-for", "127.0.0.1"),

@@ -9,15 +9,13 @@ use shared::{
     auth::Auth,
     config::{self, ControlArgs, DataDirArgs, EngineArgs, OutboundArgs, ProcessArgs, WorkerArgs},
     engine::Engine,
+    guard::TargetPolicy,
     http::{ops, server},
     process,
     queue::Publisher,
 };
 
 use crate::dev;
-
-/// What loopback is, for those conveniences of `triggers dev` that reach it.
-const LOOPBACK: &str = "127.0.0.0/8,::1/128";
 
 /// Settings of `triggers serve` and `triggers dev`.
 #[derive(Debug, Parser)]
@@ -59,11 +57,14 @@ pub fn run(args: &Args, mode: Mode) -> ExitCode {
             None if near => Signup::FromThisMachine,
             _ => Signup::AdminOnly,
         };
-        let policy = args.outbound.policy(if near { LOOPBACK } else { "" })?;
-        let opened = near && args.outbound.allow_private_targets.is_none();
+        let policy = args.outbound.policy()?;
+        let opened = TargetPolicy {
+            this_machine: near && args.outbound.allow_private_targets.is_none(),
+            ..policy.clone()
+        };
         let targets = Targets {
-            policy: args.outbound.policy("")?,
-            from_this_machine: opened.then(|| policy.clone()),
+            policy,
+            from_this_machine: opened.this_machine.then(|| opened.clone()),
         };
         let engine = Engine::open(&args.engine, Some(&args.data_dir.data_dir)).await?;
         if args.engine.migrate && !process::migrate(&engine, &lifecycle).await? {
@@ -72,7 +73,7 @@ pub fn run(args: &Args, mode: Mode) -> ExitCode {
         let (listener, address) = process::listen(args.listen).await?;
         let publisher = Publisher::start(Arc::clone(&engine.queue), &lifecycle);
         let auth = Auth::start(engine.store.clone(), &lifecycle);
-        worker::start(&engine, policy, &args.worker, &lifecycle)?;
+        worker::start(&engine, opened, &args.worker, &lifecycle)?;
         let api = Api {
             store: engine.store.clone(),
             sealer: Arc::clone(&engine.sealer),

@@ -34,7 +34,7 @@ struct Args {
 fn main() -> ExitCode {
     let args: Args = config::parse_or_exit();
     process::run(&args.process, async |lifecycle, metrics| {
-        let policy = args.outbound.policy("")?;
+        let policy = args.outbound.policy()?;
         let engine = Engine::open(&args.engine, None).await?;
         let (listener, _) = process::listen(args.listen).await?;
         let checks = Arc::new(worker::ready_checks(&engine));

@@ -81,7 +81,7 @@ impl Desk {
         let lifecycle = Lifecycle::new();
         let publisher = Publisher::start(Arc::clone(&engine.queue), &lifecycle);
         let loopback = TargetPolicy {
-            private: TargetPolicy::parse_networks("127.0.0.0/8,::1").unwrap(),
+            this_machine: true,
             ..TargetPolicy::default()
         };
         let api = Api {
