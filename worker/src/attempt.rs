@@ -28,10 +28,14 @@ const KEPT_ANSWER: usize = 1024;
 const USER_AGENT: &str = concat!("Triggers/", env!("CARGO_PKG_VERSION"));
 
 /// Makes an attempt, and says what came of it; whether it counts, the store decides.
-pub async fn attempt(client: &Outbound, route: &Route, job: &Job) -> AttemptOutcome {
+pub async fn attempt(client: &Outbound, route: &Route, job: Job) -> AttemptOutcome {
     let (started_at, started) = (Timestamp::now(), Instant::now());
     let number = job.attempts + 1;
-    let sent = match request(route, job, number, started_at) {
+    let (delivery, organization) = (job.key, job.organization);
+    let request = request(route, &job, number, started_at);
+    // The envelope holds the payload: one copy is enough for as long as the subscriber takes.
+    drop(job);
+    let sent = match request {
         Ok(request) => {
             let deadline = route.push.timeout.duration();
             tokio::time::timeout(deadline, send(client, request))
@@ -62,8 +66,8 @@ pub async fn attempt(client: &Outbound, route: &Route, job: &Job) -> AttemptOutc
         }
     };
     AttemptOutcome {
-        delivery: job.key,
-        organization: job.organization,
+        delivery,
+        organization,
         number,
         started_at,
         duration: started.elapsed(),

@@ -117,22 +117,25 @@ impl Dispatch {
         let place = Place {
             dispatch: Arc::clone(&self),
             subscription,
+            weight: job.weight(),
         };
         let Ok(permit) = self.outcomes.reserve().await else {
             return;
         };
         match self.before(&job).await {
             Before::Send(route) => {
-                let outcome = attempt(&self.client, &route, &job).await;
+                let (holding, received_at) = (Arc::clone(&job.holding), job.event.received_at);
+                let event = job.key.event;
+                let outcome = attempt(&self.client, &route, job).await;
                 tracing::debug!(
-                    event.id = %job.key.event, subscription.id = %subscription, attempt = outcome.number,
+                    event.id = %event, subscription.id = %subscription, attempt = outcome.number,
                     duration_ms = u64::try_from(outcome.duration.as_millis()).unwrap_or(u64::MAX),
                     result = ?outcome.result, "attempt"
                 );
                 permit.send(Ended {
                     outcome,
-                    holding: job.holding,
-                    received_at: job.event.received_at,
+                    holding,
+                    received_at,
                 });
                 drop(place);
             }
@@ -200,6 +203,7 @@ impl Dispatch {
 struct Place {
     dispatch: Arc<Dispatch>,
     subscription: SubscriptionId,
+    weight: usize,
 }
 
 impl Drop for Place {
@@ -209,7 +213,7 @@ impl Drop for Place {
             self.dispatch.lease.doubt();
         }
         let mut lanes = self.dispatch.lanes();
-        if lanes.finished(self.subscription) {
+        if lanes.finished(self.subscription, self.weight) {
             self.dispatch.wake.feed(self.subscription);
         }
         self.dispatch.start(lanes);

@@ -50,7 +50,8 @@ pub struct Job {
 }
 
 impl Job {
-    fn weight(&self) -> usize {
+    /// What it counts for against bounds of bytes: its payload, and about what is around it.
+    pub fn weight(&self) -> usize {
         self.event.payload.len() + 512
     }
 }
@@ -60,6 +61,8 @@ impl Job {
 pub struct Bounds {
     /// Attempts under way at once, over all lanes.
     pub in_flight: usize,
+    /// Bytes that are under way at once, over all lanes. The last one may go over it.
+    pub in_flight_bytes: usize,
     /// Deliveries that wait in one lane.
     pub lane: usize,
     /// Deliveries that wait in all lanes. A nearly empty lane may go over it, up to twice as many.
@@ -72,6 +75,8 @@ impl Default for Bounds {
     fn default() -> Self {
         Self {
             in_flight: 512,
+            // Reached only where payloads are larger than 128 KiB on the average.
+            in_flight_bytes: 64 * 1024 * 1024,
             lane: 1_000,
             total: 10_000,
             bytes: 48 * 1024 * 1024,
@@ -118,6 +123,7 @@ pub struct Lanes {
     held: usize,
     bytes: usize,
     in_flight: usize,
+    in_flight_bytes: usize,
     closed: bool,
 }
 
@@ -131,6 +137,7 @@ impl Lanes {
             held: 0,
             bytes: 0,
             in_flight: 0,
+            in_flight_bytes: 0,
             closed: false,
         }
     }
@@ -222,7 +229,7 @@ impl Lanes {
 
     /// The next delivery to send, if there is one and there may be another attempt: lanes take turns.
     pub fn next(&mut self) -> Option<Job> {
-        while self.in_flight < self.bounds.in_flight {
+        while self.in_flight < self.bounds.in_flight && self.in_flight_bytes < self.bounds.in_flight_bytes {
             let subscription = self.turns.pop_front()?;
             let Some(lane) = self.by_subscription.get_mut(&subscription) else {
                 continue;
@@ -237,6 +244,7 @@ impl Lanes {
             };
             lane.in_flight += 1;
             self.in_flight += 1;
+            self.in_flight_bytes += job.weight();
             self.held -= 1;
             self.bytes -= job.weight();
             self.queue(subscription);
@@ -245,9 +253,11 @@ impl Lanes {
         None
     }
 
-    /// An attempt ended. Says whether the lane should be fed: the store holds more, and half of its room is free.
-    pub fn finished(&mut self, subscription: SubscriptionId) -> bool {
+    /// An attempt at a delivery of this weight ended. Says whether the lane should be fed: the store holds more, and half of
+    /// its room is free.
+    pub fn finished(&mut self, subscription: SubscriptionId, weight: usize) -> bool {
         self.in_flight -= 1;
+        self.in_flight_bytes -= weight;
         let Some(lane) = self.by_subscription.get_mut(&subscription) else {
             return false;
         };
@@ -351,126 +361,4 @@ impl Lanes {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn job(subscription: SubscriptionId, worker: WorkerId) -> Job {
-        let event = EventBody {
-            id: EventId::new(),
-            event_type: "a".into(),
-            received_at: Timestamp::now(),
-            occurred_at: None,
-            trace: None,
-            payload: Bytes::from_static(b"{}"),
-        };
-        Job {
-            key: DeliveryKey {
-                event: event.id,
-                subscription,
-            },
-            organization: OrganizationId::new(),
-            attempts: 0,
-            event: Arc::new(event),
-            holding: Holding::new(worker, Instant::now()),
-            since: Instant::now(),
-        }
-    }
-
-    fn lanes(in_flight: usize, lane: usize, total: usize) -> Lanes {
-        Lanes::new(Bounds {
-            in_flight,
-            lane,
-            total,
-            bytes: usize::MAX,
-        })
-    }
-
-    #[test]
-    fn lanes_take_turns_within_their_limits() {
-        let (slow, other, me) = (SubscriptionId::new(), SubscriptionId::new(), WorkerId::new());
-        let mut lanes = lanes(3, 100, 100);
-        for subscription in [slow, slow, slow, slow, other] {
-            assert!(lanes.reserve(subscription, 2));
-            lanes.push(job(subscription, me));
-        }
-        let order: Vec<_> = std::iter::from_fn(|| lanes.next())
-            .map(|job| job.key.subscription)
-            .collect();
-        assert_eq!(
-            order,
-            [slow, other, slow],
-            "the pool holds three, and the slow lane two"
-        );
-        lanes.finished(other);
-        assert!(lanes.next().is_none(), "the slow lane is at its limit");
-        lanes.finished(slow);
-        assert_eq!(lanes.next().map(|job| job.key.subscription), Some(slow));
-    }
-
-    #[test]
-    fn what_finds_no_room_makes_the_lane_hungry_until_it_is_fed() {
-        let (subscription, me) = (SubscriptionId::new(), WorkerId::new());
-        let mut lanes = lanes(10, 2, 100);
-        assert!(lanes.reserve(subscription, 1) && lanes.reserve(subscription, 1));
-        assert!(!lanes.reserve(subscription, 1));
-        lanes.push(job(subscription, me));
-        lanes.push(job(subscription, me));
-        lanes.next();
-        lanes.next();
-        assert!(
-            !lanes.reserve(subscription, 1),
-            "what waits in the store goes first"
-        );
-        assert!(lanes.finished(subscription), "half is free: feed it");
-        assert_eq!(lanes.reserve_many(subscription, 1, 50), 1);
-        lanes.unreserve(subscription, 1);
-        lanes.set_hungry(subscription, false);
-        assert!(lanes.reserve(subscription, 1));
-    }
-
-    proptest! {
-        /// Whatever happens in whatever order, the counts are those of what is there, and the bounds hold.
-        #[test]
-        fn counts_add_up(steps in prop::collection::vec((0usize..8, 0usize..4), 1..400)) {
-            let subscriptions: Vec<_> = (0..4).map(|_| SubscriptionId::new()).collect();
-            let (me, old) = (WorkerId::new(), WorkerId::new());
-            let mut lanes = lanes(5, 6, 12);
-            let mut reserved: Vec<SubscriptionId> = Vec::new();
-            let mut sending: Vec<SubscriptionId> = Vec::new();
-            for (step, which) in steps {
-                let subscription = subscriptions[which];
-                match step {
-                    0 | 1 => if lanes.reserve(subscription, 2) { reserved.push(subscription) },
-                    2 => if let Some(subscription) = reserved.pop() {
-                        lanes.push(job(subscription, if which == 0 { old } else { me }));
-                    },
-                    3 => if let Some(job) = lanes.next() { sending.push(job.key.subscription) },
-                    4 => if let Some(subscription) = sending.pop() { lanes.finished(subscription); },
-                    5 => if let Some(subscription) = reserved.pop() { lanes.unreserve(subscription, 1) },
-                    6 => { lanes.drain(subscription); lanes.set_hungry(subscription, false); }
-                    _ => drop(lanes.keep_held_by(me)),
-                }
-                let waiting: usize = lanes.by_subscription.values().map(|lane| lane.waiting.len()).sum();
-                let weight: usize = lanes.by_subscription.values().flat_map(|lane| &lane.waiting).map(Job::weight).sum();
-                prop_assert_eq!(lanes.held, waiting + reserved.len());
-                prop_assert_eq!(lanes.bytes, weight);
-                prop_assert_eq!(lanes.in_flight, sending.len());
-                prop_assert!(lanes.in_flight <= 5 && lanes.held <= 24);
-                for (id, lane) in &lanes.by_subscription {
-                    prop_assert!(lane.in_flight <= 2);
-                    prop_assert!(lane.held() <= 6);
-                    prop_assert_eq!(lane.in_flight, sending.iter().filter(|s| *s == id).count());
-                    if lane.can_send() {
-                        prop_assert!(lane.queued, "a lane that can send is never forgotten");
-                    }
-                }
-            }
-            while let Some(subscription) = sending.pop() { lanes.finished(subscription); }
-            while let Some(subscription) = reserved.pop() { lanes.unreserve(subscription, 1) }
-            while let Some(job) = lanes.next() { lanes.finished(job.key.subscription); }
-            prop_assert_eq!(lanes.load(), (lanes.by_subscription.values().filter(|lane| lane.hungry).count(), 0, 0));
-        }
-    }
-}
+mod tests;

@@ -35,6 +35,9 @@ const IDLE: Duration = Duration::from_secs(4);
 /// Connections kept to one host.
 const IDLE_PER_HOST: usize = 64;
 
+/// The most bytes of an answer that are read ahead, and of an answer's head: there are hundreds of connections.
+const READ_AHEAD: usize = 32 * 1024;
+
 /// The client of every attempt. Cheap to clone.
 pub type Outbound = Client<HttpsConnector<GuardedConnector>, Full<Bytes>>;
 
@@ -57,6 +60,7 @@ pub fn client(policy: Arc<TargetPolicy>) -> Result<Outbound, rustls::Error> {
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(IDLE)
         .pool_max_idle_per_host(IDLE_PER_HOST)
+        .http1_max_buf_size(READ_AHEAD)
         .build(connector))
 }
 
