@@ -13,6 +13,7 @@ on_both_engines!(
     a_redirect_is_a_failure,
     a_huge_answer_is_cut_off,
     gone_disables_the_subscription,
+    gone_says_nothing_of_the_url_that_came_after,
     a_disabled_subscription_parks_and_drains,
     acknowledging_ends_retries,
     one_dead_subscriber_delays_nobody_else,
@@ -212,6 +213,28 @@ async fn gone_disables_the_subscription(engine: Engine) {
     let patched = client.patch(&path, &json!({"enabled": true})).await.expect(200);
     assert!(patched["disabled_reason"].is_null(), "{patched}");
     client.delivery_becomes(&id, &subscription.id, "delivered").await;
+}
+
+async fn gone_says_nothing_of_the_url_that_came_after(engine: Engine) {
+    let world = World::start(engine).await;
+    let receiver = Receiver::start().await;
+    let client = world.organization().await;
+    receiver.script("/old", [Reply::LateStatus(Duration::from_secs(2), 410)]);
+    let subscription = client
+        .subscribe(&json!({"url": receiver.url("/old"), "retry_schedule_seconds": [1]}))
+        .await;
+    let path = format!("/v1/subscriptions/{}", subscription.id);
+    let id = client.event("order.placed").await;
+    receiver.wait_for("/old", 1).await;
+    // It is pointed elsewhere while the old URL has yet to answer.
+    let new = json!({"url": receiver.url("/new")});
+    client.patch(&path, &new).await.expect(200);
+    let delivery = client.delivery_becomes(&id, &subscription.id, "delivered").await;
+    assert_eq!(attempts(&delivery)[0]["status_code"], 410, "{delivery}");
+    assert_eq!(receiver.count("/new"), 1);
+    let shown = client.get(&path).await.expect(200);
+    assert_eq!(shown["enabled"], true, "{shown}");
+    assert!(shown["disabled_reason"].is_null(), "{shown}");
 }
 
 async fn a_disabled_subscription_parks_and_drains(engine: Engine) {

@@ -90,6 +90,8 @@ pub enum Reply {
     Full(u16, Vec<(&'static str, String)>, String),
     /// Answers with 200 after a while.
     Late(Duration),
+    /// Answers with this status after a while.
+    LateStatus(Duration, u16),
     /// Never answers.
     Hang,
     /// Answers with 200 and a body of so many bytes.
@@ -214,6 +216,10 @@ async fn take(State(paths): State<Paths>, request: Request) -> Response {
         Reply::Late(delay) => {
             tokio::time::sleep(delay).await;
             status(200)
+        }
+        Reply::LateStatus(delay, code) => {
+            tokio::time::sleep(delay).await;
+            status(code)
         }
         Reply::Hang => std::future::pending().await,
         Reply::Huge(bytes) => {

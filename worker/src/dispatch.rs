@@ -27,6 +27,8 @@ const RECHECK: std::time::Duration = std::time::Duration::from_secs(2);
 pub struct Ended {
     /// What came of the attempt.
     pub outcome: AttemptOutcome,
+    /// Which version of the subscription was sent to.
+    pub version: i64,
     /// By which lease it was made: it lives at least until the outcome is written down.
     pub holding: Arc<Holding>,
     /// When the front took the event.
@@ -125,7 +127,7 @@ impl Dispatch {
         match self.before(&job).await {
             Before::Send(route) => {
                 let (holding, received_at) = (Arc::clone(&job.holding), job.event.received_at);
-                let event = job.key.event;
+                let (event, version) = (job.key.event, route.subscription.version);
                 let outcome = attempt(&self.client, &route, job).await;
                 tracing::debug!(
                     event.id = %event, subscription.id = %subscription, attempt = outcome.number,
@@ -134,6 +136,7 @@ impl Dispatch {
                 );
                 permit.send(Ended {
                     outcome,
+                    version,
                     holding,
                     received_at,
                 });

@@ -13,6 +13,8 @@ mod lane;
 mod lease;
 mod outbound;
 mod outcome;
+#[cfg(test)]
+mod real_store;
 mod registry;
 mod scheduler;
 

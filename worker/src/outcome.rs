@@ -4,11 +4,15 @@
 //! did meanwhile stands. While the store is away outcomes wait here, within the bound of their channel; attempts need a
 //! place in it before they begin, so nothing piles up.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use shared::{
-    DeliveryKey, Timestamp, WorkerId,
+    DeliveryKey, OrganizationId, SubscriptionId, Timestamp, WorkerId,
     delivery::{AttemptOutcome, AttemptResult, Next},
     store::{Store, StoreError},
     telemetry::{self, Ending},
@@ -54,17 +58,50 @@ pub async fn record(
     }
 }
 
-/// Writes a batch down, however long it takes.
+/// Subscriptions whose subscribers said that they are gone for good, and by which version they were sent to.
+type Gone = HashMap<(OrganizationId, SubscriptionId), i64>;
+
+/// Writes a batch down, however long it takes, and sees to what follows from it.
 async fn write(store: &Store, wake: &Wake, lease: &Lease, batch: Vec<Ended>) {
     let mut holders: Vec<WorkerId> = batch.iter().map(|ended| ended.holding.worker()).collect();
     holders.sort_unstable();
     holders.dedup();
+    let mut gone = Gone::new();
     for holder in holders {
         let of_holder = batch.iter().filter(|ended| ended.holding.worker() == holder);
         let outcomes: Vec<AttemptOutcome> = of_holder.clone().map(|ended| ended.outcome.clone()).collect();
         let applied = apply(store, lease, holder, &outcomes).await;
         for ended in of_holder {
-            announce(store, wake, ended, applied.contains(&ended.outcome.delivery)).await;
+            let applied = applied.contains(&ended.outcome.delivery);
+            if applied && says_gone(&ended.outcome.result) {
+                let lane = (ended.outcome.organization, ended.outcome.delivery.subscription);
+                let version = gone.entry(lane).or_insert(ended.version);
+                *version = ended.version.max(*version);
+            }
+            announce(wake, ended, applied);
+        }
+    }
+    disable(store, gone).await;
+}
+
+/// Whether a subscriber asks to be sent nothing more.
+fn says_gone(result: &AttemptResult) -> bool {
+    matches!(result, AttemptResult::Failed { failure, .. } if failure.status_code == Some(410))
+}
+
+/// Disables subscriptions, unless they have changed since they were sent to: the new URL has said nothing yet.
+async fn disable(store: &Store, gone: Gone) {
+    let reason = "the subscriber answered 410 Gone";
+    for ((organization, subscription), version) in gone {
+        let disabled = store
+            .subscriptions
+            .disable(organization, subscription, version, reason)
+            .await;
+        match disabled {
+            Ok(true) => tracing::info!(subscription.id = %subscription, reason, "a subscription is disabled"),
+            Ok(false) => {}
+            // The next attempt is answered the same, and tries again.
+            Err(error) => tracing::warn!(%error, subscription.id = %subscription, "could not be disabled"),
         }
     }
 }
@@ -106,24 +143,13 @@ async fn apply(
     }
 }
 
-/// Counts an outcome, and sees to what follows from it.
-async fn announce(store: &Store, wake: &Wake, ended: &Ended, applied: bool) {
+/// Counts an outcome, and gives word of what comes next.
+fn announce(wake: &Wake, ended: &Ended, applied: bool) {
     let outcome = &ended.outcome;
     let delivery = outcome.delivery;
     telemetry::attempt_seconds().record(outcome.duration);
     if let AttemptResult::Failed { failure, .. } = &outcome.result {
         telemetry::attempt_failures(failure.kind).increment(1);
-        if applied && failure.status_code == Some(410) {
-            let reason = "the subscriber answered 410 Gone";
-            if let Err(error) = store
-                .subscriptions
-                .disable(outcome.organization, delivery.subscription, reason)
-                .await
-            {
-                // The next attempt is answered the same, and tries again.
-                tracing::warn!(%error, subscription.id = %delivery.subscription, "could not be disabled");
-            }
-        }
     }
     let ending = match &outcome.result {
         _ if !applied => Ending::Superseded,
@@ -163,3 +189,6 @@ async fn announce(store: &Store, wake: &Wake, ended: &Ended, applied: bool) {
 pub fn channel() -> (mpsc::Sender<Ended>, mpsc::Receiver<Ended>) {
     mpsc::channel(CHANNEL)
 }
+
+#[cfg(test)]
+mod tests;

@@ -69,8 +69,15 @@ pub trait Subscriptions: Send + Sync {
     /// Deletes one; `false` if there is none, or it is the built-in inbox. Its open deliveries count as cancelled from
     /// now on, and [`Keeper::cancel_deleted`] writes that down.
     async fn delete(&self, organization: OrganizationId, id: SubscriptionId) -> Result<bool>;
-    /// Disables one for a reason of the system's; changes nothing if it is disabled or gone.
-    async fn disable(&self, organization: OrganizationId, id: SubscriptionId, reason: &str) -> Result<()>;
+    /// Disables one for a reason of the system's, if its version is still `version`: what speaks against it was learnt of
+    /// that one. Changes nothing, and says `false`, if it has changed since, is disabled, or is gone.
+    async fn disable(
+        &self,
+        organization: OrganizationId,
+        id: SubscriptionId,
+        version: i64,
+        reason: &str,
+    ) -> Result<bool>;
     /// The organization's built-in push subscription that `POST /api/webhook/config` sets, if it has one.
     async fn webhook(&self, organization: OrganizationId) -> Result<Option<Subscription>>;
     /// What is in force for these organizations, each read in one snapshot with its version. An organization that does

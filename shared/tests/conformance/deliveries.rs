@@ -216,7 +216,7 @@ pub(crate) async fn only_served_lanes_are_claimed(store: &Store) {
     take_in(store, me, from_ref(&posted), &lanes).await;
     store
         .subscriptions
-        .disable(organization, disabled, "gone")
+        .disable(organization, disabled, 1, "gone")
         .await
         .unwrap();
     store.subscriptions.delete(organization, deleted).await.unwrap();

@@ -34,9 +34,21 @@ pub(crate) async fn changes_are_announced(store: &Store) {
     while word(&mut one).await != Change::Everything {}
     let made = store.subscriptions.create(new_push(ours)).await.unwrap();
     assert_eq!(word(&mut one).await, Change::Subscription(made.id));
-    store.subscriptions.disable(ours, made.id, "gone").await.unwrap();
+    assert!(
+        store
+            .subscriptions
+            .disable(ours, made.id, 1, "gone")
+            .await
+            .unwrap()
+    );
     assert_eq!(word(&mut one).await, Change::Subscription(made.id));
-    store.subscriptions.disable(ours, made.id, "gone").await.unwrap();
+    assert!(
+        !store
+            .subscriptions
+            .disable(ours, made.id, 2, "gone")
+            .await
+            .unwrap()
+    );
     let other = push(store, ours).await;
     assert_eq!(
         word(&mut one).await,

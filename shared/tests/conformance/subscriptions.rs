@@ -199,7 +199,13 @@ pub(crate) async fn changes_raise_the_version(store: &Store) {
     };
     changed(store.subscriptions.patch(ours, made.id, 2, on).await.unwrap());
     raised("enable").await;
-    store.subscriptions.disable(ours, made.id, "gone").await.unwrap();
+    assert!(
+        store
+            .subscriptions
+            .disable(ours, made.id, 3, "gone")
+            .await
+            .unwrap()
+    );
     raised("disable").await;
     assert!(store.subscriptions.delete(ours, made.id).await.unwrap());
     raised("delete").await;
@@ -209,19 +215,16 @@ pub(crate) async fn changes_raise_the_version(store: &Store) {
 pub(crate) async fn enabling_clears_the_reason(store: &Store) {
     let ours = organization(store).await.id;
     let made = push(store, ours).await;
-    store.subscriptions.disable(ours, made.id, "410").await.unwrap();
+    store
+        .subscriptions
+        .disable(ours, made.id, 1, "410")
+        .await
+        .unwrap();
     let disabled = store.subscriptions.get(ours, made.id).await.unwrap().unwrap();
     assert_eq!(
         (disabled.enabled, disabled.disabled_reason.as_deref()),
         (false, Some("410"))
     );
-    store
-        .subscriptions
-        .disable(ours, made.id, "another")
-        .await
-        .unwrap();
-    let again = store.subscriptions.get(ours, made.id).await.unwrap().unwrap();
-    assert_eq!(again, disabled, "it was disabled already");
     let described = SubscriptionPatch {
         description: Some(None),
         ..Default::default()
@@ -229,7 +232,7 @@ pub(crate) async fn enabling_clears_the_reason(store: &Store) {
     let described = changed(
         store
             .subscriptions
-            .patch(ours, made.id, again.version, described)
+            .patch(ours, made.id, disabled.version, described)
             .await
             .unwrap(),
     );
@@ -246,11 +249,56 @@ pub(crate) async fn enabling_clears_the_reason(store: &Store) {
             .unwrap(),
     );
     assert_eq!((enabled.enabled, enabled.disabled_reason), (true, None));
-    store
-        .subscriptions
-        .disable(ours, SubscriptionId::new(), "gone")
-        .await
-        .unwrap();
+}
+
+pub(crate) async fn disabled_by_version(store: &Store) {
+    let (ours, theirs) = (organization(store).await.id, organization(store).await.id);
+    let made = push(store, ours).await;
+    let elsewhere = SubscriptionPatch {
+        target: Some(Target::Push(Push {
+            url: "https://example.org/other".parse_url(),
+            ..made.push().unwrap().clone()
+        })),
+        ..Default::default()
+    };
+    let moved = changed(
+        store
+            .subscriptions
+            .patch(ours, made.id, made.version, elsewhere)
+            .await
+            .unwrap(),
+    );
+    let before = version(store, ours).await;
+    let disable = async |organization, id, version| {
+        let disabled = store
+            .subscriptions
+            .disable(organization, id, version, "410")
+            .await;
+        disabled.unwrap()
+    };
+    assert!(
+        !disable(ours, made.id, made.version).await,
+        "what was learnt of the old URL says nothing of the new one"
+    );
+    assert!(!disable(theirs, made.id, moved.version).await);
+    assert!(!disable(ours, SubscriptionId::new(), 1).await);
+    let now = store.subscriptions.get(ours, made.id).await.unwrap();
+    assert_eq!(now.as_ref(), Some(&moved));
+    assert_eq!(version(store, ours).await, before, "nothing changed");
+
+    assert!(disable(ours, made.id, moved.version).await);
+    let disabled = store.subscriptions.get(ours, made.id).await.unwrap().unwrap();
+    assert_eq!(
+        (disabled.enabled, disabled.disabled_reason.as_deref()),
+        (false, Some("410"))
+    );
+    assert!(!disable(ours, made.id, moved.version).await);
+    assert!(
+        !disable(ours, made.id, disabled.version).await,
+        "it is disabled already"
+    );
+    let again = store.subscriptions.get(ours, made.id).await.unwrap().unwrap();
+    assert_eq!(again, disabled);
 }
 
 pub(crate) async fn deleted_ones_are_gone(store: &Store) {
@@ -313,7 +361,7 @@ pub(crate) async fn in_force_leaves_out_unknown_organizations(store: &Store) {
     let disabled = push(store, first).await;
     store
         .subscriptions
-        .disable(first, disabled.id, "gone")
+        .disable(first, disabled.id, 1, "gone")
         .await
         .unwrap();
     let asked = [first, OrganizationId::new(), second];

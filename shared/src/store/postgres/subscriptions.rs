@@ -104,8 +104,8 @@ const DELETE: &str = changing!(
 );
 
 const DISABLE: &str = changing!(
-    "UPDATE subscriptions SET enabled = false, disabled_reason = $3, updated_at = now(), version = version + 1
-     WHERE id = $1 AND organization_id = $2 AND deleted_at IS NULL AND enabled"
+    "UPDATE subscriptions SET enabled = false, disabled_reason = $4, updated_at = now(), version = version + 1
+     WHERE id = $1 AND organization_id = $2 AND version = $3 AND deleted_at IS NULL AND enabled"
 );
 
 const GET: &str = concat!(
@@ -242,12 +242,19 @@ impl Subscriptions for Engine {
         Ok(self.row(statement).await?.is_some())
     }
 
-    async fn disable(&self, organization: OrganizationId, id: SubscriptionId, reason: &str) -> Result<()> {
+    async fn disable(
+        &self,
+        organization: OrganizationId,
+        id: SubscriptionId,
+        version: i64,
+        reason: &str,
+    ) -> Result<bool> {
         let statement = query(DISABLE)
             .bind(id.uuid())
             .bind(organization.uuid())
+            .bind(version)
             .bind(reason.to_owned());
-        self.rows(statement).await.map(drop)
+        Ok(self.row(statement).await?.is_some())
     }
 
     async fn webhook(&self, organization: OrganizationId) -> Result<Option<Subscription>> {

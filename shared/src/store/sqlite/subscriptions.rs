@@ -218,23 +218,26 @@ async fn disable(
     tx: &mut Tx,
     organization: OrganizationId,
     id: SubscriptionId,
+    version: i64,
     reason: String,
-) -> Result<()> {
+) -> Result<bool> {
     let disabled = sqlx::query(
         "UPDATE subscriptions SET enabled = 0, disabled_reason = ?, version = version + 1, updated_at = ? \
-         WHERE id = ? AND organization_id = ? AND deleted_at IS NULL AND enabled",
+         WHERE id = ? AND organization_id = ? AND version = ? AND deleted_at IS NULL AND enabled",
     )
     .bind(reason)
     .bind(tx.now.millis())
     .bind(id.uuid())
     .bind(organization.uuid())
+    .bind(version)
     .execute(&mut tx.connection)
     .await
     .map_err(failed)?;
-    if disabled.rows_affected() > 0 {
-        changed(tx, organization, id).await?;
+    if disabled.rows_affected() == 0 {
+        return Ok(false);
     }
-    Ok(())
+    changed(tx, organization, id).await?;
+    Ok(true)
 }
 
 #[async_trait]
@@ -307,10 +310,16 @@ impl Subscriptions for Engine {
             .await
     }
 
-    async fn disable(&self, organization: OrganizationId, id: SubscriptionId, reason: &str) -> Result<()> {
+    async fn disable(
+        &self,
+        organization: OrganizationId,
+        id: SubscriptionId,
+        version: i64,
+        reason: &str,
+    ) -> Result<bool> {
         let reason = reason.to_owned();
         self.writer
-            .run(move |tx| Box::pin(disable(tx, organization, id, reason)))
+            .run(move |tx| Box::pin(disable(tx, organization, id, version, reason)))
             .await
     }
 
