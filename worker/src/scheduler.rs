@@ -246,3 +246,6 @@ fn job(claimed: Claimed, holding: &Arc<Holding>) -> Job {
         since: Instant::now(),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,97 @@
+//! Room that is promised for a claim is given back, however the claim goes.
+
+use shared::guard::TargetPolicy;
+
+use super::*;
+use crate::{
+    lane::{Bounds, Lanes},
+    outbound, outcome,
+    real_store::RealStore,
+};
+
+/// A scheduler over lanes from which nothing is sent, so that what is held can be counted.
+async fn scheduler(real: &RealStore) -> Scheduler {
+    let bounds = Bounds {
+        in_flight: 0,
+        ..Bounds::default()
+    };
+    let lease = Arc::new(Lease::enlist(&*real.store.deliveries).await.unwrap());
+    let registry = real.registry();
+    let (wake, words) = wake();
+    let (ended, _) = outcome::channel();
+    let dispatch = Dispatch::new(
+        Lanes::new(bounds),
+        Arc::clone(&lease),
+        Arc::clone(&registry),
+        outbound::client(Arc::new(TargetPolicy::default())).unwrap(),
+        real.store.clone(),
+        ended,
+        wake,
+    );
+    Scheduler {
+        dispatch,
+        lease,
+        registry,
+        store: real.store.clone(),
+        words,
+    }
+}
+
+impl Scheduler {
+    /// Deliveries that wait in lanes, and room that is promised.
+    fn held(&self) -> usize {
+        self.dispatch.lanes().load().1
+    }
+}
+
+#[tokio::test]
+async fn a_route_that_cannot_be_looked_up_keeps_no_room() {
+    let real = RealStore::open().await;
+    let lanes = [real.subscription().await.id, real.subscription().await.id];
+    for lane in lanes {
+        real.take_in(3, lane, None).await;
+    }
+    let scheduler = scheduler(&real).await;
+    real.watched.fail_look_up(2);
+    let fed = scheduler.feed(&lanes).await;
+    assert!(fed.is_err(), "the second look-up fails");
+    assert_eq!(scheduler.held(), 0, "the first lane's room is given back");
+    scheduler.feed(&lanes).await.unwrap();
+    assert_eq!(scheduler.held(), 6);
+}
+
+#[tokio::test]
+async fn a_claim_that_fails_gives_its_room_back() {
+    let real = RealStore::open().await;
+    let lane = real.subscription().await.id;
+    let scheduler = scheduler(&real).await;
+    // From here on the route is known.
+    scheduler.feed(&[lane]).await.unwrap();
+    real.take_in(3, lane, None).await;
+    real.store.keeper.close().await;
+    let fed = scheduler.feed(&[lane]).await;
+    assert!(
+        fed.is_err_and(|error| error.is_transient()),
+        "the store is closed"
+    );
+    assert_eq!(scheduler.held(), 0);
+    assert_eq!(
+        scheduler.dispatch.lanes().hungry(),
+        [lane],
+        "it is looked at again: what was to be claimed is still due"
+    );
+}
+
+#[tokio::test]
+async fn a_claim_keeps_no_more_room_than_it_needs() {
+    let real = RealStore::open().await;
+    let (some, none) = (real.subscription().await.id, real.subscription().await.id);
+    real.take_in(3, some, None).await;
+    let scheduler = scheduler(&real).await;
+    for _ in 0..2 {
+        scheduler.feed(&[some, none]).await.unwrap();
+        assert_eq!(scheduler.held(), 3, "what is due, and nothing beside it");
+    }
+    let drained = scheduler.dispatch.lanes().drain(some);
+    assert_eq!((drained.len(), scheduler.held()), (3, 0));
+}
