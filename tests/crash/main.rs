@@ -1,5 +1,6 @@
 //! Processes killed and stopped while events are posted at a steady rate: every 202 is delivered, each in one delivery.
 
 mod killed;
+mod repeated;
 mod stalled;
 mod stopped;
