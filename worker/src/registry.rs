@@ -24,7 +24,8 @@ const MAX_ORGANIZATIONS: usize = 10_000;
 /// The most subscriptions that are remembered.
 const MAX_SUBSCRIPTIONS: usize = 50_000;
 
-/// How old what is known of a subscription may be when something is sent to it.
+/// How old what is known of a subscription may be when something is sent to it. It is read each second; a store that is slow
+/// for a moment (a checkpoint) must not make every attempt under way ask for itself.
 pub const FRESH: Duration = Duration::from_secs(3);
 
 /// A push subscription, ready to be sent to.
