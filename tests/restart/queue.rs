@@ -43,6 +43,9 @@ async fn the_queue_is_deleted_under_load() {
     client.subscribe_url(&receiver.url("/hook")).await;
     let (channel, [queue, _]) = channel(&world).await;
     let load = Load::start(&client, 100);
+    // The worker works, and waits for nobody: an ingest that hangs while it looks after the schema would hold it up.
+    load.accepts(50, Duration::from_secs(30)).await;
+    load.has_arrived(&receiver, "/hook").await;
     for _ in 0..4 {
         load.accepts(50, Duration::from_secs(30)).await;
         world.ingest().pause();
