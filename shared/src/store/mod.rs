@@ -4,6 +4,7 @@
 //! is chosen by URL. Both pass the same black-box tests. All times that decide something (what is due, whose lease
 //! ran out, which key has expired) are the store's own clock, never a caller's.
 
+mod page;
 pub mod postgres;
 pub mod sqlite;
 
@@ -19,6 +20,8 @@ use crate::{
     delivery::{AttemptOutcome, Status},
     subscription::Target,
 };
+
+pub use page::PAGE_BYTES;
 
 /// How long a deduplication key is remembered.
 pub const DEDUPLICATION_WINDOW: Duration = Duration::from_hours(24);
@@ -359,7 +362,8 @@ pub trait Events: Send + Sync {
     /// Looks one up by its id, or by an alias of it, with deliveries and attempts.
     async fn get(&self, organization: OrganizationId, id: EventId) -> Result<Option<EventRecord>>;
     /// Lists events with their deliveries (without attempts but the last), by `seq`; in order, nothing that commits
-    /// later can come before what was listed. `Order::OldestFirst` with the one status `pending` is the inbox.
+    /// later can come before what was listed. `Order::OldestFirst` with the one status `pending` is the inbox. A page ends
+    /// before its limit rather than have more than [`PAGE_BYTES`] of payloads; its `next` says that there is more.
     async fn list(
         &self,
         organization: OrganizationId,

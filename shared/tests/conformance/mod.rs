@@ -24,7 +24,7 @@ macro_rules! conformance_tests {
                 repeats_of_aliases_count_for_the_first, one_event_a_key_under_concurrency,
                 frames_repeated_under_concurrency, order_follows_intake;
             events: another_organizations_are_not_found, listed_both_ways, filtered_by_status, filtered_by_failure,
-                filtered_by_type, counted_no_further_than_asked, readers_skip_nothing, set_aside_and_forgotten;
+                filtered_by_type, pages_are_bounded_in_bytes, counted_no_further_than_asked, readers_skip_nothing, set_aside_and_forgotten;
             deliveries: held_from_intake, leases_run_out, an_ended_lease_does_not_come_back, resigning_frees,
                 claimed_oldest_first, only_served_lanes_are_claimed, claims_never_overlap, lanes_go_round,
                 released_and_still_held, backlog_is_counted;
