@@ -104,11 +104,31 @@ fn answered(answer: &impl Serialize, headers: HeaderMap) -> Response {
     }
 }
 
+/// Every answer from here on shows how the limit stands, once it is known whose it is.
 async fn accept(ingest: &Ingest, request: Request, unknown: Unknown) -> Result<Accepted, ApiError> {
-    let grant = ingest
-        .auth
-        .authorize(request.headers(), Scope::EventsWrite)
-        .await?;
+    let grant = ingest.auth.authenticate(request.headers()).await?;
+    let accepted = accept_from(ingest, &grant, request, unknown).await;
+    accepted.map_err(|error| {
+        let mut headers = HeaderMap::new();
+        // A 429 has shown it already, as it was when there was no room.
+        if error.code() != Code::RateLimited
+            && let Some(state) = ingest.limits.state(&grant)
+        {
+            state.show(&mut headers);
+        }
+        error.with_headers(headers)
+    })
+}
+
+async fn accept_from(
+    ingest: &Ingest,
+    grant: &Grant,
+    request: Request,
+    unknown: Unknown,
+) -> Result<Accepted, ApiError> {
+    if !grant.scopes.contains(Scope::EventsWrite) {
+        return Err(ApiError::missing_scope(Scope::EventsWrite));
+    }
     let idempotency_key = idempotency_key(request.headers());
     let trace = request
         .headers()
@@ -118,7 +138,7 @@ async fn accept(ingest: &Ingest, request: Request, unknown: Unknown) -> Result<A
     let posted = Posted::parse(&body, idempotency_key, unknown)?;
 
     let mut headers = HeaderMap::new();
-    match ingest.limits.take(&grant) {
+    match ingest.limits.take(grant) {
         Room::Unlimited => {}
         Room::Taken(state) => state.show(&mut headers),
         Room::Full { retry_after, state } => {
@@ -131,15 +151,15 @@ async fn accept(ingest: &Ingest, request: Request, unknown: Unknown) -> Result<A
     }
     let accepted = if posted.dedup_id.is_some() {
         // A repeat that waits for the first, and then must try itself, waits no longer in all than any other.
-        let enqueue = enqueue(ingest, &grant, posted, trace);
+        let enqueue = enqueue(ingest, grant, posted, trace);
         tokio::time::timeout(CONFIRM_TIMEOUT, enqueue)
             .await
             .unwrap_or_else(|_| Err(PublishError::TimedOut.into()))
     } else {
-        enqueue(ingest, &grant, posted, trace).await
+        enqueue(ingest, grant, posted, trace).await
     };
     if accepted.is_err() {
-        ingest.limits.give_back(&grant);
+        ingest.limits.give_back(grant);
     }
     accepted.map(|accepted| Accepted { headers, ..accepted })
 }
