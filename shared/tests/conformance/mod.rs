@@ -29,7 +29,8 @@ macro_rules! conformance_tests {
                 claimed_oldest_first, only_served_lanes_are_claimed, claims_never_overlap, lanes_go_round,
                 released_and_still_held, backlog_is_counted;
             outcomes: success_is_recorded, failures_are_logged, dead_letters, outcomes_apply_once,
-                outcomes_of_the_stalled_do_not_apply, large_mixed_batches, acknowledged, acknowledged_beats_outcome;
+                outcomes_of_the_stalled_do_not_apply, large_mixed_batches, acknowledged, acknowledged_beats_outcome,
+                acknowledging_leaves_what_was_cancelled, only_open_pushes_have_a_next_attempt;
             keeper: migrating_again_changes_nothing, changes_are_announced, deleted_subscriptions_are_cancelled,
                 what_retention_ends_is_expired, keeping_concurrently;
         }

@@ -24,8 +24,8 @@ use crate::{
 const CLOCKS_APART: Duration = Duration::from_hours(6 * 24);
 
 const DELIVERIES: &str = "
-    SELECT d.event_id, d.subscription_id, d.state, d.attempts, d.due_at, d.updated_at, d.started_at, d.duration_ms,
-           d.status_code, s.enabled,
+    SELECT d.event_id, d.subscription_id, d.state, d.attempts, d.updated_at, d.started_at, d.duration_ms,
+           d.status_code, s.enabled, CASE WHEN s.kind = 'push' THEN d.due_at END AS next_attempt_at,
            coalesce(d.lease_owner = ANY (ARRAY(SELECT id FROM workers WHERE lease_until > now())), false) AS held
     FROM unnest((SELECT $1::uuid[])) AS asked (id)
     JOIN deliveries d ON d.event_id = asked.id AND d.event_id BETWEEN $2 AND $3
@@ -312,7 +312,7 @@ fn delivery(row: &PgRow, mut log: Vec<AttemptRecord>) -> Result<DeliveryRecord> 
         status,
         attempts,
         next_attempt_at: if status.is_open() {
-            row.optional_at("due_at")?
+            row.optional_at("next_attempt_at")?
         } else {
             None
         },
