@@ -205,7 +205,7 @@ mod tests {
     #[tokio::test]
     async fn a_client_that_does_not_read_is_cut_off_and_its_place_is_free_again() {
         let endless = async || {
-            let piece = Bytes::from_static(&[b'.'; 64 * 1024]);
+            let piece = Bytes::from(vec![b'.'; 64 * 1024]);
             Body::from_stream(stream::repeat_with(move || Ok::<_, Infallible>(piece.clone())))
         };
         let router = Router::new()

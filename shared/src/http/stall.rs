@@ -84,11 +84,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Stalling<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.bound(context, |stream, context| stream.poll_flush(context))
+        self.bound(context, S::poll_flush)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.bound(context, |stream, context| stream.poll_shutdown(context))
+        self.bound(context, S::poll_shutdown)
     }
 }
 

@@ -18,10 +18,14 @@ use crate::{
     KeyHash, KeyId, Organization, OrganizationId, Repeat, Scopes, SetAsideId, Subscription, SubscriptionId,
     Tier, Timestamp, WorkerId,
     delivery::{AttemptOutcome, Status},
+    seal::Sealed,
     subscription::Target,
 };
 
 pub use page::PAGE_BYTES;
+
+/// How long [`Keeper::ping`] waits for an answer: less than a readiness check may take.
+pub const PING_TIMEOUT: Duration = Duration::from_millis(1_500);
 
 /// How long a deduplication key is remembered.
 pub const DEDUPLICATION_WINDOW: Duration = Duration::from_hours(24);
@@ -289,7 +293,7 @@ pub struct DeliveryRecord {
     pub status: Status,
     /// How many attempts were made.
     pub attempts: u32,
-    /// When the next attempt is due, while it is open.
+    /// When the next attempt is due, while it is open and to be pushed: what is pulled is attempted by nobody.
     pub next_attempt_at: Option<Timestamp>,
     /// When it last changed state or had an attempt.
     pub updated_at: Timestamp,
@@ -458,7 +462,7 @@ pub trait Deliveries: Send + Sync {
     /// that did. An outcome that applies ends the worker's hold.
     async fn record(&self, worker: WorkerId, outcomes: &[AttemptOutcome]) -> Result<Vec<DeliveryKey>>;
     /// Closes every open delivery of each event (by id or alias): nothing more is sent. In the order of `events`. Closing
-    /// what a worker holds is announced as [`Change::Closed`].
+    /// what a worker holds is announced as [`Change::Closed`]. What a deleted subscription leaves open stays cancelled.
     async fn acknowledge(
         &self,
         organization: OrganizationId,
@@ -506,8 +510,11 @@ pub struct Retention {
 pub trait Keeper: Send + Sync {
     /// Brings the schema up to date; safe when many start at once.
     async fn migrate(&self) -> Result<()>;
-    /// Checks that the store answers, and has its schema.
+    /// Checks that the store answers, and has its schema, within [`PING_TIMEOUT`].
     async fn ping(&self) -> Result<()>;
+    /// Keeps `sealed` as the deployment's [check value](crate::seal::Sealer::check_value) if it has none yet, and gives
+    /// the one that it has.
+    async fn secret_check(&self, sealed: Sealed) -> Result<Sealed>;
     /// Makes partitions ahead, expires and drops what is older than `retention`, forgets expired deduplication keys. In
     /// small steps; only one node does it at a time, others return at once.
     async fn keep(&self, retention: Duration) -> Result<Retention>;

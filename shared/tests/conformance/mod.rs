@@ -32,7 +32,7 @@ macro_rules! conformance_tests {
                 outcomes_of_the_stalled_do_not_apply, large_mixed_batches, acknowledged, acknowledged_beats_outcome,
                 acknowledging_leaves_what_was_cancelled, only_open_pushes_have_a_next_attempt;
             keeper: migrating_again_changes_nothing, changes_are_announced, deleted_subscriptions_are_cancelled,
-                what_retention_ends_is_expired, keeping_concurrently;
+                what_retention_ends_is_expired, keeping_concurrently, the_first_check_value_stays;
         }
     };
     ($run:path; $($module:ident: $($check:ident),+;)+) => {$(
