@@ -15,6 +15,7 @@ mod keys;
 mod listing;
 mod organizations;
 mod path;
+pub mod process;
 mod room;
 mod set_aside;
 mod subscriptions;
