@@ -26,7 +26,7 @@ use shared::{
 use crate::{
     Control,
     access::{Caller, Events},
-    answer::{Answer, Listing},
+    answer::Answer,
     cursor::List,
     events::{self, EventView},
     listing,
@@ -46,6 +46,29 @@ pub(crate) fn routes() -> Router<Arc<Control>> {
         .route("/v1/inbox/{event_id}/ack", post(acknowledge_one))
 }
 
+/// How many bytes of payloads make a list of the inbox long enough: what a client reads again if it breaks off.
+const ENOUGH: usize = 8 * 1024 * 1024;
+
+/// The inbox as it is listed.
+struct InboxForm;
+
+#[derive(Serialize)]
+struct Rest {
+    next_cursor: Option<String>,
+}
+
+impl listing::Form for InboxForm {
+    const EVENTS: &'static str = "data";
+    type Event = EventView;
+    type Rest = Rest;
+
+    fn rest(&self, next: Option<i64>) -> Rest {
+        Rest {
+            next_cursor: next.map(|place| List::Inbox.cursor(&place)),
+        }
+    }
+}
+
 async fn list(
     State(control): State<Arc<Control>>,
     caller: Caller<Events>,
@@ -61,23 +84,20 @@ async fn list(
         _ => Err(Invalid::new("must be pending: the inbox holds what is open")),
     });
     query.finish()?;
-    let filter = EventFilter {
-        statuses: vec![EventStatus::Pending],
-        failed: None,
-        event_type,
+    let wanted = listing::Wanted {
+        organization: caller.organization(),
+        filter: EventFilter {
+            statuses: vec![EventStatus::Pending],
+            failed: None,
+            event_type,
+        },
+        order: Order::OldestFirst,
+        page: PageRequest { after, limit },
+        offset: 0,
+        enough: ENOUGH,
     };
-    let (store, page) = (&control.api.store, PageRequest { after, limit });
-    let (organization, order) = (caller.organization(), Order::OldestFirst);
-    let page = listing::events(store, organization, &filter, order, page, 0, listing::LARGE).await?;
-    let data = page
-        .items
-        .into_iter()
-        .map(EventView::try_from)
-        .collect::<Result<_, _>>()?;
-    Ok(Answer::ok(Listing {
-        data,
-        next_cursor: page.next.map(|place| List::Inbox.cursor(&place)),
-    }))
+    let held = control.room.take(wanted.organization).await?;
+    listing::answer(&control.api.store, wanted, InboxForm, held).await
 }
 
 /// What acknowledging the events that exist came to, by the id that was given. Those that are not stored yet are

@@ -15,6 +15,8 @@ mod keys;
 mod listing;
 mod organizations;
 mod path;
+pub mod process;
+mod room;
 mod set_aside;
 mod subscriptions;
 mod targets;
@@ -52,6 +54,7 @@ pub struct Api {
 struct Control {
     api: Arc<Api>,
     waiters: waiting::Waiters,
+    room: room::Room,
 }
 
 /// The routes. Problems, request ids, and 404 and 405 for what is not here are the server's
@@ -60,6 +63,7 @@ pub fn routes(api: Arc<Api>) -> Router {
     let control = Control {
         api,
         waiters: waiting::Waiters::new(),
+        room: room::Room::new(),
     };
     Router::new()
         .merge(organizations::routes())

@@ -1,47 +1,202 @@
-//! Reading a page of events without holding more of it than there must be.
+//! Lists of events, written as they are read.
 //!
-//! A page may have 1,000 events of 256 KiB. It is read in pieces, and ends early once it is large: the next page's
-//! cursor says where.
+//! A list may show 1,000 events of 256 KiB. It is read from the store page by page, each bounded in bytes, and a page is read
+//! only once the client has taken most of the one before: so a list takes the memory of a page, however large it is and
+//! however slow its reader, and no connection to the store while it waits.
+//!
+//! How it fails: by a problem, as long as nothing is written; after that by breaking the connection off, so that nobody
+//! takes half a list for a whole one.
 
+use std::{
+    time::{Duration, Instant},
+    vec,
+};
+
+use axum::{
+    body::Body,
+    response::{IntoResponse, Response},
+};
+use bytes::Bytes;
+use futures_util::stream;
+use http::{HeaderValue, header};
+use serde::Serialize;
 use shared::{
     OrganizationId,
     http::ApiError,
-    store::{EventFilter, EventRecord, Order, Page, PageRequest, Store},
+    store::{EventFilter, EventRecord, Order, PageRequest, Store},
 };
 
-/// How many events are read at once.
-const PIECE: u32 = 100;
-/// How many bytes of payloads make a page large enough.
-pub(crate) const LARGE: usize = 8 * 1024 * 1024;
+use crate::room::Held;
 
-/// A page of events: as many as asked for, or fewer once their payloads have `large` bytes together.
-pub(crate) async fn events(
+/// The most events that are read at once.
+const PAGE: u32 = 100;
+/// How many bytes are handed on at once, about.
+const PIECE: usize = 64 * 1024;
+/// How long a list may take to be read to its end, from its first page on: its reader's time, for the most part.
+const DEADLINE: Duration = Duration::from_mins(5);
+
+/// Which events a list shows.
+pub(crate) struct Wanted {
+    pub(crate) organization: OrganizationId,
+    pub(crate) filter: EventFilter,
+    pub(crate) order: Order,
+    pub(crate) page: PageRequest<i64>,
+    /// How many are skipped before the first.
+    pub(crate) offset: u64,
+    /// How many bytes of payloads are enough, though there be fewer events than asked for.
+    pub(crate) enough: usize,
+}
+
+/// How a list is written: an object whose first member holds the events.
+pub(crate) trait Form: Send + 'static {
+    /// The name of that member.
+    const EVENTS: &'static str;
+    /// An event as it is shown.
+    type Event: TryFrom<EventRecord, Error = ApiError> + Serialize;
+    /// The other members, of which there is at least one.
+    type Rest: Serialize;
+    /// What they are; `next` is where another list would go on, if there is more.
+    fn rest(&self, next: Option<i64>) -> Self::Rest;
+}
+
+/// The answer that is this list. Its first page has been read by then.
+pub(crate) async fn answer<F: Form>(
     store: &Store,
-    organization: OrganizationId,
-    filter: &EventFilter,
-    order: Order,
-    page: PageRequest<i64>,
-    mut offset: u64,
-    large: usize,
-) -> Result<Page<EventRecord, i64>, ApiError> {
-    let mut items: Vec<EventRecord> = Vec::new();
-    let (mut after, mut left, mut bytes) = (page.after, page.limit, 0);
-    loop {
-        let piece = PageRequest {
-            after,
-            limit: left.min(PIECE),
-        };
-        left -= piece.limit;
-        let read = store
-            .events
-            .list(organization, filter, order, piece, offset)
-            .await?;
-        offset = 0;
-        after = read.next;
-        bytes += read.items.iter().map(|event| event.payload.len()).sum::<usize>();
-        items.extend(read.items);
-        if after.is_none() || left == 0 || bytes >= large {
-            return Ok(Page { items, next: after });
-        }
+    wanted: Wanted,
+    form: F,
+    mut held: Held,
+) -> Result<Response, ApiError> {
+    let mut list = List {
+        store: store.clone(),
+        wanted,
+        form,
+        page: Vec::new().into_iter(),
+        more: true,
+        place: Place::Opening,
+        deadline: Instant::now() + DEADLINE,
+    };
+    list.read().await?;
+    let body = if list.more {
+        Body::from_stream(stream::try_unfold(
+            (list, held),
+            async |(mut list, held)| match list.piece(PIECE).await {
+                Ok(piece) => Ok(piece.map(|piece| (piece, (list, held)))),
+                Err(error) => {
+                    tracing::warn!(%error, "a list was broken off");
+                    Err(error)
+                }
+            },
+        ))
+    } else {
+        // The whole of it is here: its length can be told, and it needs no more room than that.
+        let text = list.piece(usize::MAX).await?.unwrap_or_default();
+        held.shrink_to(text.len());
+        Body::from(Bytes::from_owner(Kept { text, _room: held }))
+    };
+    let json = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
+    Ok((json, body).into_response())
+}
+
+/// A text with the room that it takes.
+struct Kept {
+    text: Bytes,
+    _room: Held,
+}
+
+impl AsRef<[u8]> for Kept {
+    fn as_ref(&self) -> &[u8] {
+        &self.text
     }
+}
+
+/// A list on its way from the store to the client.
+struct List<F> {
+    store: Store,
+    /// What is still to be read.
+    wanted: Wanted,
+    form: F,
+    /// What was read and is not written yet.
+    page: vec::IntoIter<EventRecord>,
+    /// Whether another page is to be read.
+    more: bool,
+    place: Place,
+    deadline: Instant,
+}
+
+/// What is to be written next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Opening,
+    FirstEvent,
+    NextEvent,
+    Nothing,
+}
+
+impl<F: Form> List<F> {
+    /// Reads the next page.
+    async fn read(&mut self) -> Result<(), ApiError> {
+        if Instant::now() > self.deadline {
+            return Err(ApiError::unavailable(
+                "the list was not read to its end in time",
+                Duration::from_secs(1),
+            ));
+        }
+        let wanted = &mut self.wanted;
+        let request = PageRequest {
+            after: wanted.page.after,
+            limit: wanted.page.limit.min(PAGE),
+        };
+        let offset = std::mem::take(&mut wanted.offset);
+        let (filter, order) = (&wanted.filter, wanted.order);
+        let read = self
+            .store
+            .events
+            .list(wanted.organization, filter, order, request, offset)
+            .await?;
+        let bytes = read.items.iter().map(|event| event.payload.len()).sum();
+        let events = u32::try_from(read.items.len()).unwrap_or(u32::MAX);
+        wanted.page.limit = wanted.page.limit.saturating_sub(events);
+        wanted.page.after = read.next;
+        wanted.enough = wanted.enough.saturating_sub(bytes);
+        self.more = read.next.is_some() && wanted.page.limit > 0 && wanted.enough > 0;
+        self.page = read.items.into_iter();
+        Ok(())
+    }
+
+    /// The next piece of the text, of about `size` bytes; `None` after the last.
+    async fn piece(&mut self, size: usize) -> Result<Option<Bytes>, ApiError> {
+        let mut text = Vec::new();
+        if self.place == Place::Nothing {
+            return Ok(None);
+        }
+        if self.place == Place::Opening {
+            text.extend([b"{\"", F::EVENTS.as_bytes(), b"\":["].concat());
+            self.place = Place::FirstEvent;
+        }
+        while text.len() < size {
+            if let Some(event) = self.page.next() {
+                if self.place == Place::NextEvent {
+                    text.push(b',');
+                }
+                self.place = Place::NextEvent;
+                write(&mut text, &F::Event::try_from(event)?)?;
+            } else if self.more {
+                self.read().await?;
+            } else {
+                text.extend(b"],");
+                let rest = text.len();
+                write(&mut text, &self.form.rest(self.wanted.page.after))?;
+                // Its members go on where those of the list itself are.
+                debug_assert!(text[rest..].starts_with(b"{\""));
+                text.remove(rest);
+                self.place = Place::Nothing;
+                break;
+            }
+        }
+        Ok(Some(text.into()))
+    }
+}
+
+fn write(text: &mut Vec<u8>, value: &impl Serialize) -> Result<(), ApiError> {
+    serde_json::to_writer(text, value).map_err(|error| ApiError::internal(&error))
 }

@@ -1,17 +1,14 @@
 //! `api`: serves every route: keys, subscriptions, inbox, deliveries, and posting events.
 
-use std::{net::SocketAddr, process::ExitCode, sync::Arc};
+use std::{net::SocketAddr, process::ExitCode};
 
-use api::{Api, Signup, Targets};
+use api::{Signup, Targets};
 use clap::Parser;
-use ingest::{Ingest, QueueReady};
 use shared::{
-    auth::Auth,
     config::{self, ControlArgs, EngineArgs, OutboundArgs, ProcessArgs},
     engine::Engine,
-    http::{ops, server},
+    http::server,
     process,
-    queue::Publisher,
 };
 
 #[global_allocator]
@@ -49,32 +46,20 @@ fn main() -> ExitCode {
         };
         let engine = Engine::open(&args.engine, None).await?;
         let (listener, _) = process::listen(args.listen).await?;
-        if args.engine.migrate {
-            let (engine, migrating) = (engine.clone(), lifecycle.clone());
-            lifecycle.critical("migration", async move {
-                process::migrate(&engine, &migrating).await.map(drop)
-            });
-        }
-        let publisher = Publisher::start(Arc::clone(&engine.queue), &lifecycle);
-        let auth = Auth::start(engine.store.clone(), &lifecycle);
-        let ready = QueueReady(publisher.clone());
-        let api = Api {
-            store: engine.store.clone(),
-            sealer: Arc::clone(&engine.sealer),
-            auth: Arc::clone(&auth),
-            publisher: publisher.clone(),
+        let (preparing, until) = (engine.clone(), lifecycle.clone());
+        // Beside the work: what needs no store is answered without it.
+        lifecycle.critical("start", async move {
+            process::prepare(&preparing, args.engine.migrate, &until)
+                .await
+                .map(drop)
+        });
+        let settings = api::process::Settings {
+            role: "api",
             targets,
             signup,
             admin_token,
         };
-        let store = ops::StoreReady(engine.store.clone());
-        let ops = ops::Ops {
-            role: "api",
-            checks: Arc::new([Box::new(ready), Box::new(store)]),
-            metrics,
-        };
-        let routes = ingest::routes(Ingest::new(auth, publisher)).merge(api::routes(Arc::new(api)));
-        let routes = server::with_fallbacks(routes.merge(ops::routes(ops)));
+        let routes = api::process::routes(&engine, settings, metrics, &lifecycle);
         lifecycle.critical("http", server::serve(listener, routes, lifecycle.clone()));
         Ok(Some(engine))
     })

@@ -72,8 +72,13 @@ impl Limits {
         let Some(limit) = grant.tier.events_per_minute() else {
             return Room::Unlimited;
         };
-        let now = u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        self.bucket(grant).take(now, limit)
+        self.bucket(grant).take(self.now(), limit)
+    }
+
+    /// How the organization's limit stands; `None` if it has none. Nothing is taken.
+    pub fn state(&self, grant: &Grant) -> Option<State> {
+        let limit = grant.tier.events_per_minute()?;
+        Some(self.bucket(grant).state(self.now(), limit))
     }
 
     /// Gives one event's worth back: the event was not accepted.
@@ -85,6 +90,10 @@ impl Limits {
                 .full_at
                 .fetch_update(Ordering::Relaxed, Ordering::Relaxed, give_back);
         }
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
     fn bucket(&self, grant: &Grant) -> Arc<Bucket> {
@@ -119,13 +128,7 @@ impl Bucket {
                 } else {
                     full_at.saturating_sub(now)
                 };
-                let remaining =
-                    u32::try_from((window + cost / 2).saturating_sub(used) / cost).unwrap_or(u32::MAX);
-                let state = State {
-                    limit,
-                    remaining: remaining.min(limit),
-                    reset: Duration::from_nanos(used.min(window)),
-                };
+                let state = State::of(used, limit);
                 room = if fits {
                     Room::Taken(state)
                 } else {
@@ -138,6 +141,11 @@ impl Bucket {
             });
         debug_assert_eq!(moved.is_ok(), matches!(room, Room::Taken(_)));
         room
+    }
+
+    fn state(&self, now: u64, limit: u32) -> State {
+        let now = now.saturating_add(cost(1));
+        State::of(self.full_at.load(Ordering::Relaxed).saturating_sub(now), limit)
     }
 }
 
@@ -166,6 +174,17 @@ static NAMES: [[HeaderName; 2]; 3] = [
 ];
 
 impl State {
+    /// Of a bucket that is full again in `used` nanoseconds.
+    fn of(used: u64, limit: u32) -> Self {
+        let (cost, window) = (cost(limit), nanos(WINDOW));
+        let remaining = u32::try_from((window + cost / 2).saturating_sub(used) / cost).unwrap_or(u32::MAX);
+        Self {
+            limit,
+            remaining: remaining.min(limit),
+            reset: Duration::from_nanos(used.min(window)),
+        }
+    }
+
     /// Adds the headers: `RateLimit-Limit`, `-Remaining` and `-Reset` (whole seconds), and the same with `X-`.
     pub fn show(self, headers: &mut HeaderMap) {
         let reset = self.reset.as_secs() + u64::from(self.reset.subsec_nanos() > 0);
@@ -231,6 +250,8 @@ mod tests {
                 reset: Duration::from_millis(600)
             }
         );
+        assert_eq!(bucket.state(0, 100), state, "looking takes nothing");
+        assert_eq!(bucket.state(6 * SECOND / 10, 100).remaining, 100);
         for _ in 0..99 {
             bucket.take(0, 100);
         }
@@ -239,6 +260,7 @@ mod tests {
         };
         assert_eq!(retry_after, Duration::from_millis(600));
         assert_eq!((state.remaining, state.reset), (0, WINDOW));
+        assert_eq!(bucket.state(0, 100), state);
         assert!(
             matches!(bucket.take(6 * SECOND / 10, 100), Room::Taken(_)),
             "as it said"

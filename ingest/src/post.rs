@@ -112,13 +112,34 @@ fn answered(answer: &impl Serialize, headers: HeaderMap) -> Response {
     }
 }
 
+/// Every answer from here on shows how the limit stands, once it is known whose it is.
 async fn accept(ingest: &Ingest, request: Request, unknown: Unknown) -> Result<Accepted, ApiError> {
     let asked = Instant::now();
-    let grant = ingest
-        .auth
-        .authorize(request.headers(), Scope::EventsWrite)
-        .await?;
+    let grant = ingest.auth.authenticate(request.headers()).await?;
     let looked_up = asked.elapsed();
+    let accepted = accept_from(ingest, &grant, looked_up, request, unknown).await;
+    accepted.map_err(|error| {
+        let mut headers = HeaderMap::new();
+        // A 429 has shown it already, as it was when there was no room.
+        if error.code() != Code::RateLimited
+            && let Some(state) = ingest.limits.state(&grant)
+        {
+            state.show(&mut headers);
+        }
+        error.with_headers(headers)
+    })
+}
+
+async fn accept_from(
+    ingest: &Ingest,
+    grant: &Grant,
+    looked_up: Duration,
+    request: Request,
+    unknown: Unknown,
+) -> Result<Accepted, ApiError> {
+    if !grant.scopes.contains(Scope::EventsWrite) {
+        return Err(ApiError::missing_scope(Scope::EventsWrite));
+    }
     let idempotency_key = idempotency_key(request.headers());
     let trace = request
         .headers()
@@ -129,7 +150,7 @@ async fn accept(ingest: &Ingest, request: Request, unknown: Unknown) -> Result<A
     let posted = Posted::parse(&body, idempotency_key, unknown)?;
 
     let mut headers = HeaderMap::new();
-    match ingest.limits.take(&grant) {
+    match ingest.limits.take(grant) {
         Room::Unlimited => {}
         Room::Taken(state) => state.show(&mut headers),
         Room::Full { retry_after, state } => {
@@ -140,9 +161,9 @@ async fn accept(ingest: &Ingest, request: Request, unknown: Unknown) -> Result<A
             return Err(ApiError::rate_limited(detail, retry_after).with_headers(headers));
         }
     }
-    let accepted = enqueue(ingest, &grant, posted, trace, deadline).await;
+    let accepted = enqueue(ingest, grant, posted, trace, deadline).await;
     if accepted.is_err() {
-        ingest.limits.give_back(&grant);
+        ingest.limits.give_back(grant);
     }
     accepted.map(|accepted| Accepted { headers, ..accepted })
 }

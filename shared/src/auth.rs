@@ -3,24 +3,27 @@
 //! A key that is used is looked up again every [`REFRESH`] in the background, so the hot path never waits and a revoked
 //! key ends within seconds. While the store is away known keys are served from the cache, for an hour at most; an
 //! unknown one is a 503 meanwhile, not a 401, since nobody can tell.
+//!
+//! A key that is revoked through this process ends at once, whatever look-ups were under way.
 
 use std::{
+    collections::{HashMap, HashSet},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
-use http::{HeaderMap, header};
+use http::{HeaderMap, HeaderValue, header};
 use quick_cache::sync::Cache;
 use tokio::sync::Semaphore;
 
 use crate::{
-    Grant, KeyHash, KeyId, KeyText, Scope, Timestamp,
+    Grant, KeyHash, KeyId, KeyText, Timestamp,
     http::ApiError,
     lifecycle::Lifecycle,
-    store::{Store, StoreError},
+    store::{Organizations, Store, StoreError},
 };
 
 /// How often keys in use are looked up again.
@@ -35,6 +38,8 @@ pub const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long after a failed look-up the store counts as away: longer than the next refresh takes to fail, so that while it
 /// is away no request waits for it again.
 const AWAY: Duration = Duration::from_secs(8);
+/// How long it is remembered that a key was revoked: longer than any look-up that began before takes.
+const REVOKED: Duration = Duration::from_mins(1);
 /// The most keys that are remembered.
 const MAX_KEYS: usize = 50_000;
 /// The most look-ups at once for keys that are not remembered.
@@ -50,8 +55,10 @@ struct Known {
 
 /// The keys of a deployment, as one process knows them.
 pub struct Auth {
-    store: Store,
+    organizations: Arc<dyn Organizations>,
     known: Cache<KeyHash, Arc<Known>>,
+    /// Keys that were revoked here of late. Locked for as long as `known` is added to.
+    revoked: Mutex<HashMap<KeyId, Instant>>,
     look_ups: Semaphore,
     started: Instant,
     /// Milliseconds after `started` of the last failed look-up, plus one; zero is never.
@@ -61,13 +68,7 @@ pub struct Auth {
 impl Auth {
     /// Starts the background refresh.
     pub fn start(store: Store, lifecycle: &Lifecycle) -> Arc<Self> {
-        let auth = Arc::new(Self {
-            store,
-            known: Cache::new(MAX_KEYS),
-            look_ups: Semaphore::new(MAX_LOOK_UPS),
-            started: Instant::now(),
-            failed: AtomicU64::new(0),
-        });
+        let auth = Arc::new(Self::new(store.organizations));
         let (refreshing, soft) = (Arc::clone(&auth), lifecycle.soft.clone());
         lifecycle.critical("key refresh", async move {
             let mut every = tokio::time::interval(REFRESH);
@@ -75,20 +76,23 @@ impl Auth {
             loop {
                 tokio::select! {
                     () = soft.cancelled() => return Ok(()),
-                    _ = every.tick() => refreshing.refresh().await,
+                    _ = every.tick() => {}
                 }
+                // A store that is away does not hold up the end.
+                soft.run_until_cancelled(refreshing.refresh()).await;
             }
         });
         auth
     }
 
-    /// The grant of the request's key, if it has the scope.
-    pub async fn authorize(&self, headers: &HeaderMap, scope: Scope) -> Result<Arc<Grant>, ApiError> {
-        let grant = self.authenticate(headers).await?;
-        if grant.scopes.contains(scope) {
-            Ok(grant)
-        } else {
-            Err(ApiError::missing_scope(scope))
+    fn new(organizations: Arc<dyn Organizations>) -> Self {
+        Self {
+            organizations,
+            known: Cache::new(MAX_KEYS),
+            revoked: Mutex::default(),
+            look_ups: Semaphore::new(MAX_LOOK_UPS),
+            started: Instant::now(),
+            failed: AtomicU64::new(0),
         }
     }
 
@@ -103,8 +107,11 @@ impl Auth {
         }
     }
 
-    /// Forgets a key at once, in this process: it was revoked here.
+    /// Forgets a key at once, in this process: it was revoked here. A look-up that began before does not bring it back.
     pub fn forget(&self, key: KeyId) {
+        let mut revoked = self.revoked.lock().unwrap_or_else(PoisonError::into_inner);
+        revoked.retain(|_, at| at.elapsed() < REVOKED);
+        revoked.insert(key, Instant::now());
         self.known.retain(|_, known| known.grant.key != key);
     }
 
@@ -119,16 +126,16 @@ impl Auth {
         }
         let look_up = async {
             let _permit = self.look_ups.acquire().await;
-            self.store.organizations.grants(&[hash]).await
+            self.organizations.grants(&[hash]).await
         };
         match tokio::time::timeout(LOOK_UP_TIMEOUT, look_up).await {
             Ok(Ok(grants)) => {
-                if let Some((_, grant)) = grants.into_iter().next() {
-                    Ok(self.remember(hash, grant, true))
-                } else {
+                let grant = grants.into_iter().next();
+                let known = grant.and_then(|(_, grant)| self.remember(hash, grant, true));
+                known.ok_or_else(|| {
                     self.known.remove(&hash);
-                    Err(invalid())
-                }
+                    invalid()
+                })
             }
             failed => {
                 self.note_failure(failed.ok().and_then(Result::err).as_ref());
@@ -143,8 +150,12 @@ impl Auth {
         }
     }
 
-    /// `used` keeps it among those that the next refresh looks up.
-    fn remember(&self, hash: KeyHash, grant: Grant, used: bool) -> Arc<Grant> {
+    /// `None` if it was revoked meanwhile. `used` keeps it among those that the next refresh looks up.
+    fn remember(&self, hash: KeyHash, grant: Grant, used: bool) -> Option<Arc<Grant>> {
+        let revoked = self.revoked.lock().unwrap_or_else(PoisonError::into_inner);
+        if revoked.contains_key(&grant.key) {
+            return None;
+        }
         let grant = Arc::new(grant);
         let known = Known {
             grant: Arc::clone(&grant),
@@ -152,7 +163,7 @@ impl Auth {
             used: AtomicBool::new(used),
         };
         self.known.insert(hash, Arc::new(known));
-        grant
+        Some(grant)
     }
 
     /// Looks up every key that was used since the last time.
@@ -165,10 +176,10 @@ impl Auth {
             .collect();
         for hashes in used.chunks(1_000) {
             // In the background there is time, but not without end.
-            let looked_up = tokio::time::timeout(FRESH, self.store.organizations.grants(hashes)).await;
+            let looked_up = tokio::time::timeout(FRESH, self.organizations.grants(hashes)).await;
             match looked_up {
                 Ok(Ok(grants)) => {
-                    let mut gone: std::collections::HashSet<KeyHash> = hashes.iter().copied().collect();
+                    let mut gone: HashSet<KeyHash> = hashes.iter().copied().collect();
                     for (hash, grant) in grants {
                         gone.remove(&hash);
                         self.remember(hash, grant, false);
@@ -208,19 +219,23 @@ impl Auth {
     }
 }
 
-/// The key that a request presents.
+/// The key that a request presents: as a bearer, or else in a header of its own. What proxies put into `authorization`
+/// for themselves does not hide that.
 fn presented(headers: &HeaderMap) -> Result<&str, ApiError> {
-    if let Some(value) = headers.get(header::AUTHORIZATION) {
-        let value = value.to_str().map_err(|_| invalid())?;
-        return match value.split_once(' ') {
-            Some((scheme, key)) if scheme.eq_ignore_ascii_case("bearer") => Ok(key.trim()),
-            _ => Err(ApiError::unauthorized(
-                "the authorization header must be: Bearer <key>",
-            )),
-        };
+    let bearer = |value| {
+        let (scheme, key) = str::from_utf8(HeaderValue::as_bytes(value))
+            .ok()?
+            .split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
+    };
+    if let Some(key) = headers.get_all(header::AUTHORIZATION).iter().find_map(bearer) {
+        return Ok(key);
     }
     match headers.get("x-api-key") {
         Some(value) => value.to_str().map_err(|_| invalid()),
+        None if headers.contains_key(header::AUTHORIZATION) => Err(ApiError::unauthorized(
+            "the authorization header must be: Bearer <key>",
+        )),
         None => Err(ApiError::unauthorized(
             "send an API key, as Authorization: Bearer <key> or X-API-Key: <key>",
         )),
@@ -229,4 +244,158 @@ fn presented(headers: &HeaderMap) -> Result<&str, ApiError> {
 
 fn invalid() -> ApiError {
     ApiError::unauthorized("the API key is not valid: it is mistyped, unknown, revoked or expired")
+}
+
+#[cfg(test)]
+mod tests {
+    use async_trait::async_trait;
+
+    use super::*;
+    use crate::{
+        Key, Organization, OrganizationId, Scopes, Tier,
+        store::{NewKey, Page, PageRequest, Result as StoreResult},
+    };
+
+    fn headers(given: &[(&'static str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in given {
+            headers.append(*name, value.parse().unwrap());
+        }
+        headers
+    }
+
+    #[test]
+    fn a_key_is_a_bearer_or_else_in_a_header_of_its_own() {
+        for (given, expected) in [
+            (&[("authorization", "Bearer one")][..], Ok("one")),
+            (&[("authorization", "bearer  one ")], Ok("one")),
+            (&[("x-api-key", "two")], Ok("two")),
+            (
+                &[("authorization", "Bearer one"), ("x-api-key", "two")],
+                Ok("one"),
+            ),
+            (
+                &[("authorization", "Basic eDp5"), ("x-api-key", "two")],
+                Ok("two"),
+            ),
+            (&[("authorization", "nonsense"), ("x-api-key", "two")], Ok("two")),
+            (
+                &[("authorization", "Basic eDp5"), ("authorization", "Bearer one")],
+                Ok("one"),
+            ),
+            (
+                &[("authorization", "Basic eDp5")],
+                Err("the authorization header must be: Bearer <key>"),
+            ),
+            (
+                &[],
+                Err("send an API key, as Authorization: Bearer <key> or X-API-Key: <key>"),
+            ),
+        ] {
+            let headers = headers(given);
+            let presented = presented(&headers);
+            let presented = presented.as_deref().map_err(ApiError::detail);
+            assert_eq!(presented, expected, "{given:?}");
+        }
+    }
+
+    /// A store of one key, whose look-ups are answered when the test lets them, as they were when they began.
+    struct Slow {
+        hash: KeyHash,
+        grant: Grant,
+        revoked: AtomicBool,
+        began: Semaphore,
+        answer: Semaphore,
+    }
+
+    #[async_trait]
+    impl Organizations for Slow {
+        async fn grants(&self, _: &[KeyHash]) -> StoreResult<Vec<(KeyHash, Grant)>> {
+            let revoked = self.revoked.load(Ordering::SeqCst);
+            self.began.add_permits(1);
+            self.answer.acquire().await.unwrap().forget();
+            Ok(if revoked {
+                Vec::new()
+            } else {
+                vec![(self.hash, self.grant.clone())]
+            })
+        }
+
+        async fn create(&self, _: OrganizationId, _: &str, _: Tier, _: NewKey) -> StoreResult<Organization> {
+            unreachable!("keys are only looked up")
+        }
+        async fn get(&self, _: OrganizationId) -> StoreResult<Option<Organization>> {
+            unreachable!("keys are only looked up")
+        }
+        async fn rename(&self, _: OrganizationId, _: &str) -> StoreResult<Option<Organization>> {
+            unreachable!("keys are only looked up")
+        }
+        async fn create_key(&self, _: NewKey) -> StoreResult<Key> {
+            unreachable!("keys are only looked up")
+        }
+        async fn keys(&self, _: OrganizationId, _: PageRequest<KeyId>) -> StoreResult<Page<Key, KeyId>> {
+            unreachable!("keys are only looked up")
+        }
+        async fn revoke_key(&self, _: OrganizationId, _: KeyId) -> StoreResult<bool> {
+            unreachable!("keys are only looked up")
+        }
+        async fn rotate_key(&self, _: KeyId, _: NewKey) -> StoreResult<Option<Key>> {
+            unreachable!("keys are only looked up")
+        }
+    }
+
+    fn slow() -> (KeyText, Arc<Slow>) {
+        let text = KeyText::generate();
+        let grant = Grant {
+            key: KeyId::new(),
+            organization: OrganizationId::new(),
+            tier: Tier::Free,
+            scopes: Scopes::all(),
+            expires_at: None,
+        };
+        let store = Arc::new(Slow {
+            hash: text.hash(),
+            grant,
+            revoked: AtomicBool::new(false),
+            began: Semaphore::new(0),
+            answer: Semaphore::new(0),
+        });
+        (text, store)
+    }
+
+    /// Revokes the key once a look-up has begun, and lets that be answered then.
+    async fn revoke(store: &Slow, auth: &Auth) {
+        store.began.acquire().await.unwrap().forget();
+        store.revoked.store(true, Ordering::SeqCst);
+        auth.forget(store.grant.key);
+        store.answer.add_permits(1);
+    }
+
+    #[tokio::test]
+    async fn what_was_revoked_stays_forgotten_whatever_was_under_way() {
+        let (text, store) = slow();
+        let auth = Auth::new(Arc::clone(&store) as Arc<dyn Organizations>);
+        let request = headers(&[("x-api-key", text.expose())]);
+        store.answer.add_permits(1);
+        assert_eq!(auth.authenticate(&request).await.unwrap().key, store.grant.key);
+        store.began.acquire().await.unwrap().forget();
+
+        // The refresh has looked, and has no answer yet, when the key is revoked.
+        tokio::join!(auth.refresh(), revoke(&store, &auth));
+        assert!(
+            auth.known.get(&store.hash).is_none(),
+            "the refresh brought it back"
+        );
+        store.answer.add_permits(1);
+        assert!(auth.authenticate(&request).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_first_use_does_not_bring_back_what_was_revoked_meanwhile() {
+        let (_, store) = slow();
+        let auth = Auth::new(Arc::clone(&store) as Arc<dyn Organizations>);
+        let (used, ()) = tokio::join!(auth.grant(store.hash), revoke(&store, &auth));
+        assert!(used.is_err());
+        assert!(auth.known.get(&store.hash).is_none());
+    }
 }

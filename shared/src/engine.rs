@@ -1,9 +1,9 @@
 //! Choosing and opening the engines: PostgreSQL and RabbitMQ where two URLs name them, else SQLite in a directory.
 
 use std::{
-    fs::{DirBuilder, File, OpenOptions, TryLockError},
+    fs::{DirBuilder, File, OpenOptions, Permissions, TryLockError},
     io::{Read, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::Path,
     sync::Arc,
 };
@@ -126,6 +126,12 @@ impl Engine {
         for database in ["queue.db", "store.db"] {
             // The engines find them there; what SQLite adds to them has the same mode.
             private_file(&directory.join(database)).map_err(unusable)?;
+            for beside in ["-wal", "-shm"] {
+                let left = directory.join(format!("{database}{beside}"));
+                if left.try_exists().map_err(unusable)? {
+                    private_file(&left).map_err(unusable)?;
+                }
+            }
         }
         let queue = embedded::open(directory).await?;
         let store = sqlite::open(directory).await?;
@@ -145,15 +151,29 @@ impl Engine {
     }
 }
 
-/// Opens a file that only its owner may read, and makes it if it is missing.
+/// Opens a file that only its owner may read, and makes it if it is missing. One that others may read, as copying and
+/// unpacking leave it, is theirs no longer.
 fn private_file(path: &Path) -> std::io::Result<File> {
-    OpenOptions::new()
+    let file = OpenOptions::new()
         .read(true)
         .write(true)
         .create(true)
         .truncate(false)
         .mode(0o600)
-        .open(path)
+        .open(path)?;
+    let mode = file.metadata()?.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        let (path, mode) = (path.display(), format!("{mode:03o}"));
+        match file.set_permissions(Permissions::from_mode(0o600)) {
+            Ok(()) => {
+                tracing::warn!(file.path = %path, file.mode = mode, "others could read this file; from now on its owner alone can");
+            }
+            Err(error) => {
+                tracing::warn!(file.path = %path, file.mode = mode, %error, "others can read this file: chmod 600 it");
+            }
+        }
+    }
+    Ok(file)
 }
 
 /// What a private file holds; if it is empty or missing, `make` makes it. It is on disk before this returns.

@@ -3,6 +3,9 @@
 //! The first signal (SIGTERM or SIGINT) is soft: sources stop (listeners, consumers, schedulers), and what is under way
 //! drains, each stage ending when the one before it has. The second signal, or the deadline, is hard: everything ends.
 //! A critical task that fails or panics is a soft signal too, and the process exits non-zero: no limping on.
+//!
+//! Signals are heeded from the very start: process 1 of a container ignores what it has no handler for, and a process that
+//! still waits for its servers must end when it is told to.
 
 use std::{
     future::Future,
@@ -15,6 +18,8 @@ use futures_util::FutureExt;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use crate::config::SettingError;
+
 /// A process's two stop signals and its tasks. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Lifecycle {
@@ -24,7 +29,7 @@ pub struct Lifecycle {
     pub hard: CancellationToken,
     /// Every task of the process; it is awaited before the process exits.
     pub tasks: TaskTracker,
-    failure: Arc<Mutex<Option<String>>>,
+    failure: Arc<Mutex<Option<anyhow::Error>>>,
 }
 
 impl Lifecycle {
@@ -48,15 +53,19 @@ impl Lifecycle {
             };
             match ended {
                 Ok(Ok(())) => tracing::debug!(task = name, "a task ended"),
-                Ok(Err(error)) => lifecycle.fail(format!("{name}: {error:#}")),
-                Err(_) => lifecycle.fail(format!("{name} panicked")),
+                Ok(Err(error)) if error.is::<SettingError>() => lifecycle.fail(error),
+                Ok(Err(error)) => lifecycle.fail(error.context(name)),
+                Err(_) => lifecycle.fail(anyhow::anyhow!("{name} panicked")),
             }
         });
     }
 
     /// Stops the process with an error.
-    pub fn fail(&self, why: String) {
-        tracing::error!(%why, "stopping, because a critical task failed");
+    pub fn fail(&self, why: anyhow::Error) {
+        tracing::error!(
+            why = format!("{why:#}"),
+            "stopping, because a critical task failed"
+        );
         self.failure
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -64,29 +73,42 @@ impl Lifecycle {
         self.soft.cancel();
     }
 
-    /// Waits for a signal or a failure, then for the tasks to drain, `deadline` at most.
-    pub async fn run(self, deadline: Duration) -> anyhow::Result<()> {
+    /// Heeds the process's signals from now on: the first is the soft one, the second the hard one.
+    pub fn heed_signals(&self) -> anyhow::Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        tokio::select! {
-            _ = terminate.recv() => tracing::info!("stopping: finishing what is under way (SIGTERM)"),
-            _ = interrupt.recv() => tracing::info!("stopping: finishing what is under way (SIGINT); again to stop at once"),
-            () = self.soft.cancelled() => {}
-        }
-        self.soft.cancel();
+        let (soft, hard) = (self.soft.clone(), self.hard.clone());
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = terminate.recv() => tracing::info!("stopping: finishing what is under way (SIGTERM)"),
+                _ = interrupt.recv() => tracing::info!("stopping: finishing what is under way (SIGINT); again to stop at once"),
+            }
+            soft.cancel();
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            tracing::warn!("a second signal: stopping at once");
+            hard.cancel();
+        });
+        Ok(())
+    }
+
+    /// Waits for the soft signal or a failure, then for the tasks to drain, `deadline` at most.
+    pub async fn run(self, deadline: Duration) -> anyhow::Result<()> {
+        self.soft.cancelled().await;
         self.tasks.close();
         tokio::select! {
             () = self.tasks.wait() => {}
             () = tokio::time::sleep(deadline) => tracing::warn!(?deadline, "the deadline for stopping has passed"),
-            _ = terminate.recv() => tracing::warn!("a second signal: stopping at once"),
-            _ = interrupt.recv() => tracing::warn!("a second signal: stopping at once"),
+            () = self.hard.cancelled() => {}
         }
         self.hard.cancel();
         // Tasks see the hard signal at their next wait.
         let _ = tokio::time::timeout(Duration::from_secs(1), self.tasks.wait()).await;
         let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(why) = failure {
-            Err(anyhow::anyhow!(why))
+            Err(why)
         } else {
             tracing::info!("stopped");
             Ok(())

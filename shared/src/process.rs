@@ -9,7 +9,7 @@ use crate::{
     config::{ProcessArgs, SettingError},
     engine::Engine,
     lifecycle::Lifecycle,
-    telemetry,
+    store, telemetry,
 };
 
 /// Runs a process: sets up logs and metrics, builds it by `start`, and waits until it is asked to stop and has drained.
@@ -27,14 +27,20 @@ where
         .map_err(anyhow::Error::from)
         .and_then(|runtime| {
             runtime.block_on(async {
+                let lifecycle = Lifecycle::new();
+                lifecycle.heed_signals()?;
                 telemetry::init_logs(&args.log).map_err(SettingError::of("TRIGGERS_LOG"))?;
                 let metrics = telemetry::init_metrics()?;
-                let lifecycle = Lifecycle::new();
                 lifecycle.critical(
                     "metrics",
                     telemetry::keep_metrics(metrics.clone(), lifecycle.clone()),
                 );
-                let engine = start(lifecycle.clone(), metrics).await?;
+                // What starts may heed the signal itself, and is asked first. If it does not, it is dropped where it waits.
+                let engine = tokio::select! {
+                    biased;
+                    started = start(lifecycle.clone(), metrics) => started?,
+                    () = lifecycle.soft.cancelled() => None,
+                };
                 let stopped = lifecycle.run(args.shutdown_deadline()).await;
                 if let Some(engine) = engine {
                     // Bounded, since a server that is away answers nothing.
@@ -65,22 +71,55 @@ pub async fn listen(address: SocketAddr) -> anyhow::Result<(TcpListener, SocketA
     Ok((listener, address))
 }
 
+/// Gets the store ready for roles that seal or open secrets: the schema, if this process is to `migrate`, and that the
+/// secret key is the deployment's. Waits for a store that is away; `false` if the process is to stop first.
+pub async fn prepare(engine: &Engine, migrate: bool, lifecycle: &Lifecycle) -> anyhow::Result<bool> {
+    Ok((!migrate || self::migrate(engine, lifecycle).await?) && check_secret_key(engine, lifecycle).await?)
+}
+
 /// Brings the schema up to date, waiting for a store that is away; `false` if the process is to stop first.
 pub async fn migrate(engine: &Engine, lifecycle: &Lifecycle) -> anyhow::Result<bool> {
+    let what = "the schema cannot be brought up to date";
+    let migrated = patiently(what, lifecycle, || engine.store.keeper.migrate()).await?;
+    Ok(migrated.is_some())
+}
+
+/// Makes sure that the secret key is the one that the deployment's secrets are sealed under, before one of them does not
+/// open. The deployment's first start says which that is.
+async fn check_secret_key(engine: &Engine, lifecycle: &Lifecycle) -> anyhow::Result<bool> {
+    let own = engine.sealer.check_value();
+    let what = "the secret key cannot be checked";
+    let keep = || engine.store.keeper.secret_check(own.clone());
+    let Some(kept) = patiently(what, lifecycle, keep).await? else {
+        return Ok(false);
+    };
+    engine.sealer.check(&kept).map_err(|_| {
+        SettingError::new(
+            "TRIGGERS_SECRET_KEY",
+            "is not the key that this deployment's secrets are sealed under: set the one that it was first started with \
+             (embedded, without the setting: put its file secret-key back into the data directory)",
+        )
+    })?;
+    Ok(true)
+}
+
+/// Makes a call to the store until it is answered; `None` if the process is to stop first.
+async fn patiently<T, F: Future<Output = store::Result<T>>>(
+    what: &'static str,
+    lifecycle: &Lifecycle,
+    call: impl Fn() -> F,
+) -> anyhow::Result<Option<T>> {
     loop {
-        let migrated = tokio::select! {
-            () = lifecycle.soft.cancelled() => return Ok(false),
-            migrated = engine.store.keeper.migrate() => migrated,
-        };
-        match migrated {
-            Ok(()) => return Ok(true),
-            Err(error) if error.is_transient() => {
-                tracing::warn!(%error, "the schema cannot be brought up to date yet; waiting for the store");
-                tokio::time::sleep(Duration::from_secs(1)).await;
+        let answered = lifecycle.soft.run_until_cancelled(call()).await;
+        match answered {
+            None => return Ok(None),
+            Some(Ok(answer)) => return Ok(Some(answer)),
+            Some(Err(error)) if error.is_transient() => {
+                tracing::warn!(%error, "{what} yet; waiting for the store");
+                let pause = tokio::time::sleep(Duration::from_secs(1));
+                lifecycle.soft.run_until_cancelled(pause).await;
             }
-            Err(error) => {
-                return Err(anyhow::Error::from(error).context("the schema cannot be brought up to date"));
-            }
+            Some(Err(error)) => return Err(anyhow::Error::from(error).context(what)),
         }
     }
 }

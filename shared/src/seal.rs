@@ -19,6 +19,8 @@ use crate::{Invalid, OrganizationId};
 
 const KEY_ID: usize = 4;
 const NONCE: usize = 24;
+/// What a check value holds, and what it is sealed for: no row, whose associated data have another length.
+const CHECK: &[u8] = b"triggers: the secret key of this deployment";
 
 /// A sealed secret.
 #[derive(Clone, PartialEq, Eq)]
@@ -75,11 +77,25 @@ impl Sealer {
 
     /// Seals `secret` for one row of one organization.
     pub fn seal(&self, organization: OrganizationId, row: Uuid, secret: &[u8]) -> Sealed {
+        self.seal_with(&associated(organization, row), secret)
+    }
+
+    /// A value that opens under this key alone, for a deployment to keep and know its key by.
+    pub fn check_value(&self) -> Sealed {
+        self.seal_with(CHECK, CHECK)
+    }
+
+    /// Whether this is the key that a [`Sealer::check_value`] was made by.
+    pub fn check(&self, value: &Sealed) -> Result<(), OpenError> {
+        self.open_with(CHECK, value).map(drop)
+    }
+
+    fn seal_with(&self, associated: &[u8], secret: &[u8]) -> Sealed {
         let mut nonce = [0u8; NONCE];
         rand::rng().fill_bytes(&mut nonce);
         let payload = Payload {
             msg: secret,
-            aad: &associated(organization, row),
+            aad: associated,
         };
         let sealed = self
             .cipher
@@ -95,6 +111,10 @@ impl Sealer {
         row: Uuid,
         sealed: &Sealed,
     ) -> Result<Vec<u8>, OpenError> {
+        self.open_with(&associated(organization, row), sealed)
+    }
+
+    fn open_with(&self, associated: &[u8], sealed: &Sealed) -> Result<Vec<u8>, OpenError> {
         let (key_id, rest) = sealed.0.split_at_checked(KEY_ID).ok_or(OpenError::Damaged)?;
         if key_id != self.key_id {
             return Err(OpenError::OtherKey);
@@ -102,7 +122,7 @@ impl Sealer {
         let (nonce, ciphertext) = rest.split_first_chunk::<NONCE>().ok_or(OpenError::Damaged)?;
         let payload = Payload {
             msg: ciphertext,
-            aad: &associated(organization, row),
+            aad: associated,
         };
         self.cipher
             .decrypt(nonce.into(), payload)
@@ -145,5 +165,19 @@ mod tests {
         }
         assert_ne!(sealer.seal(org, row, b"whsec"), boxed, "a nonce is used once");
         assert!(Sealer::from_base64("c2hvcnQ=").is_err());
+    }
+
+    #[test]
+    fn a_check_value_knows_its_key() {
+        let [sealer, other] = [(); 2].map(|()| Sealer::from_base64(&Sealer::generate_base64()).unwrap());
+        let value = sealer.check_value();
+        assert_eq!(sealer.check(&value), Ok(()));
+        assert_eq!(other.check(&value), Err(OpenError::OtherKey));
+        // The same key id, by chance or by design, is not enough.
+        let mut forged = value.clone();
+        forged.0[..KEY_ID].copy_from_slice(&other.key_id);
+        assert_eq!(other.check(&forged), Err(OpenError::Damaged));
+        let of_a_row = sealer.seal(OrganizationId::new(), Uuid::now_v7(), CHECK);
+        assert_eq!(sealer.check(&of_a_row), Err(OpenError::Damaged));
     }
 }

@@ -230,6 +230,19 @@ async fn bad_keys_are_refused(engine: Engine) {
         .anonymous(Method::GET, "/v1/inbox")
         .basic_auth("user", Some(&client.key));
     client.send(basic).await.problem(401, "unauthorized");
+    // What a proxy adds for itself does not hide the key; of two keys the bearer's is the one.
+    for (request, status) in [
+        (
+            client
+                .anonymous(Method::GET, "/v1/inbox")
+                .basic_auth("a", Some("proxy")),
+            200,
+        ),
+        (client.with_key(unknown).request(Method::GET, "/v1/inbox"), 401),
+    ] {
+        let answer = client.send(request.header("x-api-key", &client.key)).await;
+        assert_eq!(answer.status, status, "{}", answer.text);
+    }
     // Nobody's body is read before it is known that they may send it.
     let huge = client
         .anonymous(Method::POST, "/v1/events")

@@ -215,3 +215,45 @@ async fn a_data_directory_is_for_one_process() {
     let third = Node::start(spec(&["serve"], &data)).await;
     third.ready().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn files_that_others_can_read_are_theirs_no_longer() {
+    const FILES: [&str; 5] = ["lock", "secret-key", "dev-key", "queue.db", "store.db"];
+    let scratch = Scratch::new();
+    let data = scratch.path().join("data");
+    let node = Node::start(spec(&["dev"], &data)).await;
+    pasted(&node).await;
+    // Killed, so that what SQLite keeps beside its files is there too.
+    node.kill().await;
+    assert!(!node.output().contains("others could read"), "{}", node.output());
+    let files = || {
+        let entries = std::fs::read_dir(&data).expect("the directory is there");
+        let mut files: Vec<_> = entries.map(|entry| entry.expect("an entry").path()).collect();
+        files.sort();
+        files
+    };
+    let before = files();
+    for file in FILES {
+        assert!(before.contains(&data.join(file)), "{file}: {before:?}");
+    }
+    assert!(before.contains(&data.join("store.db-wal")), "{before:?}");
+    for file in &before {
+        std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o644)).expect("they are ours");
+    }
+    node.start_again().await;
+    pasted(&node).await;
+    for file in files() {
+        let mode = std::fs::metadata(&file).map(|metadata| metadata.permissions().mode() & 0o777);
+        // Some come and go.
+        assert!(mode.is_err() || mode.is_ok_and(|mode| mode == 0o600), "{file:?}");
+    }
+    for file in FILES {
+        let path = format!("{}\"", data.join(file).display());
+        let warned = node
+            .output()
+            .lines()
+            .filter(|line| line.contains("others could read") && line.contains(&path))
+            .count();
+        assert_eq!(warned, 1, "{file}: {}", node.output());
+    }
+}

@@ -1,18 +1,15 @@
 //! Every role in one process: `triggers serve` and `triggers dev`.
 
-use std::{net::SocketAddr, process::ExitCode, sync::Arc};
+use std::{net::SocketAddr, process::ExitCode};
 
-use api::{Api, Signup, Targets};
+use api::{Signup, Targets};
 use clap::Parser;
-use ingest::{Ingest, QueueReady};
 use shared::{
-    auth::Auth,
     config::{self, ControlArgs, DataDirArgs, EngineArgs, OutboundArgs, ProcessArgs, WorkerArgs},
     engine::Engine,
     guard::TargetPolicy,
-    http::{ops, server},
+    http::server,
     process,
-    queue::Publisher,
 };
 
 use crate::dev;
@@ -67,31 +64,18 @@ pub fn run(args: &Args, mode: Mode) -> ExitCode {
             from_this_machine: opened.this_machine.then(|| opened.clone()),
         };
         let engine = Engine::open(&args.engine, Some(&args.data_dir.data_dir)).await?;
-        if args.engine.migrate && !process::migrate(&engine, &lifecycle).await? {
+        if !process::prepare(&engine, args.engine.migrate, &lifecycle).await? {
             return Ok(Some(engine));
         }
         let (listener, address) = process::listen(args.listen).await?;
-        let publisher = Publisher::start(Arc::clone(&engine.queue), &lifecycle);
-        let auth = Auth::start(engine.store.clone(), &lifecycle);
         worker::start(&engine, opened, &args.worker, &lifecycle)?;
-        let api = Api {
-            store: engine.store.clone(),
-            sealer: Arc::clone(&engine.sealer),
-            auth: Arc::clone(&auth),
-            publisher: publisher.clone(),
+        let settings = api::process::Settings {
+            role: "all",
             targets,
             signup,
             admin_token,
         };
-        let store = ops::StoreReady(engine.store.clone());
-        let ready = QueueReady(publisher.clone());
-        let ops = ops::Ops {
-            role: "all",
-            checks: Arc::new([Box::new(ready), Box::new(store)]),
-            metrics,
-        };
-        let routes = ingest::routes(Ingest::new(auth, publisher)).merge(api::routes(Arc::new(api)));
-        let routes = server::with_fallbacks(routes.merge(ops::routes(ops)));
+        let routes = api::process::routes(&engine, settings, metrics, &lifecycle);
         lifecycle.critical("http", server::serve(listener, routes, lifecycle.clone()));
         if mode == Mode::Dev {
             let key_file = dev::ready_made_key(&engine, &args.data_dir.data_dir).await?;

@@ -49,7 +49,7 @@ fn main() -> ExitCode {
         );
         let (working, starting) = (engine.clone(), lifecycle.clone());
         lifecycle.critical("start", async move {
-            if !args.engine.migrate || process::migrate(&working, &starting).await? {
+            if process::prepare(&working, args.engine.migrate, &starting).await? {
                 worker::start(&working, policy, &args.worker, &starting)?;
             }
             Ok(())

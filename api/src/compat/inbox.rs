@@ -150,9 +150,15 @@ impl TryFrom<EventRecord> for EventView {
     }
 }
 
+/// The inbox as it is listed.
+struct InboxForm {
+    total: u64,
+    limit: u32,
+    offset: u64,
+}
+
 #[derive(Serialize)]
-struct Inbox {
-    events: Vec<EventView>,
+struct Rest {
     pagination: Pagination,
     next_cursor: Option<String>,
 }
@@ -164,6 +170,24 @@ struct Pagination {
     limit: u32,
     offset: u64,
     has_more: bool,
+}
+
+impl listing::Form for InboxForm {
+    const EVENTS: &'static str = "events";
+    type Event = EventView;
+    type Rest = Rest;
+
+    fn rest(&self, next: Option<i64>) -> Rest {
+        Rest {
+            pagination: Pagination {
+                total: self.total,
+                limit: self.limit,
+                offset: self.offset,
+                has_more: next.is_some(),
+            },
+            next_cursor: next.map(|place| List::CompatInbox.cursor(&place)),
+        }
+    }
 }
 
 pub(super) async fn list(
@@ -186,27 +210,20 @@ pub(super) async fn list(
         let rule = "cannot be given with cursor, which says where to go on";
         return Err(ApiError::invalid(vec![FieldError::parameter("offset", rule)]));
     }
-    let filter = status.map(Status::filter).unwrap_or_default();
-    let (store, page) = (&control.api.store, PageRequest { after, limit });
-    let (organization, order) = (caller.organization(), Order::NewestFirst);
-    let total = store.events.count(organization, &filter, MAX_TOTAL).await?;
-    // Never short: existing clients add `limit` to `offset`, and would skip what was left out.
-    let page = listing::events(store, organization, &filter, order, page, offset, usize::MAX).await?;
-    let events = page
-        .items
-        .into_iter()
-        .map(EventView::try_from)
-        .collect::<Result<_, _>>()?;
-    Ok(Answer::ok(Inbox {
-        events,
-        pagination: Pagination {
-            total,
-            limit,
-            offset,
-            has_more: page.next.is_some(),
-        },
-        next_cursor: page.next.map(|place| List::CompatInbox.cursor(&place)),
-    }))
+    let wanted = listing::Wanted {
+        organization: caller.organization(),
+        filter: status.map(Status::filter).unwrap_or_default(),
+        order: Order::NewestFirst,
+        page: PageRequest { after, limit },
+        offset,
+        // Never short: existing clients add `limit` to `offset`, and would skip what was left out.
+        enough: usize::MAX,
+    };
+    let held = control.room.take(wanted.organization).await?;
+    let (store, filter) = (&control.api.store, &wanted.filter);
+    let total = store.events.count(wanted.organization, filter, MAX_TOTAL).await?;
+    let form = InboxForm { total, limit, offset };
+    listing::answer(store, wanted, form, held).await
 }
 
 #[derive(Serialize)]

@@ -14,7 +14,7 @@ use shared::{
     delivery::{AttemptOutcome, AttemptResult, Failure, Next},
     engine::Engine,
     guard::TargetPolicy,
-    http::server,
+    http::server::{self, Bounds},
     lifecycle::Lifecycle,
     queue::Publisher,
     store::{IntakeBatch, IntakeOutcome, PlannedDelivery},
@@ -65,6 +65,19 @@ impl Desk {
     }
 
     pub async fn with(signup: Signup, admin_token: Option<&str>) -> Self {
+        Self::within(Bounds::default(), signup, admin_token).await
+    }
+
+    /// One that [`Desk::open`] opens, whose clients may not read for this long.
+    pub async fn with_stall(stall: Duration) -> Self {
+        let bounds = Bounds {
+            stall,
+            ..Bounds::default()
+        };
+        Self::within(bounds, Signup::AdminOnly, Some(ADMIN_TOKEN)).await
+    }
+
+    async fn within(bounds: Bounds, signup: Signup, admin_token: Option<&str>) -> Self {
         let directory = std::env::temp_dir().join(format!("triggers-api-{}", uuid::Uuid::new_v4()));
         let args = EngineArgs {
             database_url: None,
@@ -99,7 +112,8 @@ impl Desk {
         let routes = server::with_fallbacks(api::routes(Arc::new(api)));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        lifecycle.critical("http", server::serve(listener, routes, lifecycle.clone()));
+        let serving = server::serve_within(bounds, listener, routes, lifecycle.clone());
+        lifecycle.critical("http", serving);
         tokio::time::timeout(LONG, async {
             while !publisher.is_open() {
                 tokio::task::yield_now().await;
@@ -215,22 +229,30 @@ impl Desk {
 
     /// Takes an event in, as a worker does, for one subscription.
     pub async fn take_in(&self, event: &AcceptedEvent, subscription: SubscriptionId) {
+        self.take_in_all(std::slice::from_ref(event), subscription).await;
+    }
+
+    /// Takes events of one organization in together, as a worker does, for one subscription.
+    pub async fn take_in_all(&self, events: &[AcceptedEvent], subscription: SubscriptionId) {
+        let organization = events[0].organization;
         let in_force = self
             .engine
             .store
             .subscriptions
-            .in_force(&[event.organization])
+            .in_force(&[organization])
             .await
             .unwrap();
+        let planned = |event| PlannedDelivery {
+            event,
+            subscription,
+            held: false,
+        };
+        let deliveries: Vec<_> = (0..events.len()).map(planned).collect();
         let batch = IntakeBatch {
             worker: WorkerId::new(),
-            events: std::slice::from_ref(event),
-            deliveries: &[PlannedDelivery {
-                event: 0,
-                subscription,
-                held: false,
-            }],
-            versions: &[(event.organization, in_force[0].version)],
+            events,
+            deliveries: &deliveries,
+            versions: &[(organization, in_force[0].version)],
             repeats: &[],
         };
         let outcome = self.engine.store.events.intake(&batch).await.unwrap();

@@ -6,6 +6,7 @@ mod events;
 mod harness;
 mod inbox;
 mod keys;
+mod lists;
 mod organizations;
 mod set_aside;
 mod subscriptions;

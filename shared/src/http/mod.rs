@@ -8,6 +8,7 @@ pub mod ops;
 pub mod problem;
 pub mod query;
 pub mod server;
+mod stall;
 
 pub use body::JsonBody;
 pub use fields::{Fields, Unknown};

@@ -1,4 +1,5 @@
-//! The HTTP/1.1 server of every role: a connection cap, a deadline for heads, and an envelope around each request.
+//! The HTTP/1.1 server of every role: a connection cap, a deadline for heads, a limit on how long a client may not read its
+//! answer, and an envelope around each request.
 //!
 //! `axum::serve` sets no timer, so connections are served through hyper with one. The envelope gives each request an
 //! id, turns panics and [`ApiError`]s into problems, and puts `x-request-id` on every answer. On the soft signal the
@@ -16,17 +17,33 @@ use tokio::{net::TcpListener, sync::Semaphore};
 use tower_service::Service;
 use uuid::Uuid;
 
-use super::{ApiError, linger::Lingering};
+use super::{ApiError, linger::Lingering, stall::Stalling};
 use crate::lifecycle::Lifecycle;
 
 /// How long a request's head may take, and an idle connection stay open.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// The most connections at once; further ones wait to be accepted.
-pub const MAX_CONNECTIONS: usize = 16_384;
 /// The most headers of a request; more is a 431.
 const MAX_HEADERS: usize = 64;
 /// The most bytes of a request's head; more is a 431.
 const MAX_HEAD_BYTES: usize = 32 * 1024;
+
+/// What a server bounds its clients by; by default as production does.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// The most connections at once; further ones wait to be accepted.
+    pub connections: usize,
+    /// How long a client may not take anything of its answer before it is cut off.
+    pub stall: Duration,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self {
+            connections: 16_384,
+            stall: Duration::from_secs(30),
+        }
+    }
+}
 
 static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -71,7 +88,17 @@ pub fn with_fallbacks(router: Router) -> Router {
 
 /// Serves `router` until the lifecycle stops. Ends with an error only if the listener breaks for good.
 pub async fn serve(listener: TcpListener, router: Router, lifecycle: Lifecycle) -> anyhow::Result<()> {
-    let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    serve_within(Bounds::default(), listener, router, lifecycle).await
+}
+
+/// As [`serve`], within these bounds.
+pub async fn serve_within(
+    bounds: Bounds,
+    listener: TcpListener,
+    router: Router,
+    lifecycle: Lifecycle,
+) -> anyhow::Result<()> {
+    let connections = Arc::new(Semaphore::new(bounds.connections));
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())
@@ -103,7 +130,8 @@ pub async fn serve(listener: TcpListener, router: Router, lifecycle: Lifecycle) 
         let router = router.clone();
         let tasks = lifecycle.tasks.clone();
         let service = service_fn(move |request| envelope(router.clone(), Lingering::of(request, &tasks)));
-        let mut connection = Box::pin(builder.serve_connection(TokioIo::new(stream), service));
+        let stream = TokioIo::new(Stalling::new(stream, bounds.stall));
+        let mut connection = Box::pin(builder.serve_connection(stream, service));
         let (soft, hard) = (lifecycle.soft.clone(), lifecycle.hard.clone());
         lifecycle.tasks.spawn(async move {
             let _permit = permit;
@@ -151,4 +179,63 @@ async fn envelope(mut router: Router, request: Request<Lingering>) -> Result<Res
     }
     response.headers_mut().insert(X_REQUEST_ID.clone(), request_id.0);
     Ok(response)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use axum::routing::get;
+    use bytes::Bytes;
+    use futures_util::stream;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpStream,
+    };
+
+    use super::*;
+
+    async fn ask(address: SocketAddr, path: &str) -> TcpStream {
+        let mut client = TcpStream::connect(address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        client.write_all(request.as_bytes()).await.unwrap();
+        client
+    }
+
+    #[tokio::test]
+    async fn a_client_that_does_not_read_is_cut_off_and_its_place_is_free_again() {
+        let endless = async || {
+            let piece = Bytes::from(vec![b'.'; 64 * 1024]);
+            Body::from_stream(stream::repeat_with(move || Ok::<_, Infallible>(piece.clone())))
+        };
+        let router = Router::new()
+            .route("/endless", get(endless))
+            .route("/short", get(async || "short"));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let bounds = Bounds {
+            connections: 1,
+            stall: Duration::from_millis(300),
+        };
+        let lifecycle = Lifecycle::new();
+        let serving = serve_within(bounds, listener, with_fallbacks(router), lifecycle.clone());
+        lifecycle.critical("http", serving);
+
+        let mut stalled = ask(address, "/endless").await;
+        // It has the only place, so this one is answered once it is cut off.
+        let mut next = ask(address, "/short").await;
+        let mut answer = String::new();
+        tokio::time::timeout(Duration::from_secs(20), next.read_to_string(&mut answer))
+            .await
+            .expect("the place is free again")
+            .unwrap();
+        assert!(answer.ends_with("short"), "{answer}");
+        // What was sent before is still there; the end of the body is not.
+        let mut got = Vec::new();
+        let _ = tokio::time::timeout(Duration::from_secs(20), stalled.read_to_end(&mut got))
+            .await
+            .expect("the connection has ended");
+        assert!(got.starts_with(b"HTTP/1.1 200") && !got.ends_with(b"0\r\n\r\n"));
+        lifecycle.soft.cancel();
+    }
 }

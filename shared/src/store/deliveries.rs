@@ -87,7 +87,7 @@ pub trait Deliveries: Send + Sync {
     /// that did. An outcome that applies ends the worker's hold.
     async fn record(&self, worker: WorkerId, outcomes: &[AttemptOutcome]) -> Result<Vec<DeliveryKey>>;
     /// Closes every open delivery of each event (by id or alias): nothing more is sent. In the order of `events`. Closing
-    /// what a worker holds is announced as [`Change::Closed`].
+    /// what a worker holds is announced as [`Change::Closed`]. What a deleted subscription leaves open stays cancelled.
     async fn acknowledge(
         &self,
         organization: OrganizationId,

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::{Page, PageRequest, Result, SetAside};
 #[cfg(doc)]
-use super::{StoreError, Subscriptions};
+use super::{PAGE_BYTES, StoreError, Subscriptions};
+use super::{Page, PageRequest, Result, SetAside};
 use crate::{
     AcceptedEvent, EventId, EventStatus, FailureKind, OrganizationId, Repeat, SetAsideId, SubscriptionId,
     Timestamp, WorkerId, delivery::Status,
@@ -100,7 +100,7 @@ pub struct DeliveryRecord {
     pub status: Status,
     /// How many attempts were made.
     pub attempts: u32,
-    /// When the next attempt is due, while it is open.
+    /// When the next attempt is due, while it is open and to be pushed: what is pulled is attempted by nobody.
     pub next_attempt_at: Option<Timestamp>,
     /// When it last changed state or had an attempt.
     pub updated_at: Timestamp,
@@ -154,7 +154,8 @@ pub trait Events: Send + Sync {
     /// Looks one up by its id, or by an alias of it, with deliveries and attempts.
     async fn get(&self, organization: OrganizationId, id: EventId) -> Result<Option<EventRecord>>;
     /// Lists events with their deliveries (without attempts but the last), by `seq`; in order, nothing that commits
-    /// later can come before what was listed. `Order::OldestFirst` with the one status `pending` is the inbox.
+    /// later can come before what was listed. `Order::OldestFirst` with the one status `pending` is the inbox. A page ends
+    /// before its limit rather than have more than [`PAGE_BYTES`] of payloads; its `next` says that there is more.
     async fn list(
         &self,
         organization: OrganizationId,

@@ -5,8 +5,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::broadcast;
 
+#[cfg(doc)]
+use super::PING_TIMEOUT;
 use super::Result;
-use crate::{EventId, SubscriptionId};
+use crate::{EventId, SubscriptionId, seal::Sealed};
 
 /// Word that something changed. It may be lost (the connection that brings it may break): whoever acts on it has a
 /// poll behind it.
@@ -34,8 +36,11 @@ pub struct Retention {
 pub trait Keeper: Send + Sync {
     /// Brings the schema up to date; safe when many start at once.
     async fn migrate(&self) -> Result<()>;
-    /// Checks that the store answers, and has its schema.
+    /// Checks that the store answers, and has its schema, within [`PING_TIMEOUT`].
     async fn ping(&self) -> Result<()>;
+    /// Keeps `sealed` as the deployment's [check value](crate::seal::Sealer::check_value) if it has none yet, and gives
+    /// the one that it has.
+    async fn secret_check(&self, sealed: Sealed) -> Result<Sealed>;
     /// Makes partitions ahead, expires and drops what is older than `retention`, forgets expired deduplication keys. In
     /// small steps; only one node does it at a time, others return at once.
     async fn keep(&self, retention: Duration) -> Result<Retention>;

@@ -8,6 +8,7 @@ mod deliveries;
 mod events;
 mod keeper;
 mod organizations;
+mod page;
 pub mod postgres;
 mod set_aside;
 pub mod sqlite;
@@ -23,10 +24,14 @@ pub use self::{
     },
     keeper::{Change, Keeper, Retention},
     organizations::{NewKey, Organizations},
+    page::PAGE_BYTES,
     set_aside::SetAside,
     subscriptions::{InForce, PatchOutcome, SubscriptionPatch, Subscriptions},
 };
 use crate::DeliveryState;
+
+/// How long [`Keeper::ping`] waits for an answer: less than a readiness check may take.
+pub const PING_TIMEOUT: Duration = Duration::from_millis(1_500);
 
 /// How long a deduplication key is remembered.
 pub const DEDUPLICATION_WINDOW: Duration = Duration::from_hours(24);

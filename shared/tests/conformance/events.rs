@@ -1,9 +1,9 @@
 use std::slice::from_ref;
 
 use shared::{
-    AcceptedEvent, EventId, EventStatus, EventType, OrganizationId, SetAsideId, Timestamp,
+    AcceptedEvent, EventId, EventStatus, EventType, OrganizationId, Payload, SetAsideId, Timestamp,
     delivery::Next,
-    store::{EventFilter, Order, SetAside, Store},
+    store::{EventFilter, Order, PageRequest, SetAside, Store},
 };
 use tokio::task::JoinSet;
 
@@ -260,6 +260,55 @@ pub(crate) async fn filtered_by_type(store: &Store) {
     }
 }
 
+pub(crate) async fn pages_are_bounded_in_bytes(store: &Store) {
+    let ours = organization(store).await.id;
+    let (inbox, me) = (inbox(store, ours).await, worker(store).await);
+    let sizes = [400_000, 400_000, 400_000, 2, 200_000, 600_000];
+    let events: Vec<_> = sizes
+        .iter()
+        .map(|size| AcceptedEvent {
+            payload: Payload::from_trusted(format!("\"{}\"", "x".repeat(size - 2)).into()).unwrap(),
+            ..event(ours)
+        })
+        .collect();
+    for event in &events {
+        take_in(store, me, from_ref(event), &[(inbox, false)]).await;
+    }
+    for filter in [
+        EventFilter::default(),
+        of_status(&[EventStatus::Pending]),
+        of_status(&[EventStatus::Pending, EventStatus::Expired]),
+    ] {
+        for (order, lengths) in [
+            (Order::OldestFirst, &[2, 3, 1][..]),
+            (Order::NewestFirst, &[3, 2, 1]),
+        ] {
+            let (mut seen, mut pages, mut cursor) = (Vec::new(), Vec::new(), None);
+            loop {
+                let request = PageRequest {
+                    after: cursor,
+                    limit: 5,
+                };
+                let page = store.events.list(ours, &filter, order, request, 0).await.unwrap();
+                pages.push(page.items.len());
+                seen.extend(page.items.into_iter().map(|event| (event.id, event.payload)));
+                cursor = page.next;
+                if cursor.is_none() {
+                    break;
+                }
+            }
+            assert_eq!(pages, lengths, "{order:?}");
+            if order == Order::NewestFirst {
+                seen.reverse();
+            }
+            let expected = events
+                .iter()
+                .map(|event| (event.id, event.payload.as_str().to_owned()));
+            assert!(seen.into_iter().eq(expected), "{order:?}");
+        }
+    }
+}
+
 pub(crate) async fn counted_no_further_than_asked(store: &Store) {
     let ours = organization(store).await.id;
     let (inbox, me) = (inbox(store, ours).await, worker(store).await);
@@ -292,7 +341,7 @@ pub(crate) async fn readers_skip_nothing(store: &Store) {
     let (mut seen, mut cursor) = (0, None);
     while seen < expected {
         let writing = !tasks.is_empty();
-        let request = shared::store::PageRequest {
+        let request = PageRequest {
             after: cursor,
             limit: 1_000,
         };

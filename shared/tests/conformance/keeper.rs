@@ -2,6 +2,7 @@ use std::time::Duration;
 
 use shared::{
     AcceptedEvent, DeliveryStatus, EventId, EventStatus, Timestamp,
+    seal::Sealed,
     store::{Change, EventFilter, Store},
 };
 use tokio::{sync::broadcast, task::JoinSet, time::timeout};
@@ -169,4 +170,17 @@ pub(crate) async fn keeping_concurrently(store: &Store) {
             .unwrap(),
         21
     );
+}
+
+pub(crate) async fn the_first_check_value_stays(store: &Store) {
+    let values = [vec![1, 2, 3], vec![4]].map(Sealed);
+    let (one, other) = tokio::join!(
+        store.keeper.secret_check(values[0].clone()),
+        store.keeper.secret_check(values[1].clone()),
+    );
+    let first = one.unwrap();
+    assert!(values.contains(&first));
+    assert_eq!(other.unwrap(), first);
+    let later = store.keeper.secret_check(Sealed(vec![5])).await.unwrap();
+    assert_eq!(later, first);
 }

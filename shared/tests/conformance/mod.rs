@@ -24,14 +24,15 @@ macro_rules! conformance_tests {
                 repeats_of_aliases_count_for_the_first, one_event_a_key_under_concurrency,
                 frames_repeated_under_concurrency, order_follows_intake;
             events: another_organizations_are_not_found, listed_both_ways, filtered_by_status, filtered_by_failure,
-                filtered_by_type, counted_no_further_than_asked, readers_skip_nothing, set_aside_and_forgotten;
+                filtered_by_type, pages_are_bounded_in_bytes, counted_no_further_than_asked, readers_skip_nothing, set_aside_and_forgotten;
             deliveries: held_from_intake, leases_run_out, an_ended_lease_does_not_come_back, resigning_frees,
                 claimed_oldest_first, only_served_lanes_are_claimed, claims_never_overlap, lanes_go_round,
                 released_and_still_held, backlog_is_counted, claims_are_bounded_by_bytes;
             outcomes: success_is_recorded, failures_are_logged, dead_letters, outcomes_apply_once,
-                outcomes_of_the_stalled_do_not_apply, large_mixed_batches, acknowledged, acknowledged_beats_outcome;
+                outcomes_of_the_stalled_do_not_apply, large_mixed_batches, acknowledged, acknowledged_beats_outcome,
+                acknowledging_leaves_what_was_cancelled, only_open_pushes_have_a_next_attempt;
             keeper: migrating_again_changes_nothing, changes_are_announced, deleted_subscriptions_are_cancelled,
-                what_retention_ends_is_expired, keeping_concurrently;
+                what_retention_ends_is_expired, keeping_concurrently, the_first_check_value_stays;
         }
     };
     ($run:path; $($module:ident: $($check:ident),+;)+) => {$(

@@ -1,9 +1,9 @@
 use std::{collections::HashSet, slice::from_ref, time::Duration};
 
 use shared::{
-    DeliveryStatus, EventId, FailureKind, Timestamp,
+    DeliveryStatus, EventId, EventStatus, FailureKind, Timestamp,
     delivery::Next,
-    store::{Acknowledged, Change, EventFilter, Store},
+    store::{Acknowledged, Change, EventFilter, Order, PageRequest, Store},
 };
 use tokio::{sync::broadcast, task::JoinSet, time::timeout};
 
@@ -339,4 +339,78 @@ pub(crate) async fn acknowledged_beats_outcome(store: &Store) {
         (DeliveryStatus::Acknowledged, 0)
     );
     assert!(claim(store, me, push, 10).await.is_empty());
+}
+
+pub(crate) async fn acknowledging_leaves_what_was_cancelled(store: &Store) {
+    let ours = organization(store).await.id;
+    let (kept, gone) = (push(store, ours).await.id, push(store, ours).await.id);
+    let me = worker(store).await;
+    let posted = [event(ours), event(ours)];
+    take_in(store, me, &posted[..1], &[(kept, false), (gone, true)]).await;
+    take_in(store, me, &posted[1..], &[(gone, false)]).await;
+    store.subscriptions.delete(ours, gone).await.unwrap();
+    for _ in 0..2 {
+        let ids = posted.each_ref().map(|event| event.id);
+        for outcome in store.deliveries.acknowledge(ours, &ids).await.unwrap() {
+            assert!(matches!(outcome, Acknowledged::Done { .. }), "{outcome:?}");
+        }
+        let record = get(store, ours, posted[0].id).await;
+        for delivery in &record.deliveries {
+            let expected = if delivery.subscription == gone {
+                DeliveryStatus::Cancelled
+            } else {
+                DeliveryStatus::Acknowledged
+            };
+            assert_eq!(delivery.status, expected);
+        }
+        assert_eq!(record.status(), EventStatus::Acknowledged);
+        assert_eq!(
+            get(store, ours, posted[1].id).await.status(),
+            EventStatus::Cancelled
+        );
+        // Written down or not, it is the same.
+        store.keeper.cancel_deleted().await.unwrap();
+    }
+}
+
+pub(crate) async fn only_open_pushes_have_a_next_attempt(store: &Store) {
+    let ours = organization(store).await.id;
+    let (inbox, gone) = (inbox(store, ours).await, push(store, ours).await.id);
+    let (waiting, retrying) = (push(store, ours).await.id, push(store, ours).await.id);
+    let (dead, parked) = (push(store, ours).await.id, push(store, ours).await.id);
+    let me = worker(store).await;
+    let posted = event(ours);
+    let lanes = [inbox, gone, waiting, retrying, dead, parked].map(|lane| (lane, true));
+    take_in(store, me, from_ref(&posted), &lanes).await;
+    let outcomes = [
+        failed(&posted, retrying, 1, Next::Retry { after: MINUTE }),
+        failed(&posted, dead, 1, Next::DeadLetter),
+    ];
+    assert_eq!(store.deliveries.record(me, &outcomes).await.unwrap().len(), 2);
+    store.subscriptions.delete(ours, gone).await.unwrap();
+    let disabled = store.subscriptions.disable(ours, parked, 1, "gone").await;
+    assert!(disabled.unwrap());
+
+    let shown = get(store, ours, posted.id).await;
+    let page = PageRequest {
+        after: None,
+        limit: 10,
+    };
+    let listed = store
+        .events
+        .list(ours, &EventFilter::default(), Order::OldestFirst, page, 0)
+        .await
+        .unwrap();
+    let mut expected = vec![waiting, retrying, parked];
+    expected.sort_unstable();
+    for record in [&shown, &listed.items[0]] {
+        let due = record
+            .deliveries
+            .iter()
+            .filter(|delivery| delivery.next_attempt_at.is_some());
+        assert_eq!(
+            due.map(|delivery| delivery.subscription).collect::<Vec<_>>(),
+            expected
+        );
+    }
 }

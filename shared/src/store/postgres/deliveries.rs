@@ -124,7 +124,8 @@ const STILL_HELD: &str = concat!(
     enlisted!()
 );
 
-/// A closed delivery keeps the name of its owner, who is told by notice.
+/// A closed delivery keeps the name of its owner, who is told by notice. What a deleted subscription leaves open is as good
+/// as cancelled already.
 const ACKNOWLEDGE: &str = "
     WITH asked AS MATERIALIZED (
         SELECT asked.place, e.id
@@ -143,6 +144,7 @@ const ACKNOWLEDGE: &str = "
         UPDATE deliveries d SET state = 'acknowledged', due_at = NULL, updated_at = now()
         FROM unnest((SELECT array_agg(DISTINCT id) FROM asked WHERE id IS NOT NULL)) AS e (id)
         WHERE d.event_id = e.id AND d.due_at IS NOT NULL
+          AND (SELECT true FROM subscriptions s WHERE s.id = d.subscription_id AND s.deleted_at IS NULL)
         RETURNING d.event_id, d.lease_owner
     ), told AS (
         SELECT count(pg_notify('triggers_changes', 'c:' || event_id)) AS times

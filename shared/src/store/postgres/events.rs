@@ -8,7 +8,6 @@ use super::{
     Engine, Result,
     lists::{self, Part},
     organizations::paged,
-    records::{ATTEMPTS, LAST_ATTEMPTS},
     rows,
     rows::Columns,
 };
@@ -47,7 +46,7 @@ impl Events for Engine {
 
     async fn get(&self, organization: OrganizationId, id: EventId) -> Result<Option<EventRecord>> {
         let event = query(EVENT).bind(organization.uuid()).bind(id.uuid());
-        Ok(self.read(organization, event, ATTEMPTS).await?.pop())
+        self.read_one(organization, event).await
     }
 
     async fn list(
@@ -68,9 +67,8 @@ impl Events for Engine {
             offset,
             settled_below,
         };
-        let events = lists::list(organization, filter, order, &part);
-        let records = self.read(organization, events, LAST_ATTEMPTS).await?;
-        Ok(paged(records, page.limit, |event| event.seq))
+        let found = lists::list(organization, filter, order, &part);
+        self.read_page(organization, found, order, page.limit).await
     }
 
     async fn count(&self, organization: OrganizationId, filter: &EventFilter, most: u64) -> Result<u64> {

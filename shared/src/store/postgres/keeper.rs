@@ -16,11 +16,13 @@ use time::{Date, OffsetDateTime};
 use tokio::sync::broadcast;
 
 use super::{Engine, Result, StoreError, classify, partitions, rows::Columns, within};
-use crate::store::{Change, Keeper, Retention};
+use crate::{
+    seal::Sealed,
+    store::{Change, Keeper, PING_TIMEOUT, Retention},
+};
 
 const MIGRATE: Duration = Duration::from_mins(2);
 const KEEP: Duration = Duration::from_mins(10);
-const PING: Duration = Duration::from_secs(3);
 /// How many rows a step of upkeep changes.
 const STEP: i64 = 1_000;
 /// How long what expired can still be seen.
@@ -30,13 +32,23 @@ const SEEN_EXPIRED: Duration = Duration::from_hours(24);
 const KEEPING: i64 = 0x7472_6967_0002;
 
 fn migrator() -> Migrator {
-    let mut migrator = Migrator::with_migrations(vec![Migration::new(
-        1,
-        Cow::Borrowed("schema"),
-        MigrationType::Simple,
-        include_str!("../../../../migrations/postgres/0001_schema.sql").into_sql_str(),
-        false,
-    )]);
+    let migrations = [
+        (
+            1,
+            "schema",
+            include_str!("../../../../migrations/postgres/0001_schema.sql"),
+        ),
+        (
+            2,
+            "secret check",
+            include_str!("../../../../migrations/postgres/0002_secret_check.sql"),
+        ),
+    ];
+    let migrations = migrations.map(|(version, name, text)| {
+        let name = Cow::Borrowed(name);
+        Migration::new(version, name, MigrationType::Simple, text.into_sql_str(), false)
+    });
+    let mut migrator = Migrator::with_migrations(migrations.into());
     // In a rolling deploy a newer version has migrated already, and this one starts once more.
     migrator.set_ignore_missing(true);
     migrator
@@ -128,7 +140,17 @@ impl Keeper for Engine {
     async fn ping(&self) -> Result<()> {
         // Of a table: a process that migrates beside its other work is not ready before the schema is there.
         let look = query("SELECT 1 FROM organizations LIMIT 1");
-        within(PING, self.rows(look)).await.map(drop)
+        within(PING_TIMEOUT, self.rows(look)).await.map(drop)
+    }
+
+    async fn secret_check(&self, sealed: Sealed) -> Result<Sealed> {
+        // Two statements: of a row that another start writes meanwhile, the first one's snapshot knows nothing.
+        let insert = query("INSERT INTO secret_check (sealed) VALUES ($1) ON CONFLICT DO NOTHING");
+        self.rows(insert.bind(sealed.0)).await?;
+        self.one(query("SELECT sealed FROM secret_check"))
+            .await?
+            .value("sealed")
+            .map(Sealed)
     }
 
     async fn keep(&self, retention: Duration) -> Result<Retention> {

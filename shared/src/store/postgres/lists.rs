@@ -1,4 +1,5 @@
-//! Which events a list shows: its statements.
+//! Which events a list shows: its statements. They answer with ids and sizes (which are known without reading a payload
+//! out of line): what of it is one page is read then.
 //!
 //! Events that are `pending` are found by the partial index over open deliveries alone; other statuses by walking the
 //! organization's events in order.
@@ -109,22 +110,10 @@ macro_rules! walked {
     };
 }
 
-const PENDING_OLDEST: &str = pending!(
-    "e.id, e.seq, e.type, e.dedup_id, e.source, e.occurred_at, e.received_at, e.payload",
-    oldest
-);
-const PENDING_NEWEST: &str = pending!(
-    "e.id, e.seq, e.type, e.dedup_id, e.source, e.occurred_at, e.received_at, e.payload",
-    newest
-);
-const WALKED_OLDEST: &str = walked!(
-    "e.id, e.seq, e.type, e.dedup_id, e.source, e.occurred_at, e.received_at, e.payload",
-    oldest
-);
-const WALKED_NEWEST: &str = walked!(
-    "e.id, e.seq, e.type, e.dedup_id, e.source, e.occurred_at, e.received_at, e.payload",
-    newest
-);
+const PENDING_OLDEST: &str = pending!("e.id, e.seq, octet_length(e.payload) AS bytes", oldest);
+const PENDING_NEWEST: &str = pending!("e.id, e.seq, octet_length(e.payload) AS bytes", newest);
+const WALKED_OLDEST: &str = walked!("e.id, e.seq, octet_length(e.payload) AS bytes", oldest);
+const WALKED_NEWEST: &str = walked!("e.id, e.seq, octet_length(e.payload) AS bytes", newest);
 const PENDING_COUNT: &str = concat!(
     "SELECT count(*) AS count FROM (",
     pending!("1", newest),

@@ -229,6 +229,12 @@ impl Session {
         self.settled = matches!(result, Ok(_) | Err(sqlx::Error::Database(_)));
         result.map_err(classify)
     }
+
+    /// For several statements that read, in a transaction: it is ended if all of them went well.
+    fn settle_read<T>(&mut self, read: Result<T>) -> Result<T> {
+        self.settled = read.is_ok();
+        read
+    }
 }
 
 impl Drop for Session {

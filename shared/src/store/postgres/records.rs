@@ -13,15 +13,19 @@ use super::{CALL, Engine, Result, Session, Statement, classify, partitions, rows
 use crate::{
     DeliveryKey, DeliveryState, DeliveryStatus, EventId, OrganizationId,
     delivery::SubscriptionCondition,
-    store::{AttemptRecord, DeliveryRecord, EventRecord, parse_state},
+    store::{
+        AttemptRecord, DeliveryRecord, EventRecord, Order, Page,
+        page::{self, Shown},
+        parse_state,
+    },
 };
 
 /// The most that an id made later can seem older than the first of its key: ids reach from 2 days back to 3 ahead.
 const CLOCKS_APART: Duration = Duration::from_hours(6 * 24);
 
 const DELIVERIES: &str = "
-    SELECT d.event_id, d.subscription_id, d.state, d.attempts, d.due_at, d.updated_at, d.started_at, d.duration_ms,
-           d.status_code, s.enabled,
+    SELECT d.event_id, d.subscription_id, d.state, d.attempts, d.updated_at, d.started_at, d.duration_ms,
+           d.status_code, s.enabled, CASE WHEN s.kind = 'push' THEN d.due_at END AS next_attempt_at,
            coalesce(d.lease_owner = ANY (ARRAY(SELECT id FROM workers WHERE lease_until > now())), false) AS held
     FROM unnest((SELECT $1::uuid[])) AS asked (id)
     JOIN deliveries d ON d.event_id = asked.id AND d.event_id BETWEEN $2 AND $3
@@ -42,8 +46,8 @@ macro_rules! attempts {
         )
     };
 }
-pub(super) const ATTEMPTS: &str = attempts!("", "");
-pub(super) const LAST_ATTEMPTS: &str = attempts!("DISTINCT ON (a.event_id, a.subscription_id)", "DESC");
+const ATTEMPTS: &str = attempts!("", "");
+const LAST_ATTEMPTS: &str = attempts!("DISTINCT ON (a.event_id, a.subscription_id)", "DESC");
 
 /// A repeat may have been answered with an id that was itself a repeat's: it counts for the first all the same.
 const REPEATS: &str = "
@@ -63,69 +67,158 @@ const REPEATS: &str = "
         WHERE a.organization_id = $3
     ) repeated GROUP BY first";
 
+/// The events of a page.
+const EVENTS: &str = "
+    SELECT e.id, e.seq, e.type, e.dedup_id, e.source, e.occurred_at, e.received_at, e.payload
+    FROM unnest((SELECT $1::uuid[])) AS asked (id)
+    JOIN events e ON e.id = asked.id AND e.id BETWEEN $2 AND $3
+    ORDER BY e.seq";
+
 impl Engine {
-    /// Reads the events that a statement finds, and all that belongs to them, in one snapshot.
-    pub(super) async fn read(
+    /// Reads the event that a statement finds, and all that belongs to it, in one snapshot.
+    pub(super) async fn read_one(
         &self,
         organization: OrganizationId,
-        events: Statement,
-        attempts: &'static str,
-    ) -> Result<Vec<EventRecord>> {
+        event: Statement,
+    ) -> Result<Option<EventRecord>> {
         // Boxed: it is large, and so would be all that waits for it.
         Box::pin(within(CALL, async {
             let mut session = Session::of(&self.pool).await?;
-            let records = read(session.connection(), organization, events, attempts).await;
-            if records.is_ok() {
-                session.settle(Ok(()))?;
-            }
-            records
+            let read = read_one(session.connection(), organization, event).await;
+            session.settle_read(read)
+        }))
+        .await
+    }
+
+    /// Reads a page of the events that a statement of [`lists`](super::lists) finds, in one snapshot.
+    pub(super) async fn read_page(
+        &self,
+        organization: OrganizationId,
+        found: Statement,
+        order: Order,
+        limit: u32,
+    ) -> Result<Page<EventRecord, i64>> {
+        Box::pin(within(CALL, async {
+            let mut session = Session::of(&self.pool).await?;
+            let read = read_page(session.connection(), organization, found, order, limit).await;
+            session.settle_read(read)
         }))
         .await
     }
 }
 
-async fn read(
+async fn begin(connection: &mut PgConnection) -> Result<()> {
+    query("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        .execute(connection)
+        .await
+        .map(drop)
+        .map_err(classify)
+}
+
+async fn commit(connection: &mut PgConnection) -> Result<()> {
+    query("COMMIT")
+        .execute(connection)
+        .await
+        .map(drop)
+        .map_err(classify)
+}
+
+async fn read_one(
     connection: &mut PgConnection,
     organization: OrganizationId,
-    events: Statement,
+    event: Statement,
+) -> Result<Option<EventRecord>> {
+    begin(connection).await?;
+    let rows = event.fetch_all(&mut *connection).await.map_err(classify)?;
+    let mut records = records(connection, organization, rows, ATTEMPTS).await?;
+    commit(connection).await?;
+    Ok(records.pop())
+}
+
+async fn read_page(
+    connection: &mut PgConnection,
+    organization: OrganizationId,
+    found: Statement,
+    order: Order,
+    limit: u32,
+) -> Result<Page<EventRecord, i64>> {
+    begin(connection).await?;
+    let found = found.fetch_all(&mut *connection).await.map_err(classify)?;
+    let found = found.iter().map(shown).collect::<Result<Vec<_>>>()?;
+    let shown = page::page(found, limit);
+    let ids: Vec<Uuid> = shown.items.iter().map(|event| event.id).collect();
+    let rows = match span(&ids) {
+        Some((first, last)) => query(EVENTS)
+            .bind(ids)
+            .bind(first)
+            .bind(last)
+            .fetch_all(&mut *connection)
+            .await
+            .map_err(classify)?,
+        None => Vec::new(),
+    };
+    let mut items = records(connection, organization, rows, LAST_ATTEMPTS).await?;
+    commit(connection).await?;
+    if order == Order::NewestFirst {
+        items.reverse();
+    }
+    Ok(Page {
+        items,
+        next: shown.next,
+    })
+}
+
+/// The least and the greatest: partitions outside of them need not be opened.
+fn span(ids: &[Uuid]) -> Option<(Uuid, Uuid)> {
+    Some((*ids.iter().min()?, *ids.iter().max()?))
+}
+
+/// The events of `rows`, in their order, with all that belongs to them.
+async fn records(
+    connection: &mut PgConnection,
+    organization: OrganizationId,
+    rows: Vec<PgRow>,
     attempts: &'static str,
 ) -> Result<Vec<EventRecord>> {
-    query("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        .execute(&mut *connection)
-        .await
-        .map_err(classify)?;
-    let events = events.fetch_all(&mut *connection).await.map_err(classify)?;
-    let mut records = events.iter().map(event).collect::<Result<Vec<_>>>()?;
+    let mut records = rows.iter().map(event).collect::<Result<Vec<_>>>()?;
+    // They hold the payloads a second time.
+    drop(rows);
     let ids: Vec<Uuid> = records.iter().map(|record| record.id.uuid()).collect();
-    if let (Some(first), Some(last)) = (ids.iter().min().copied(), ids.iter().max().copied()) {
-        let of_these = |sql| query(sql).bind(ids.clone()).bind(first).bind(last);
-        let deliveries = of_these(DELIVERIES)
-            .fetch_all(&mut *connection)
-            .await
-            .map_err(classify)?;
-        let attempts = of_these(attempts)
-            .fetch_all(&mut *connection)
-            .await
-            .map_err(classify)?;
-        let repeats = query(REPEATS)
-            .bind(ids.clone())
-            .bind(partitions::earlier(first, CLOCKS_APART))
-            .bind(organization.uuid())
-            .fetch_all(&mut *connection)
-            .await
-            .map_err(classify)?;
-        attach(
-            &mut records,
-            &deliveries,
-            attempts_by_delivery(&attempts)?,
-            &repeats,
-        )?;
-    }
-    query("COMMIT")
-        .execute(&mut *connection)
+    let Some((first, last)) = span(&ids) else {
+        return Ok(records);
+    };
+    let of_these = |sql| query(sql).bind(ids.clone()).bind(first).bind(last);
+    let deliveries = of_these(DELIVERIES)
+        .fetch_all(&mut *connection)
         .await
         .map_err(classify)?;
+    let attempts = of_these(attempts)
+        .fetch_all(&mut *connection)
+        .await
+        .map_err(classify)?;
+    let repeats = query(REPEATS)
+        .bind(ids.clone())
+        .bind(partitions::earlier(first, CLOCKS_APART))
+        .bind(organization.uuid())
+        .fetch_all(&mut *connection)
+        .await
+        .map_err(classify)?;
+    attach(
+        &mut records,
+        &deliveries,
+        attempts_by_delivery(&attempts)?,
+        &repeats,
+    )?;
     Ok(records)
+}
+
+fn shown(row: &PgRow) -> Result<Shown<Uuid>> {
+    let bytes: i32 = row.value("bytes")?;
+    Ok(Shown {
+        id: row.value("id")?,
+        seq: row.value("seq")?,
+        bytes: u64::try_from(bytes).unwrap_or(0),
+    })
 }
 
 fn event(row: &PgRow) -> Result<EventRecord> {
@@ -219,7 +312,7 @@ fn delivery(row: &PgRow, mut log: Vec<AttemptRecord>) -> Result<DeliveryRecord> 
         status,
         attempts,
         next_attempt_at: if status.is_open() {
-            row.optional_at("due_at")?
+            row.optional_at("next_attempt_at")?
         } else {
             None
         },

@@ -24,7 +24,7 @@ const ALIASES: &str = "(SELECT count(*) FROM event_aliases a WHERE a.organizatio
      (a.event_id = e.id OR a.event_id IN (SELECT b.id FROM event_aliases b WHERE b.event_id = e.id))";
 
 /// A delivery, its last failed attempt, and what its status depends on: its subscription and its owner's lease.
-const DELIVERY: &str = "SELECT d.event_id, d.subscription_id, d.state, d.attempts, d.due_at, d.updated_at, \
+const DELIVERY: &str = "SELECT d.event_id, d.subscription_id, d.state, d.attempts, iif(s.kind = 'push', d.due_at, NULL), d.updated_at, \
      d.started_at, d.duration_ms, d.status_code, s.enabled, s.deleted_at IS NOT NULL, \
      EXISTS (SELECT 1 FROM workers w WHERE w.id = d.lease_owner AND w.lease_until > ?), \
      a.number, a.started_at, a.duration_ms, a.status_code, a.failure, a.detail \

@@ -6,8 +6,14 @@ use async_trait::async_trait;
 use sqlx::migrate::MigrateError;
 use tokio::sync::broadcast;
 
-use super::{Engine, MIGRATIONS, row::failed};
-use crate::store::{Change, Keeper, Result, Retention, StoreError};
+use super::{
+    Engine, MIGRATIONS,
+    row::{Columns as _, failed},
+};
+use crate::{
+    seal::Sealed,
+    store::{Change, Keeper, PING_TIMEOUT, Result, Retention, StoreError},
+};
 
 #[async_trait]
 impl Keeper for Engine {
@@ -22,11 +28,34 @@ impl Keeper for Engine {
     }
 
     async fn ping(&self) -> Result<()> {
-        sqlx::query("SELECT 1")
-            .execute(&self.readers)
+        // Of a table: without the schema there is nothing to work with.
+        let look = sqlx::query("SELECT 1 FROM organizations LIMIT 1").execute(&self.readers);
+        match tokio::time::timeout(PING_TIMEOUT, look).await {
+            Ok(looked) => looked.map(drop).map_err(failed),
+            Err(_) => Err(failed(sqlx::Error::PoolTimedOut)),
+        }
+    }
+
+    async fn secret_check(&self, sealed: Sealed) -> Result<Sealed> {
+        self.writer
+            .run(move |tx| {
+                Box::pin(async move {
+                    sqlx::query(
+                        "INSERT INTO secret_check (single, sealed) VALUES (1, ?) ON CONFLICT DO NOTHING",
+                    )
+                    .bind(sealed.0)
+                    .execute(&mut tx.connection)
+                    .await
+                    .map_err(failed)?;
+                    sqlx::query("SELECT sealed FROM secret_check")
+                        .fetch_one(&mut tx.connection)
+                        .await
+                        .map_err(failed)?
+                        .value(0)
+                        .map(Sealed)
+                })
+            })
             .await
-            .map(drop)
-            .map_err(failed)
     }
 
     async fn keep(&self, retention: Duration) -> Result<Retention> {

@@ -1,20 +1,25 @@
 //! Lists of events.
 //!
-//! First the numbers of the events that a page shows, by the index that fits the filter; then those events. What is
-//! open is found by the index over open deliveries, however much is closed; what failed or was acknowledged by one over
+//! First the numbers of the events that a page shows, by the index that fits the filter, then their sizes (which SQLite
+//! knows without reading a payload), then those that fit. What is open is found by the index over open deliveries, however much is closed; what failed or was acknowledged by one over
 //! those few; everything else by walking an organization's events.
 
-use sqlx::{QueryBuilder, Sqlite};
+use std::collections::HashMap;
+
+use sqlx::{AssertSqlSafe, QueryBuilder, Sqlite, SqliteConnection};
 
 use super::{
     Engine,
     events::{Log, records},
-    organizations::paged,
+    many::{marks, portions},
     row::{Columns as _, failed},
 };
 use crate::{
     EventStatus, OrganizationId, Timestamp,
-    store::{EventFilter, EventRecord, Order, Page, PageRequest, Result},
+    store::{
+        EventFilter, EventRecord, Order, Page, PageRequest, Result,
+        page::{self, Shown},
+    },
 };
 
 /// An event's status as [`EventStatus`] orders them; `{event}` is its id.
@@ -140,6 +145,31 @@ fn push_seqs(
     query.push_bind(i64::try_from(part.offset).unwrap_or(i64::MAX));
 }
 
+/// The events with these numbers, in their order, with their sizes.
+async fn sized(connection: &mut SqliteConnection, seqs: &[i64]) -> Result<Vec<Shown<()>>> {
+    let mut sizes = HashMap::with_capacity(seqs.len());
+    for portion in portions(seqs) {
+        let marks = marks(portion.len());
+        let sql = format!("SELECT seq, octet_length(payload) FROM events WHERE seq IN ({marks})");
+        let mut query = sqlx::query(AssertSqlSafe(sql));
+        for seq in portion {
+            query = query.bind(seq);
+        }
+        for row in query.fetch_all(&mut *connection).await.map_err(failed)? {
+            sizes.insert(row.value::<i64>(0)?, row.number(1)?);
+        }
+    }
+    let shown = |seq: &i64| {
+        let bytes = *sizes.get(seq)?;
+        Some(Shown {
+            id: (),
+            seq: *seq,
+            bytes,
+        })
+    };
+    Ok(seqs.iter().filter_map(shown).collect())
+}
+
 impl Engine {
     pub(super) async fn list_events(
         &self,
@@ -163,10 +193,11 @@ impl Engine {
             .iter()
             .map(|row| row.value(0))
             .collect::<Result<Vec<i64>>>()?;
-        let found = paged(found, page.limit, |seq| *seq);
+        let shown = page::page(sized(&mut snapshot, &found).await?, page.limit);
+        let seqs: Vec<i64> = shown.items.iter().map(|event| event.seq).collect();
         Ok(Page {
-            items: records(&mut snapshot, &found.items, Log::Last, Timestamp::now()).await?,
-            next: found.next,
+            items: records(&mut snapshot, &seqs, Log::Last, Timestamp::now()).await?,
+            next: shown.next,
         })
     }
 

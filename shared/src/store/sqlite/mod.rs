@@ -37,11 +37,18 @@ use self::writer::Writer;
 use super::{Change, Result, Store};
 use crate::sqlite::{Database, Migrations};
 
-const MIGRATIONS: Migrations = &[(
-    1,
-    "initial",
-    include_str!("../../../../migrations/sqlite/store/0001_initial.sql"),
-)];
+const MIGRATIONS: Migrations = &[
+    (
+        1,
+        "initial",
+        include_str!("../../../../migrations/sqlite/store/0001_initial.sql"),
+    ),
+    (
+        2,
+        "secret check",
+        include_str!("../../../../migrations/sqlite/store/0002_secret_check.sql"),
+    ),
+];
 /// Changes that a receiver may lag behind before it is told that it lost some.
 const CHANGES: usize = 1024;
 

@@ -116,11 +116,14 @@ async fn acknowledge(
     let events: HashSet<EventId> = firsts.values().copied().collect();
     let events: Vec<EventId> = events.into_iter().collect();
     for portion in portions(&events) {
-        let marks = marks(portion.len());
-        let sql = format!(
-            "SELECT DISTINCT event_id FROM deliveries \
-             WHERE event_id IN ({marks}) AND due_at IS NOT NULL AND lease_owner IS NOT NULL"
+        // Those of a deleted subscription are as good as cancelled already.
+        let closed = format!(
+            "event_id IN ({}) AND due_at IS NOT NULL AND NOT EXISTS (SELECT 1 FROM subscriptions s \
+             WHERE s.id = deliveries.subscription_id AND s.deleted_at IS NOT NULL)",
+            marks(portion.len())
         );
+        let sql =
+            format!("SELECT DISTINCT event_id FROM deliveries WHERE {closed} AND lease_owner IS NOT NULL");
         let mut query = sqlx::query(AssertSqlSafe(sql));
         for event in portion {
             query = query.bind(event.uuid());
@@ -128,11 +131,9 @@ async fn acknowledge(
         for row in query.fetch_all(&mut tx.connection).await.map_err(failed)? {
             tx.announce(Change::Closed(row.id(0)?));
         }
-        // Those of a deleted subscription are as good as cancelled already.
         let sql = format!(
             "UPDATE deliveries SET state = 'acknowledged', due_at = NULL, lease_owner = NULL, updated_at = ? \
-             WHERE event_id IN ({marks}) AND due_at IS NOT NULL AND NOT EXISTS (SELECT 1 FROM subscriptions s \
-             WHERE s.id = deliveries.subscription_id AND s.deleted_at IS NOT NULL)"
+             WHERE {closed}"
         );
         let mut query = sqlx::query(AssertSqlSafe(sql)).bind(tx.now.millis());
         for event in portion {

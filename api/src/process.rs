@@ -1,0 +1,60 @@
+//! A process that has the control plane: `api`, and `triggers` with every role in it.
+
+use std::sync::Arc;
+
+use axum::Router;
+use ingest::{Ingest, QueueReady};
+use secrecy::SecretString;
+use shared::{
+    auth::Auth,
+    engine::Engine,
+    http::{ops, server},
+    lifecycle::Lifecycle,
+    queue::Publisher,
+    telemetry::PrometheusHandle,
+};
+
+use crate::{Api, Signup, Targets};
+
+/// What such a process is told by its settings.
+pub struct Settings {
+    /// Its name in answers about its health.
+    pub role: &'static str,
+    /// Where subscriptions may point.
+    pub targets: Targets,
+    /// Who may create an organization.
+    pub signup: Signup,
+    /// The deployment's own token.
+    pub admin_token: Option<SecretString>,
+}
+
+/// Starts what its routes work with, and gives all of them: the control plane, posting events, health and metrics.
+pub fn routes(
+    engine: &Engine,
+    settings: Settings,
+    metrics: PrometheusHandle,
+    lifecycle: &Lifecycle,
+) -> Router {
+    let publisher = Publisher::start(Arc::clone(&engine.queue), lifecycle);
+    let auth = Auth::start(engine.store.clone(), lifecycle);
+    let queue = QueueReady(publisher.clone());
+    let store = ops::StoreReady(engine.store.clone());
+    let ops = ops::Ops {
+        role: settings.role,
+        checks: Arc::new([Box::new(queue), Box::new(store)]),
+        metrics,
+    };
+    let api = Api {
+        store: engine.store.clone(),
+        sealer: Arc::clone(&engine.sealer),
+        auth: Arc::clone(&auth),
+        publisher: publisher.clone(),
+        targets: settings.targets,
+        signup: settings.signup,
+        admin_token: settings.admin_token,
+    };
+    let routes = ingest::routes(Ingest::new(auth, publisher))
+        .merge(crate::routes(Arc::new(api)))
+        .merge(ops::routes(ops));
+    server::with_fallbacks(routes)
+}

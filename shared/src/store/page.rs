@@ -1,0 +1,64 @@
+//! How much of a list of events is one page of it.
+//!
+//! Payloads differ in size by five orders of magnitude, so that a number of events says little of what reading them takes.
+//! Engines look first which events a page shows and how large they are, then read no more than these.
+
+use super::Page;
+
+/// The most bytes of payloads that one page of [`Events::list`](super::Events::list) has, unless its first event alone has
+/// more.
+pub const PAGE_BYTES: u64 = 1024 * 1024;
+
+/// An event that a list shows.
+pub(super) struct Shown<I> {
+    /// What its engine reads it by.
+    pub(super) id: I,
+    /// Its place in the order of intake.
+    pub(super) seq: i64,
+    /// How many its payload has.
+    pub(super) bytes: u64,
+}
+
+/// The page that is the beginning of what was `found`: at most `limit` events, of at most [`PAGE_BYTES`]. What was found
+/// has more than `limit` events if the list does.
+pub(super) fn page<I>(mut found: Vec<Shown<I>>, limit: u32) -> Page<Shown<I>, i64> {
+    let (mut fitting, mut bytes) = (0, 0);
+    for event in found.iter().take(limit as usize) {
+        bytes += event.bytes;
+        if fitting > 0 && bytes > PAGE_BYTES {
+            break;
+        }
+        fitting += 1;
+    }
+    let more = found.len() > fitting;
+    found.truncate(fitting);
+    let next = found.last().filter(|_| more).map(|last| last.seq);
+    Page { items: found, next }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(sizes: &[u64], limit: u32) -> (usize, Option<i64>) {
+        let found = sizes
+            .iter()
+            .zip(1..)
+            .map(|(&bytes, seq)| Shown { id: seq, seq, bytes });
+        let page = page(found.collect(), limit);
+        (page.items.len(), page.next)
+    }
+
+    #[test]
+    fn a_page_is_bounded_both_ways_and_never_empty() {
+        assert_eq!(shown(&[], 10), (0, None));
+        assert_eq!(shown(&[1, 1], 2), (2, None));
+        assert_eq!(shown(&[1, 1, 1], 2), (2, Some(2)));
+        let half = PAGE_BYTES / 2;
+        assert_eq!(shown(&[half, half], 10), (2, None));
+        assert_eq!(shown(&[half, half, 1], 10), (2, Some(2)));
+        assert_eq!(shown(&[half, half + 1], 10), (1, Some(1)));
+        assert_eq!(shown(&[PAGE_BYTES + 1, 1], 10), (1, Some(1)));
+        assert_eq!(shown(&[PAGE_BYTES + 1], 10), (1, None));
+    }
+}
