@@ -10,13 +10,14 @@ use crate::harness::{ADMIN_TOKEN, Desk, LONG, event};
 
 fn aside(reason: &str, frame: &[u8]) -> SetAside {
     SetAside {
-        id: SetAsideId::new(),
+        id: SetAside::id_of(None, frame),
         reason: reason.into(),
         detail: "why it was".into(),
         organization: None,
         event: None,
         frame: frame.to_vec(),
         at: Timestamp::now(),
+        times: 1,
     }
 }
 
