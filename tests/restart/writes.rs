@@ -1,7 +1,7 @@
 //! PostgreSQL answers and does not write: all of it, or one event. What cannot be stored is held, and what never can be is
 //! set aside.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use harness::{Client, Engine, Load, Node, PrivatePostgres, Receiver, Turn, World, eventually};
 use lapin::{BasicProperties, Connection, ConnectionProperties, options::BasicPublishOptions};
@@ -133,8 +133,13 @@ async fn an_event_that_fails_for_ever_is_set_aside_and_the_rest_flows() {
     sql(&world, &[read_only, "SELECT pg_reload_conf()"]).await;
     let good = client.event("order.placed").await;
     logs(world.worker(), "the store takes nothing in; frames are held").await;
+    // It holds on for nobody who wants it to stop.
+    let begun = Instant::now();
+    assert!(world.worker().terminate().await.success());
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     let writes = "ALTER SYSTEM RESET default_transaction_read_only";
     sql(&world, &[writes, "SELECT pg_reload_conf()"]).await;
+    world.worker().start_again().await;
     client_gets(&client, &good, "delivered").await;
     assert_eq!(set_aside(&world, 1).await[0]["times"], 1);
 
