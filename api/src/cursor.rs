@@ -4,7 +4,7 @@
 //! an order: it holds no filter, grants nothing, and never runs out.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use shared::{Id, Invalid, id::Kind};
+use shared::{Id, Invalid, Timestamp, id::Kind, store::SetAsidePlace};
 use uuid::Uuid;
 
 /// Which list a cursor is of.
@@ -45,6 +45,20 @@ impl<K: Kind> Place for Id<K> {
     }
 }
 
+impl Place for SetAsidePlace {
+    fn bytes(&self) -> Vec<u8> {
+        [self.at.millis().bytes(), self.id.bytes()].concat()
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (at, id) = bytes.split_at_checked(8)?;
+        Some(Self {
+            at: Timestamp::from_millis(i64::from_bytes(at)?),
+            id: Id::from_bytes(id)?,
+        })
+    }
+}
+
 impl List {
     /// The cursor of a place in this list.
     pub(crate) fn cursor<P: Place>(self, place: &P) -> String {
@@ -79,6 +93,11 @@ mod tests {
             prop_assert_eq!(List::Inbox.place::<i64>(&List::Inbox.cursor(&seq)), Ok(seq));
             let id = KeyId::from_uuid(Uuid::from_u128(bits));
             prop_assert_eq!(List::Keys.place::<KeyId>(&List::Keys.cursor(&id)), Ok(id));
+            let place = SetAsidePlace {
+                at: Timestamp::from_millis(seq),
+                id: SetAsideId::from_uuid(Uuid::from_u128(bits)),
+            };
+            prop_assert_eq!(List::SetAside.place(&List::SetAside.cursor(&place)), Ok(place));
         }
 
         #[test]
@@ -90,7 +109,7 @@ mod tests {
         fn a_cursor_of_another_list_is_refused(seq: i64, bits: u128) {
             prop_assert!(List::CompatInbox.place::<i64>(&List::Inbox.cursor(&seq)).is_err());
             let key = List::Keys.cursor(&KeyId::from_uuid(Uuid::from_u128(bits)));
-            prop_assert!(List::SetAside.place::<SetAsideId>(&key).is_err());
+            prop_assert!(List::SetAside.place::<SetAsidePlace>(&key).is_err());
             prop_assert!(List::Keys.place::<i64>(&key).is_err());
         }
     }

@@ -9,15 +9,15 @@ use axum::{
     routing::{get, post},
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::StatusCode;
 use serde::Serialize;
 use shared::{
-    EventId, OrganizationId, SetAsideId, Timestamp,
+    Entry, EventId, OrganizationId, SetAsideId, Timestamp,
     http::{ApiError, Code, Query},
     id::SetAsideKind,
     queue::frame,
-    store::{PageRequest, SetAside},
+    store::{ID_OUT_OF_RANGE, PageRequest, SetAside},
 };
 
 use crate::{
@@ -48,6 +48,7 @@ struct SetAsideView {
     /// Of the frame.
     size_bytes: usize,
     at: Timestamp,
+    times: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     frame: Option<FrameView>,
 }
@@ -70,6 +71,7 @@ impl SetAsideView {
             event: item.event,
             size_bytes: item.frame.len(),
             at: item.at,
+            times: item.times,
             frame: None,
         }
     }
@@ -128,27 +130,54 @@ async fn show(
 struct PutBack {
     id: SetAsideId,
     status: &'static str,
+    /// Under which id the event will be, if it is one event.
+    event: Option<EventId>,
 }
 
 /// Puts a frame back into the queue, and forgets it once the queue has confirmed. Whatever breaks between leaves it
-/// here, and taking the same events in twice changes nothing. What a worker sets aside again has an id of its own.
+/// here, and taking the same events in twice changes nothing. What a worker has set aside again by then stays.
 async fn put_back(
     State(control): State<Arc<Control>>,
     _: Operator,
     PathId(id): PathId<SetAsideKind>,
 ) -> Result<impl IntoResponse, ApiError> {
     let item = found(&control, id).await?;
-    let entry = Bytes::from(item.frame);
+    let mut frame = Bytes::from(item.frame);
     // It would travel with others in one frame, and make all of them unreadable.
-    frame::decode(&entry).map_err(|unreadable| {
+    let mut entries = frame::decode(&frame).map_err(|unreadable| {
         let detail = format!("the frame cannot be read, so it would only be set aside again: {unreadable}");
         ApiError::new(Code::Conflict, detail)
     })?;
-    control.api.publisher.publish(entry).await?;
-    control.api.store.events.forget_set_aside(id).await?;
-    tracing::info!(set_aside.id = %id, "what was set aside was put back into the queue");
+    if item.reason == ID_OUT_OF_RANGE {
+        frame = with_new_ids(&mut entries);
+    }
+    let event = match entries.as_slice() {
+        [Entry::Event(event)] => Some(event.id),
+        _ => None,
+    };
+    control.api.publisher.publish(frame).await?;
+    control
+        .api
+        .store
+        .events
+        .forget_set_aside(id, Some(item.times))
+        .await?;
+    tracing::info!(set_aside.id = %id, event.id = ?event, "what was set aside was put back into the queue");
     let status = "put_back";
-    Ok(Answer::accepted(PutBack { id, status }))
+    Ok(Answer::accepted(PutBack { id, status, event }))
+}
+
+/// The frame with events that have an id of now. Put back twice, it is stored once: the former id says so.
+fn with_new_ids(entries: &mut [Entry]) -> Bytes {
+    let mut frame = BytesMut::new();
+    for entry in entries {
+        if let Entry::Event(event) = entry {
+            event.former_ids.push(event.id);
+            event.id = EventId::new();
+        }
+        frame.extend_from_slice(&frame::encode(entry));
+    }
+    frame.freeze()
 }
 
 async fn forget(
@@ -156,7 +185,7 @@ async fn forget(
     _: Operator,
     PathId(id): PathId<SetAsideKind>,
 ) -> Result<StatusCode, ApiError> {
-    if control.api.store.events.forget_set_aside(id).await? {
+    if control.api.store.events.forget_set_aside(id, None).await? {
         tracing::info!(set_aside.id = %id, "what was set aside was forgotten");
         Ok(NO_CONTENT)
     } else {

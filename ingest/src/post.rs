@@ -199,6 +199,7 @@ async fn enqueue(
     let (id, received_at) = (EventId::new(), Timestamp::now());
     let event = AcceptedEvent {
         id,
+        former_ids: Vec::new(),
         organization: grant.organization,
         event_type: event_type.clone(),
         dedup_id,

@@ -229,8 +229,10 @@ impl Digest16 {
 /// An event that passed the front, as a frame carries it to intake.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AcceptedEvent {
-    /// The id that the producer was answered.
+    /// The id that the producer was answered, unless it has [former ids](Self::former_ids).
     pub id: EventId,
+    /// Ids that it had before, the first of which the producer was answered: it was put back under another.
+    pub former_ids: Vec<EventId>,
     /// Whose it is.
     pub organization: OrganizationId,
     /// Its type.

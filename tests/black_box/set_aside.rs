@@ -1,17 +1,19 @@
 //! What cannot be taken in is set aside with its reason, and the rest flows.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use harness::{Engine, Receiver, World, eventually, on_both_engines};
+use harness::{Client, Engine, Receiver, World, eventually, on_both_engines};
 use lapin::{BasicProperties, Connection, ConnectionProperties, options::BasicPublishOptions};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, SqliteConnection, sqlite::SqliteConnectOptions};
-use uuid::Uuid;
+use uuid::{NoContext, Timestamp, Uuid};
 
 on_both_engines!(
     a_frame_that_cannot_be_read_is_set_aside,
     an_event_of_nobody_is_put_back_once_its_organization_is_there,
-    an_id_far_from_today_is_set_aside,
+    an_id_far_from_today_is_set_aside_and_put_back_under_another,
+    an_id_of_days_ago_is_taken_in,
+    the_same_frame_again_is_counted,
 );
 
 /// Puts these frames into the queue, past the front.
@@ -219,12 +221,19 @@ async fn move_organization(world: &World, id: Uuid) {
     }
 }
 
-async fn an_id_far_from_today_is_set_aside(engine: Engine) {
+/// A client's organization.
+async fn organization_of(client: &Client) -> Uuid {
+    let shown = client.get("/api/keys").await.expect(200);
+    let id = shown["organization_id"].as_str().expect("an id");
+    Uuid::parse_str(id).expect("a plain UUID")
+}
+
+async fn an_id_far_from_today_is_set_aside_and_put_back_under_another(engine: Engine) {
     let world = World::start(engine).await;
+    let receiver = Receiver::start().await;
     let client = world.organization().await;
-    let organization = client.get("/api/keys").await.expect(200);
-    let organization = organization["organization_id"].as_str().expect("an id");
-    let organization = Uuid::parse_str(organization).expect("a plain UUID");
+    client.subscribe_url(&receiver.url("/hook")).await;
+    let organization = organization_of(&client).await;
     // Ids of 1970 and of the far future, and one that is no version 7 at all.
     let wrong = [
         Uuid::from_u128(7 << 76),
@@ -233,9 +242,87 @@ async fn an_id_far_from_today_is_set_aside(engine: Engine) {
     ];
     let frames: Vec<_> = wrong.iter().map(|id| frame(*id, organization, "{}")).collect();
     enqueue(&world, &frames).await;
-    for item in set_aside(&world, 3).await {
-        assert_eq!(item["reason"], "id_out_of_range", "{item}");
-    }
+    let items = set_aside(&world, 3).await;
     let id = client.event("order.placed").await;
-    client.look_up(&id).await;
+    client.event_becomes(&id, "delivered").await;
+
+    let admin = world.admin();
+    let mut ids = vec![id];
+    for item in items {
+        assert_eq!(
+            (&item["reason"], &item["times"]),
+            (&json!("id_out_of_range"), &json!(1))
+        );
+        let (id, old) = (&item["id"], item["event"].as_str().expect("an id"));
+        let path = format!("/v1/set-aside/{}/put-back", id.as_str().expect("an id"));
+        let answer = admin.post_text(&path, "").await.expect(202);
+        let new = answer["event"].as_str().expect("an id").to_owned();
+        assert_ne!(new, old);
+        client.event_becomes(&new, "delivered").await;
+        // The id that the producer was answered leads to it.
+        assert_eq!(client.look_up(old).await, client.look_up(&new).await);
+        ids.push(new);
+    }
+    set_aside(&world, 0).await;
+    let webhooks = receiver.wait_for("/hook", 4).await;
+    let mut delivered: Vec<_> = webhooks
+        .iter()
+        .map(|webhook| webhook.webhook_id().to_owned())
+        .collect();
+    delivered.sort_unstable();
+    ids.sort_unstable();
+    assert_eq!(delivered, ids);
+}
+
+/// As after workers were away for days: no partition takes it, until one is made.
+async fn an_id_of_days_ago_is_taken_in(engine: Engine) {
+    let world = World::start(engine).await;
+    let receiver = Receiver::start().await;
+    let client = world.organization().await;
+    client.subscribe_url(&receiver.url("/hook")).await;
+    let organization = organization_of(&client).await;
+    let of_days_ago = |days: u64| {
+        let ago = SystemTime::now() - Duration::from_hours(24 * days);
+        let since = ago.duration_since(UNIX_EPOCH).expect("a time after 1970");
+        Uuid::new_v7(Timestamp::from_unix(NoContext, since.as_secs(), 0))
+    };
+    let (kept, past) = ([5, 12, 29].map(of_days_ago), of_days_ago(31));
+    let frames: Vec<_> = kept
+        .iter()
+        .chain([&past])
+        .map(|id| frame(*id, organization, "{}"))
+        .collect();
+    enqueue(&world, &frames).await;
+    for id in kept {
+        eventually("it is delivered", Duration::from_secs(20), async || {
+            let answer = client.get(&format!("/v1/events/{id}")).await;
+            if answer.status == 200 && answer.json()["status"] == "delivered" {
+                Ok(())
+            } else {
+                Err(answer.text)
+            }
+        })
+        .await;
+    }
+    let item = set_aside(&world, 1).await.remove(0);
+    assert_eq!(item["reason"], "id_out_of_range");
+    assert_eq!(receiver.count("/hook"), kept.len());
+}
+
+async fn the_same_frame_again_is_counted(engine: Engine) {
+    let world = World::start(engine).await;
+    let (nonsense, nobodys) = (b"nonsense".to_vec(), frame(Uuid::now_v7(), Uuid::now_v7(), "{}"));
+    enqueue(&world, &[nonsense.clone(), nobodys.clone(), nonsense]).await;
+    // Not in the same batch, where it would be seen once.
+    set_aside(&world, 2).await;
+    enqueue(&world, &[nobodys]).await;
+    eventually("both are counted twice", Duration::from_secs(20), async || {
+        let items = set_aside(&world, 2).await;
+        if items.iter().all(|item| item["times"] == 2) {
+            Ok(())
+        } else {
+            Err(format!("{items:?}"))
+        }
+    })
+    .await;
 }

@@ -27,10 +27,12 @@ pub async fn keep(store: Store, retention: Duration, soft: CancellationToken) ->
         match store.keeper.keep(retention).await {
             Ok(done) => {
                 telemetry::expired().increment(done.expired);
-                if done.expired > 0 || done.removed > 0 {
+                telemetry::set_aside_expired().increment(done.set_aside_removed);
+                if done.expired > 0 || done.removed > 0 || done.set_aside_removed > 0 {
                     tracing::info!(
                         deliveries.expired = done.expired,
                         removed = done.removed,
+                        set_aside.removed = done.set_aside_removed,
                         "retention"
                     );
                 }

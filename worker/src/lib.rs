@@ -69,7 +69,10 @@ pub fn start(
     lifecycle.critical("worker", async move {
         // Nothing is taken before there is a lease to hold it by.
         match enlisted(&engine.store, &starting.soft).await {
-            Some(lease) => work(&engine, Arc::new(lease), Lanes::new(bounds), client, &starting).await,
+            Some(lease) => {
+                let lanes = Lanes::new(bounds);
+                work(&engine, Arc::new(lease), lanes, client, retention, &starting).await
+            }
             None => Ok(()),
         }
     });
@@ -82,6 +85,7 @@ async fn work(
     lease: Arc<Lease>,
     lanes: Lanes,
     client: outbound::Outbound,
+    retention: Duration,
     lifecycle: &Lifecycle,
 ) -> anyhow::Result<()> {
     let (store, soft) = (engine.store.clone(), lifecycle.soft.clone());
@@ -133,6 +137,7 @@ async fn work(
         dispatch: Arc::clone(&dispatch),
         lease: Arc::clone(&lease),
         progress: Arc::clone(&progress),
+        retention,
     };
     lifecycle.critical("intake", intake.clone().run(SourceLane::Main, soft.clone()));
     lifecycle.critical(

@@ -192,6 +192,7 @@ impl RealStore {
         let events: Vec<AcceptedEvent> = (0..count)
             .map(|_| AcceptedEvent {
                 id: EventId::new(),
+                former_ids: Vec::new(),
                 organization: self.organization,
                 event_type: EventType::parse("order.placed").unwrap(),
                 dedup_id: None,

@@ -316,6 +316,7 @@ impl Desk {
 pub fn event(tenant: &Tenant, event_type: &str, payload: &str) -> AcceptedEvent {
     AcceptedEvent {
         id: EventId::new(),
+        former_ids: Vec::new(),
         organization: tenant.id,
         event_type: EventType::parse(event_type).unwrap(),
         dedup_id: None,

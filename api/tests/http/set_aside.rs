@@ -1,22 +1,24 @@
 use bytes::Bytes;
 use serde_json::json;
 use shared::{
-    Entry, SetAsideId, Timestamp,
+    AcceptedEvent, Entry, EventId, SetAsideId, Timestamp,
     queue::{SourceLane, frame},
     store::SetAside,
 };
+use uuid::Uuid;
 
 use crate::harness::{ADMIN_TOKEN, Desk, LONG, event};
 
 fn aside(reason: &str, frame: &[u8]) -> SetAside {
     SetAside {
-        id: SetAsideId::new(),
+        id: SetAside::id_of(None, frame),
         reason: reason.into(),
         detail: "why it was".into(),
         organization: None,
         event: None,
         frame: frame.to_vec(),
         at: Timestamp::now(),
+        times: 1,
     }
 }
 
@@ -68,6 +70,45 @@ async fn what_was_set_aside_is_put_back_or_forgotten() {
 
     assert_eq!(desk.delete(&path(unreadable.id), ADMIN_TOKEN).await.status, 204);
     assert_eq!(desk.delete(&path(unreadable.id), ADMIN_TOKEN).await.status, 404);
+    assert_eq!(events.count_set_aside().await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn an_id_out_of_range_is_replaced_when_it_is_put_back() {
+    let desk = Desk::open().await;
+    let tenant = desk.tenant().await;
+    let far = AcceptedEvent {
+        id: EventId::from_uuid(Uuid::from_u128(7 << 76)),
+        ..event(&tenant, "user.created", "{\"n\":1}")
+    };
+    let frame = frame::encode(&Entry::Event(far.clone()));
+    let item = SetAside {
+        organization: Some(tenant.id),
+        event: Some(far.id),
+        ..aside("id_out_of_range", &frame)
+    };
+    let events = &desk.engine.store.events;
+    events.set_aside(&[item.clone(), item.clone()]).await.unwrap();
+    let path = format!("/v1/set-aside/{}/put-back", item.id);
+    let answer = desk.post(&path, ADMIN_TOKEN, &json!({})).await;
+    insta::assert_snapshot!(answer.shown());
+    let new_id: EventId = answer.body["event"].as_str().unwrap().parse().unwrap();
+    let age = Timestamp::now().since(new_id.created_at().unwrap());
+    assert!(age < LONG, "{age:?}");
+    let mut source = desk.engine.queue.source(SourceLane::Main).await.unwrap();
+    let received = tokio::time::timeout(LONG, source.receive(1))
+        .await
+        .unwrap()
+        .unwrap();
+    let replaced = AcceptedEvent {
+        id: new_id,
+        former_ids: vec![far.id],
+        ..far
+    };
+    assert_eq!(
+        frame::decode(&received[0].body).unwrap(),
+        [Entry::Event(replaced)]
+    );
     assert_eq!(events.count_set_aside().await.unwrap(), 0);
 }
 

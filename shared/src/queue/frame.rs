@@ -33,6 +33,8 @@ struct Line<'a> {
     trace: Option<std::borrow::Cow<'a, str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     repeats: Option<EventId>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty", default)]
+    former_ids: std::borrow::Cow<'a, [EventId]>,
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     differs: bool,
     len: usize,
@@ -52,6 +54,7 @@ pub fn encode(entry: &Entry) -> Bytes {
                 source: event.source.as_ref().map(|source| source.as_str().into()),
                 trace: event.trace.as_ref().map(|trace| trace.as_str().into()),
                 repeats: None,
+                former_ids: event.former_ids.as_slice().into(),
                 differs: false,
                 len: event.payload.as_bytes().len(),
             },
@@ -68,6 +71,7 @@ pub fn encode(entry: &Entry) -> Bytes {
                 source: None,
                 trace: None,
                 repeats: Some(repeat.first),
+                former_ids: std::borrow::Cow::default(),
                 differs: repeat.differs,
                 len: 0,
             },
@@ -132,6 +136,7 @@ fn entry(line: Line<'_>, payload: Bytes) -> Result<Entry, Invalid> {
     let missing = |name: &'static str| Invalid::new(format!("{name} is missing"));
     Ok(Entry::Event(AcceptedEvent {
         id: line.id,
+        former_ids: line.former_ids.into_owned(),
         organization: line.org,
         event_type: EventType::parse_any(&line.r#type.ok_or_else(|| missing("type"))?)?,
         dedup_id: line.key.as_deref().map(DedupId::parse).transpose()?,
@@ -156,10 +161,12 @@ mod tests {
             prop::option::of("\\PC{0,40}"),
             prop::option::of(0i64..4_000_000_000_000),
             "\\PC{0,200}",
+            0..3usize,
         )
-            .prop_map(|(event_type, key, source, occurred, text)| {
+            .prop_map(|(event_type, key, source, occurred, text, formers)| {
                 Entry::Event(AcceptedEvent {
                     id: EventId::new(),
+                    former_ids: (0..formers).map(|_| EventId::new()).collect(),
                     organization: OrganizationId::new(),
                     event_type: EventType::parse(&event_type).unwrap(),
                     dedup_id: key.map(|key| DedupId::parse(&key).unwrap()),
@@ -206,6 +213,7 @@ mod tests {
     fn a_person_can_read_it() {
         let event = AcceptedEvent {
             id: "evt_01h455vb4pex5vsknk084sn02q".parse().unwrap(),
+            former_ids: Vec::new(),
             organization: "org_01h455vb4pex5vsknk084sn02r".parse().unwrap(),
             event_type: EventType::parse("user.created").unwrap(),
             dedup_id: Some(DedupId::parse("signup-42").unwrap()),

@@ -1,12 +1,12 @@
 //! Events: intake, look-up, lists, and what was set aside.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use async_trait::async_trait;
 
 #[cfg(doc)]
-use super::{PAGE_BYTES, StoreError, Subscriptions};
-use super::{Page, PageRequest, Result, SetAside};
+use super::{MAX_AHEAD, PAGE_BYTES, StoreError, Subscriptions};
+use super::{Page, PageRequest, Result, SetAside, SetAsidePlace};
 use crate::{
     AcceptedEvent, EventId, EventStatus, FailureKind, OrganizationId, Repeat, SetAsideId, SubscriptionId,
     Timestamp, WorkerId, delivery::Status,
@@ -151,7 +151,12 @@ pub trait Events: Send + Sync {
     /// Deduplicates, persists and fans out, in one transaction. Nothing of an event is written twice, however often it
     /// is given. [`StoreError::Refused`] says that some event in the batch cannot be stored: bisect.
     async fn intake(&self, batch: &IntakeBatch<'_>) -> Result<IntakeOutcome>;
-    /// Looks one up by its id, or by an alias of it, with deliveries and attempts.
+    /// Takes an event in that nobody posted, and takes it back: whether the store takes events in now.
+    async fn rehearse(&self) -> Result<()>;
+    /// Sees to it that there is room for events of these ids, and returns those for which there will be none: they are
+    /// older than `retention`, more than [`MAX_AHEAD`] ahead, or tell no time.
+    async fn admit(&self, ids: &[EventId], retention: Duration) -> Result<HashSet<EventId>>;
+    /// Looks one up by its id, an alias of it, or an id that it had formerly, with deliveries and attempts.
     async fn get(&self, organization: OrganizationId, id: EventId) -> Result<Option<EventRecord>>;
     /// Lists events with their deliveries (without attempts but the last), by `seq`; in order, nothing that commits
     /// later can come before what was listed. `Order::OldestFirst` with the one status `pending` is the inbox. A page ends
@@ -166,14 +171,16 @@ pub trait Events: Send + Sync {
     ) -> Result<Page<EventRecord, i64>>;
     /// How many events the filter shows, counted no further than `most`.
     async fn count(&self, organization: OrganizationId, filter: &EventFilter, most: u64) -> Result<u64>;
-    /// Keeps what cannot be taken in. Setting the same id aside again changes nothing.
+    /// Keeps what cannot be taken in. The same id again is counted, and has the last reason, detail and time.
     async fn set_aside(&self, items: &[SetAside]) -> Result<()>;
     /// Lists what was set aside, oldest first.
-    async fn list_set_aside(&self, page: PageRequest<SetAsideId>) -> Result<Page<SetAside, SetAsideId>>;
+    async fn list_set_aside(&self, page: PageRequest<SetAsidePlace>)
+    -> Result<Page<SetAside, SetAsidePlace>>;
     /// Looks one up.
     async fn get_set_aside(&self, id: SetAsideId) -> Result<Option<SetAside>>;
-    /// Forgets one, once its frame is in the queue again or nobody wants it; `false` if it is gone.
-    async fn forget_set_aside(&self, id: SetAsideId) -> Result<bool>;
+    /// Forgets one, once its frame is in the queue again or nobody wants it; `false` if it is gone, or, where `times` is
+    /// given, if it came another number of times: it was set aside again meanwhile.
+    async fn forget_set_aside(&self, id: SetAsideId, times: Option<u64>) -> Result<bool>;
     /// How many are set aside.
     async fn count_set_aside(&self) -> Result<u64>;
 }

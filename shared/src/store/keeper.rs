@@ -29,6 +29,8 @@ pub struct Retention {
     pub expired: u64,
     /// Events removed, where they are counted (the embedded engine); partitions dropped elsewhere.
     pub removed: u64,
+    /// What had been set aside for longer than retention, and was removed.
+    pub set_aside_removed: u64,
 }
 
 /// Schema, partitions, retention, health, and word of changes.

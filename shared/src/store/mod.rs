@@ -10,6 +10,8 @@ mod keeper;
 mod organizations;
 mod page;
 pub mod postgres;
+mod range;
+mod rehearsal;
 mod set_aside;
 pub mod sqlite;
 mod subscriptions;
@@ -25,7 +27,8 @@ pub use self::{
     keeper::{Change, Keeper, Retention},
     organizations::{NewKey, Organizations},
     page::PAGE_BYTES,
-    set_aside::SetAside,
+    range::{MAX_AHEAD, is_in_range},
+    set_aside::{ID_OUT_OF_RANGE, SetAside, SetAsidePlace},
     subscriptions::{InForce, PatchOutcome, SubscriptionPatch, Subscriptions},
 };
 use crate::DeliveryState;

@@ -1,7 +1,7 @@
 use std::slice::from_ref;
 
 use shared::{
-    AcceptedEvent, EventId, EventStatus, EventType, OrganizationId, Payload, SetAsideId, Timestamp,
+    AcceptedEvent, EventId, EventStatus, EventType, OrganizationId, Payload, Timestamp,
     delivery::Next,
     store::{EventFilter, Order, PageRequest, SetAside, Store},
 };
@@ -365,32 +365,44 @@ pub(crate) async fn readers_skip_nothing(store: &Store) {
     assert_eq!(seen, expected);
 }
 
-pub(crate) async fn set_aside_and_forgotten(store: &Store) {
-    let organization = organization(store).await.id;
-    let item = |n: u8, known: bool| SetAside {
-        id: SetAsideId::new(),
+fn aside(n: u8, at: i64) -> SetAside {
+    let frame = vec![0, n, 255];
+    SetAside {
+        id: SetAside::id_of(None, &frame),
         reason: "unreadable".to_owned(),
         detail: format!("why {n}: ü"),
-        organization: known.then_some(organization),
-        event: known.then(EventId::new),
-        frame: vec![0, n, 255],
-        at: Timestamp::from_millis(1_700_000_000_123),
+        organization: None,
+        event: None,
+        frame,
+        at: Timestamp::from_millis(at),
+        times: 1,
+    }
+}
+
+pub(crate) async fn set_aside_and_forgotten(store: &Store) {
+    let organization = organization(store).await.id;
+    let now = Timestamp::now().millis();
+    let of_an_event = |n: u8, at: i64| {
+        let (event, item) = (EventId::new(), aside(n, at));
+        SetAside {
+            id: SetAside::id_of(Some(event), &item.frame),
+            organization: Some(organization),
+            event: Some(event),
+            ..item
+        }
     };
-    let items = [item(1, true), item(2, false), item(3, true)];
+    // Two of the same time, and one that was handed in later but is of before.
+    let mut items = [of_an_event(1, now), aside(2, now), of_an_event(3, now - 1)];
     store.events.set_aside(&items).await.unwrap();
-    let changed = SetAside {
-        detail: "changed".to_owned(),
-        ..items[0].clone()
-    };
-    store.events.set_aside(&[changed]).await.unwrap();
     assert_eq!(store.events.count_set_aside().await.unwrap(), 3);
+    items.sort_by_key(|item| (item.at, item.id));
     let page = store.events.list_set_aside(first(2)).await.unwrap();
     let rest = store
         .events
         .list_set_aside(after(page.next.unwrap(), 2))
         .await
         .unwrap();
-    assert_eq!(rest.next, None);
+    assert_eq!((page.items.len(), rest.items.len(), rest.next), (2, 1, None));
     for (kept, given) in page.items.iter().chain(&rest.items).zip(&items) {
         assert_eq!(
             (kept.id, &kept.reason, &kept.detail),
@@ -400,26 +412,47 @@ pub(crate) async fn set_aside_and_forgotten(store: &Store) {
             (kept.organization, kept.event, kept.at),
             (given.organization, given.event, given.at)
         );
-        assert_eq!(kept.frame, given.frame);
+        assert_eq!((&kept.frame, kept.times), (&given.frame, 1));
     }
-    assert_eq!(
-        store
-            .events
-            .get_set_aside(items[1].id)
-            .await
-            .unwrap()
-            .unwrap()
-            .frame,
-        items[1].frame
-    );
-    assert!(store.events.forget_set_aside(items[1].id).await.unwrap());
-    assert!(!store.events.forget_set_aside(items[1].id).await.unwrap());
+    let kept = store.events.get_set_aside(items[1].id).await.unwrap().unwrap();
+    assert_eq!(kept.frame, items[1].frame);
+    assert!(store.events.forget_set_aside(items[1].id, None).await.unwrap());
+    assert!(!store.events.forget_set_aside(items[1].id, None).await.unwrap());
     assert!(store.events.get_set_aside(items[1].id).await.unwrap().is_none());
     assert_eq!(store.events.count_set_aside().await.unwrap(), 2);
     let odd = SetAside {
         detail: "a\0b".to_owned(),
-        ..item(4, false)
+        ..aside(4, now)
     };
     store.events.set_aside(&[odd]).await.unwrap();
     store.events.set_aside(&[]).await.unwrap();
+}
+
+pub(crate) async fn set_aside_again_is_counted(store: &Store) {
+    let now = Timestamp::now().millis();
+    let item = aside(1, now);
+    let again = SetAside {
+        reason: "refused".to_owned(),
+        detail: "another reason".to_owned(),
+        at: Timestamp::from_millis(now + 5),
+        ..item.clone()
+    };
+    let id = item.id;
+    store.events.set_aside(&[item.clone(), item]).await.unwrap();
+    store.events.set_aside(&[again]).await.unwrap();
+    assert_eq!(store.events.count_set_aside().await.unwrap(), 1);
+    let kept = store.events.get_set_aside(id).await.unwrap().unwrap();
+    assert_eq!(
+        (
+            kept.reason.as_str(),
+            kept.detail.as_str(),
+            kept.at.millis(),
+            kept.times
+        ),
+        ("refused", "another reason", now + 5, 3)
+    );
+    // Whoever has seen it come less often does not know it any more.
+    assert!(!store.events.forget_set_aside(id, Some(2)).await.unwrap());
+    assert!(store.events.forget_set_aside(id, Some(3)).await.unwrap());
+    assert_eq!(store.events.count_set_aside().await.unwrap(), 0);
 }

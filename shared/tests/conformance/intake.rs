@@ -1,10 +1,11 @@
 use std::{collections::HashSet, slice::from_ref, time::Duration};
 
 use shared::{
-    AcceptedEvent, EventType, OrganizationId, Source, Timestamp, TraceParent, WorkerId,
+    AcceptedEvent, EventId, EventStatus, EventType, OrganizationId, Source, Timestamp, TraceParent, WorkerId,
     store::{EventFilter, IntakeBatch, IntakeOutcome, PlannedDelivery, Store},
 };
 use tokio::task::JoinSet;
+use uuid::{NoContext, Uuid};
 
 use super::world::{
     event, first, get, inbox, keyed, organization, payload, push, repeat_of, take_in, try_take_in, worker,
@@ -417,4 +418,189 @@ pub(crate) async fn frames_repeated_under_concurrency(store: &Store) {
         .unwrap();
     assert!(claimed.is_empty(), "{}", claimed.len());
     assert!(store.deliveries.backlog().await.unwrap().oldest_due < Duration::from_mins(1));
+}
+
+/// An event whose time is so far from now.
+fn of_another_time(ours: OrganizationId, at: Timestamp) -> AcceptedEvent {
+    let seconds = u64::try_from(at.seconds()).unwrap();
+    AcceptedEvent {
+        id: EventId::from_uuid(Uuid::new_v7(uuid::Timestamp::from_unix(NoContext, seconds, 0))),
+        ..event(ours)
+    }
+}
+
+/// As it is put back: another id, and the same event otherwise.
+fn put_back(event: &AcceptedEvent) -> AcceptedEvent {
+    let mut former_ids = event.former_ids.clone();
+    former_ids.push(event.id);
+    AcceptedEvent {
+        id: EventId::new(),
+        former_ids,
+        ..event.clone()
+    }
+}
+
+pub(crate) async fn a_former_id_leads_to_the_event(store: &Store) {
+    let (ours, theirs) = (organization(store).await.id, organization(store).await.id);
+    let (push, me) = (push(store, ours).await.id, worker(store).await);
+    let old = AcceptedEvent {
+        dedup_id: keyed(ours, "k").dedup_id,
+        ..of_another_time(ours, Timestamp::from_millis(7_000))
+    };
+    let once = put_back(&old);
+    let beside = event(ours);
+    let batch = [once.clone(), beside.clone()];
+    for stored in [2, 0] {
+        // The frame comes twice, too.
+        assert_eq!(take_in(store, me, &batch, &[(push, false)]).await.len(), stored);
+    }
+    // Put back twice, once more from what had come of the first, and as another than it was.
+    let (twice, thrice) = (put_back(&old), put_back(&once));
+    for again in [&twice, &thrice] {
+        let with_another = [again.clone(), event(ours)];
+        assert_eq!(
+            take_in(store, me, &with_another, &[(push, true)]).await[0].id,
+            with_another[1].id
+        );
+    }
+    for id in [old.id, once.id, twice.id, thrice.id] {
+        let record = get(store, ours, id).await;
+        assert_eq!(
+            (record.id, record.repeats, record.deliveries.len()),
+            (once.id, 0, 1)
+        );
+        assert!(store.events.get(theirs, id).await.unwrap().is_none());
+    }
+    // The key is the new id's: what has it is a repeat.
+    let repeat = keyed(ours, "k");
+    assert!(
+        take_in(store, me, from_ref(&repeat), &[(push, false)])
+            .await
+            .is_empty()
+    );
+    assert_eq!(get(store, ours, repeat.id).await.id, once.id);
+    assert_eq!(get(store, ours, old.id).await.repeats, 1);
+    let closed = store.deliveries.acknowledge(ours, &[old.id]).await.unwrap();
+    assert_eq!(closed.len(), 1);
+    assert_eq!(
+        get(store, ours, once.id).await.status(),
+        EventStatus::Acknowledged
+    );
+}
+
+pub(crate) async fn a_former_id_of_a_repeat_leads_to_the_first(store: &Store) {
+    let ours = organization(store).await.id;
+    let (inbox, me) = (inbox(store, ours).await, worker(store).await);
+    let first = keyed(ours, "k");
+    take_in(store, me, from_ref(&first), &[(inbox, false)]).await;
+    let old = AcceptedEvent {
+        dedup_id: first.dedup_id.clone(),
+        ..of_another_time(ours, Timestamp::from_millis(7_000))
+    };
+    let late = put_back(&old);
+    assert!(
+        take_in(store, me, from_ref(&late), &[(inbox, false)])
+            .await
+            .is_empty()
+    );
+    for id in [old.id, late.id] {
+        assert_eq!(get(store, ours, id).await.id, first.id);
+    }
+    // What was stored under its id all along, and is put back for a frame that came late.
+    let again = put_back(&first);
+    assert!(
+        take_in(store, me, from_ref(&again), &[(inbox, false)])
+            .await
+            .is_empty()
+    );
+    for id in [first.id, again.id] {
+        assert_eq!(get(store, ours, id).await.id, first.id);
+    }
+}
+
+pub(crate) async fn a_former_id_is_stored_with_its_event_or_not_at_all(store: &Store) {
+    let ours = organization(store).await.id;
+    let (inbox, me) = (inbox(store, ours).await, worker(store).await);
+    let old = of_another_time(ours, Timestamp::from_millis(7_000));
+    let once = put_back(&old);
+    let batch = IntakeBatch {
+        worker: me,
+        events: from_ref(&once),
+        deliveries: &[],
+        versions: &[(ours, 1_000)],
+        repeats: &[],
+    };
+    assert_eq!(store.events.intake(&batch).await.unwrap(), IntakeOutcome::Stale);
+    let twice = put_back(&old);
+    assert_eq!(
+        take_in(store, me, from_ref(&twice), &[(inbox, false)])
+            .await
+            .len(),
+        1
+    );
+    assert_eq!(get(store, ours, old.id).await.id, twice.id);
+}
+
+pub(crate) async fn put_back_by_many_it_is_stored_once(store: &Store) {
+    let ours = organization(store).await.id;
+    let (inbox, me) = (inbox(store, ours).await, worker(store).await);
+    let olds: Vec<_> = (1..6)
+        .map(|n| of_another_time(ours, Timestamp::from_millis(n * 7_000)))
+        .collect();
+    let mut tasks = JoinSet::new();
+    for _ in 0..8 {
+        let (store, mut events) = (store.clone(), olds.iter().map(put_back).collect::<Vec<_>>());
+        events.sort_unstable_by_key(|event| event.id);
+        tasks.spawn(async move { take_in(&store, me, &events, &[(inbox, false)]).await.len() });
+    }
+    assert_eq!(tasks.join_all().await.iter().sum::<usize>(), olds.len());
+    for old in olds {
+        get(store, ours, old.id).await;
+    }
+}
+
+pub(crate) async fn room_is_made_for_what_is_kept(store: &Store) {
+    const DAY: Duration = Duration::from_hours(24);
+    let ours = organization(store).await.id;
+    let (inbox, me) = (inbox(store, ours).await, worker(store).await);
+    let now = Timestamp::now();
+    let kept = [19 * DAY, 10 * DAY, Duration::ZERO].map(|age| of_another_time(ours, now.minus(age)));
+    let out = [
+        of_another_time(ours, now.minus(21 * DAY)),
+        of_another_time(ours, now.plus(2 * DAY)),
+        of_another_time(ours, Timestamp::from_millis(7_000)),
+        AcceptedEvent {
+            id: EventId::from_uuid(Uuid::new_v4()),
+            ..event(ours)
+        },
+    ];
+    let ids: Vec<_> = kept.iter().chain(&out).map(|event| event.id).collect();
+    for _twice in 0..2 {
+        let refused = store.events.admit(&ids, 20 * DAY).await.unwrap();
+        assert_eq!(refused, out.iter().map(|event| event.id).collect());
+    }
+    assert_eq!(
+        take_in(store, me, &kept, &[(inbox, false)]).await.len(),
+        kept.len()
+    );
+    for event in &kept {
+        get(store, ours, event.id).await;
+    }
+}
+
+pub(crate) async fn a_rehearsal_leaves_nothing(store: &Store) {
+    let ours = organization(store).await.id;
+    let (inbox, me) = (inbox(store, ours).await, worker(store).await);
+    let mut seqs = Vec::new();
+    for _ in 0..3 {
+        store.events.rehearse().await.unwrap();
+        seqs.push(take_in(store, me, &[event(ours)], &[(inbox, false)]).await[0].seq);
+    }
+    assert!(seqs.is_sorted());
+    let all = EventFilter::default();
+    assert_eq!(store.events.count(ours, &all, 100).await.unwrap(), 3);
+    assert_eq!(
+        store.deliveries.backlog().await.unwrap(),
+        shared::store::Backlog::default()
+    );
 }

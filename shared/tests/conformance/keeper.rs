@@ -3,12 +3,12 @@ use std::time::Duration;
 use shared::{
     AcceptedEvent, DeliveryStatus, EventId, EventStatus, Timestamp,
     seal::Sealed,
-    store::{Change, EventFilter, Store},
+    store::{Change, EventFilter, SetAside, Store},
 };
 use tokio::{sync::broadcast, task::JoinSet, time::timeout};
 use uuid::{NoContext, Uuid};
 
-use super::world::{MINUTE, event, get, inbox, keyed, new_push, organization, push, take_in, worker};
+use super::world::{MINUTE, event, first, get, inbox, keyed, new_push, organization, push, take_in, worker};
 
 pub(crate) async fn migrating_again_changes_nothing(store: &Store) {
     let made = organization(store).await;
@@ -183,4 +183,33 @@ pub(crate) async fn the_first_check_value_stays(store: &Store) {
     assert_eq!(other.unwrap(), first);
     let later = store.keeper.secret_check(Sealed(vec![5])).await.unwrap();
     assert_eq!(later, first);
+}
+
+pub(crate) async fn what_was_set_aside_goes_with_retention(store: &Store) {
+    const HOUR: Duration = Duration::from_hours(1);
+    let aside = |n: u16, age: Duration| {
+        let frame = n.to_be_bytes().to_vec();
+        SetAside {
+            id: SetAside::id_of(None, &frame),
+            reason: "unreadable".to_owned(),
+            detail: "why".to_owned(),
+            organization: None,
+            event: None,
+            frame,
+            at: Timestamp::now().minus(age),
+            times: 1,
+        }
+    };
+    // More than a step removes.
+    let mut items: Vec<_> = (0..300).map(|n| aside(n, 3 * HOUR)).collect();
+    let young = aside(300, HOUR);
+    items.push(young.clone());
+    store.events.set_aside(&items).await.unwrap();
+    assert_eq!(store.keeper.keep(4 * HOUR).await.unwrap().set_aside_removed, 0);
+    assert_eq!(store.keeper.keep(2 * HOUR).await.unwrap().set_aside_removed, 300);
+    let left = store.events.list_set_aside(first(10)).await.unwrap();
+    assert_eq!(
+        left.items.iter().map(|item| item.id).collect::<Vec<_>>(),
+        [young.id]
+    );
 }

@@ -22,9 +22,12 @@ macro_rules! conformance_tests {
                 a_stale_plan_writes_nothing, an_unknown_organization_is_stale, duplicates_become_aliases,
                 duplicates_within_a_batch, keys_belong_to_an_organization, repeats_count_once,
                 repeats_of_aliases_count_for_the_first, one_event_a_key_under_concurrency,
-                frames_repeated_under_concurrency, order_follows_intake;
+                frames_repeated_under_concurrency, order_follows_intake, a_former_id_leads_to_the_event,
+                a_former_id_of_a_repeat_leads_to_the_first, a_former_id_is_stored_with_its_event_or_not_at_all,
+                put_back_by_many_it_is_stored_once, room_is_made_for_what_is_kept, a_rehearsal_leaves_nothing;
             events: another_organizations_are_not_found, listed_both_ways, filtered_by_status, filtered_by_failure,
-                filtered_by_type, pages_are_bounded_in_bytes, counted_no_further_than_asked, readers_skip_nothing, set_aside_and_forgotten;
+                filtered_by_type, pages_are_bounded_in_bytes, counted_no_further_than_asked, readers_skip_nothing, set_aside_and_forgotten,
+                set_aside_again_is_counted;
             deliveries: held_from_intake, leases_run_out, an_ended_lease_does_not_come_back, resigning_frees,
                 claimed_oldest_first, only_served_lanes_are_claimed, claims_never_overlap, lanes_go_round,
                 released_and_still_held, backlog_is_counted, claims_are_bounded_by_bytes;
@@ -32,7 +35,8 @@ macro_rules! conformance_tests {
                 outcomes_of_the_stalled_do_not_apply, large_mixed_batches, acknowledged, acknowledged_beats_outcome,
                 acknowledging_leaves_what_was_cancelled, only_open_pushes_have_a_next_attempt;
             keeper: migrating_again_changes_nothing, changes_are_announced, deleted_subscriptions_are_cancelled,
-                what_retention_ends_is_expired, keeping_concurrently, the_first_check_value_stays;
+                what_retention_ends_is_expired, keeping_concurrently, the_first_check_value_stays,
+                what_was_set_aside_goes_with_retention;
         }
     };
     ($run:path; $($module:ident: $($check:ident),+;)+) => {$(

@@ -85,6 +85,7 @@ pub(crate) async fn inbox(store: &Store, organization: OrganizationId) -> Subscr
 pub(crate) fn event(organization: OrganizationId) -> AcceptedEvent {
     AcceptedEvent {
         id: EventId::new(),
+        former_ids: Vec::new(),
         organization,
         event_type: EventType::parse("order.created").expect("a type"),
         dedup_id: None,

@@ -129,7 +129,11 @@ const STILL_HELD: &str = concat!(
 const ACKNOWLEDGE: &str = "
     WITH asked AS MATERIALIZED (
         SELECT asked.place, e.id
-        FROM unnest($2::uuid[]) WITH ORDINALITY AS asked (id, place)
+        FROM (
+            SELECT coalesce(f.event_id, named.id) AS id, named.place
+            FROM unnest($2::uuid[]) WITH ORDINALITY AS named (id, place)
+            LEFT JOIN former_ids f ON f.organization_id = $1 AND f.id = named.id
+        ) asked
         LEFT JOIN LATERAL (
             SELECT a.event_id FROM event_aliases a WHERE a.id = asked.id AND a.organization_id = $1 LIMIT 1
         ) first ON true

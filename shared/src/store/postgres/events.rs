@@ -1,11 +1,14 @@
 //! Events as they are looked up and listed, and what was set aside.
 
+use std::{collections::HashSet, time::Duration};
+
 use async_trait::async_trait;
 use sqlx::query;
 use time::OffsetDateTime;
+use uuid::Uuid;
 
 use super::{
-    Engine, Result,
+    Engine, Result, former,
     lists::{self, Part},
     organizations::paged,
     rows,
@@ -15,6 +18,7 @@ use crate::{
     EventId, OrganizationId, SetAsideId,
     store::{
         EventFilter, EventRecord, Events, IntakeBatch, IntakeOutcome, Order, Page, PageRequest, SetAside,
+        SetAsidePlace,
     },
 };
 
@@ -32,11 +36,25 @@ const EVENT: &str = "
         WHERE e.id = coalesce(first_of_first.event_id, first.event_id, asked.id) AND e.organization_id = $1 LIMIT 1
     ) e";
 
+/// One that is among them twice is one row, and counts twice.
 const SET_ASIDE: &str = "
-    INSERT INTO set_aside (id, reason, detail, organization_id, event_id, frame, at)
-    SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::uuid[], $5::uuid[], $6::bytea[], $7::timestamptz[])
-    ORDER BY 1
-    ON CONFLICT (id) DO NOTHING";
+    INSERT INTO set_aside (id, reason, detail, organization_id, event_id, frame, at, times)
+    SELECT DISTINCT ON (id) id, reason, detail, organization_id, event_id, frame, at,
+        (sum(times) OVER (PARTITION BY id))::bigint
+    FROM unnest($1::uuid[], $2::text[], $3::text[], $4::uuid[], $5::uuid[], $6::bytea[], $7::timestamptz[], $8::bigint[])
+        AS item (id, reason, detail, organization_id, event_id, frame, at, times)
+    ORDER BY id
+    ON CONFLICT (id) DO UPDATE SET
+        reason = excluded.reason, detail = excluded.detail, at = excluded.at,
+        times = set_aside.times + excluded.times";
+
+const SET_ASIDE_AFTER: &str = "
+    SELECT id, reason, detail, organization_id, event_id, frame, at, times FROM set_aside
+    WHERE $1::timestamptz IS NULL OR (at, id) > ($1, $2)
+    ORDER BY at, id LIMIT $3";
+
+/// As often as it came when it was seen, if that is asked.
+const FORGET: &str = "DELETE FROM set_aside WHERE id = $1 AND times = coalesce($2, times) RETURNING id";
 
 #[async_trait]
 impl Events for Engine {
@@ -44,8 +62,26 @@ impl Events for Engine {
         self.take_in(batch).await
     }
 
+    async fn rehearse(&self) -> Result<()> {
+        self.rehearse_intake().await
+    }
+
+    async fn admit(&self, ids: &[EventId], retention: Duration) -> Result<HashSet<EventId>> {
+        self.make_room(ids, retention).await
+    }
+
     async fn get(&self, organization: OrganizationId, id: EventId) -> Result<Option<EventRecord>> {
         let event = query(EVENT).bind(organization.uuid()).bind(id.uuid());
+        if let Some(found) = self.read_one(organization, event).await? {
+            return Ok(Some(found));
+        }
+        let former = query(former::OF_FORMER).bind(organization.uuid()).bind(id.uuid());
+        let Some(row) = self.row(former).await? else {
+            return Ok(None);
+        };
+        let event = query(EVENT)
+            .bind(organization.uuid())
+            .bind(row.value::<Uuid>("event_id")?);
         self.read_one(organization, event).await
     }
 
@@ -106,29 +142,31 @@ impl Events for Engine {
                     .iter()
                     .map(|item| OffsetDateTime::from(item.at))
                     .collect::<Vec<_>>(),
-            );
+            )
+            .bind(items.iter().map(|item| times(item.times)).collect::<Vec<_>>());
         self.rows(statement).await.map(drop)
     }
 
-    async fn list_set_aside(&self, page: PageRequest<SetAsideId>) -> Result<Page<SetAside, SetAsideId>> {
-        let statement = query(
-            "SELECT id, reason, detail, organization_id, event_id, frame, at FROM set_aside
-             WHERE $1::uuid IS NULL OR id > $1 ORDER BY id LIMIT $2",
-        )
-        .bind(page.after.map(SetAsideId::uuid))
-        .bind(i64::from(page.limit) + 1);
+    async fn list_set_aside(
+        &self,
+        page: PageRequest<SetAsidePlace>,
+    ) -> Result<Page<SetAside, SetAsidePlace>> {
+        let statement = query(SET_ASIDE_AFTER)
+            .bind(page.after.map(|place| OffsetDateTime::from(place.at)))
+            .bind(page.after.map(|place| place.id.uuid()))
+            .bind(i64::from(page.limit) + 1);
         let items = self
             .rows(statement)
             .await?
             .iter()
             .map(rows::set_aside)
             .collect::<Result<Vec<_>>>()?;
-        Ok(paged(items, page.limit, |item| item.id))
+        Ok(paged(items, page.limit, SetAside::place))
     }
 
     async fn get_set_aside(&self, id: SetAsideId) -> Result<Option<SetAside>> {
         let statement = query(
-            "SELECT id, reason, detail, organization_id, event_id, frame, at FROM set_aside WHERE id = $1",
+            "SELECT id, reason, detail, organization_id, event_id, frame, at, times FROM set_aside WHERE id = $1",
         )
         .bind(id.uuid());
         self.row(statement)
@@ -138,8 +176,8 @@ impl Events for Engine {
             .transpose()
     }
 
-    async fn forget_set_aside(&self, id: SetAsideId) -> Result<bool> {
-        let statement = query("DELETE FROM set_aside WHERE id = $1 RETURNING id").bind(id.uuid());
+    async fn forget_set_aside(&self, id: SetAsideId, seen: Option<u64>) -> Result<bool> {
+        let statement = query(FORGET).bind(id.uuid()).bind(seen.map(times));
         Ok(self.row(statement).await?.is_some())
     }
 
@@ -148,4 +186,8 @@ impl Events for Engine {
             .await?
             .number("count")
     }
+}
+
+fn times(times: u64) -> i64 {
+    i64::try_from(times).unwrap_or(i64::MAX)
 }

@@ -8,11 +8,14 @@
 //! then of the events, each in sorted order (a sort reads all of its input first, so that all keys come before all
 //! events): they cannot deadlock, and the second finds what the first has written.
 
-use sqlx::{postgres::PgRow, query};
+use sqlx::{
+    postgres::{PgConnection, PgRow},
+    query,
+};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Engine, Result, Statement, rows, rows::Columns};
+use super::{Engine, Result, Statement, classify, rows, rows::Columns};
 use crate::{
     EventId,
     event::Digest16,
@@ -134,19 +137,38 @@ const KEYED: &str = concat!(
 
 impl Engine {
     pub(super) async fn take_in(&self, batch: &IntakeBatch<'_>) -> Result<IntakeOutcome> {
+        if batch.events.iter().any(|event| !event.former_ids.is_empty()) {
+            return self.take_in_with_formers(batch).await;
+        }
         let plain = batch.repeats.is_empty() && batch.events.iter().all(|event| event.dedup_id.is_none());
         let answer = if plain {
             Self::rows_over(&self.lean, bind_plain(query(PLAIN), batch)).await?
         } else {
-            self.rows(bind_keyed(bind_plain(query(KEYED), batch), batch))
-                .await?
+            self.rows(keyed(batch)).await?
         };
-        match answer.first() {
-            Some(row) => outcome(row),
-            None => Err(StoreError::Corrupt(
-                "intake answers one row, and answered none".to_owned(),
-            )),
-        }
+        answered(&answer)
+    }
+}
+
+/// As a part of what the connection's transaction does.
+pub(super) async fn within_transaction(
+    connection: &mut PgConnection,
+    batch: &IntakeBatch<'_>,
+) -> Result<IntakeOutcome> {
+    let answer = keyed(batch).fetch_all(connection).await.map_err(classify)?;
+    answered(&answer)
+}
+
+fn keyed(batch: &IntakeBatch<'_>) -> Statement {
+    bind_keyed(bind_plain(query(KEYED), batch), batch)
+}
+
+fn answered(answer: &[PgRow]) -> Result<IntakeOutcome> {
+    match answer.first() {
+        Some(row) => outcome(row),
+        None => Err(StoreError::Corrupt(
+            "intake answers one row, and answered none".to_owned(),
+        )),
     }
 }
 

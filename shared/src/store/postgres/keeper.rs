@@ -25,6 +25,8 @@ const MIGRATE: Duration = Duration::from_mins(2);
 const KEEP: Duration = Duration::from_mins(10);
 /// How many rows a step of upkeep changes.
 const STEP: i64 = 1_000;
+/// How many, where each may be a large frame.
+const FRAMES_STEP: i64 = 100;
 /// How long what expired can still be seen.
 const SEEN_EXPIRED: Duration = Duration::from_hours(24);
 
@@ -42,6 +44,11 @@ fn migrator() -> Migrator {
             2,
             "secret check",
             include_str!("../../../../migrations/postgres/0002_secret_check.sql"),
+        ),
+        (
+            3,
+            "set aside",
+            include_str!("../../../../migrations/postgres/0003_set_aside.sql"),
         ),
     ];
     let migrations = migrations.map(|(version, name, text)| {
@@ -88,6 +95,32 @@ const FORGET_KEYS: &str = "
         USING unnest((SELECT array_agg(organization_id) FROM expired), (SELECT array_agg(key) FROM expired))
             AS e (organization_id, key)
         WHERE k.organization_id = e.organization_id AND k.key = e.key AND k.expires_at <= now()
+        RETURNING 1
+    )
+    SELECT count(*) AS changed FROM forgotten";
+
+/// `$1` is a time.
+const FORGET_SET_ASIDE: &str = "
+    WITH old AS (
+        SELECT id FROM set_aside WHERE at < $1 ORDER BY at, id LIMIT $2
+        FOR UPDATE SKIP LOCKED
+    ), forgotten AS (
+        DELETE FROM set_aside s USING unnest((SELECT array_agg(id) FROM old)) AS o (id)
+        WHERE s.id = o.id AND s.at < $1
+        RETURNING 1
+    )
+    SELECT count(*) AS changed FROM forgotten";
+
+/// `$1` is an id: they go with the events that they lead to.
+const FORGET_FORMER_IDS: &str = "
+    WITH old AS (
+        SELECT organization_id, id FROM former_ids WHERE event_id < $1 ORDER BY event_id LIMIT $2
+        FOR UPDATE SKIP LOCKED
+    ), forgotten AS (
+        DELETE FROM former_ids f
+        USING unnest((SELECT array_agg(organization_id) FROM old), (SELECT array_agg(id) FROM old))
+            AS o (organization_id, id)
+        WHERE f.organization_id = o.organization_id AND f.id = o.id
         RETURNING 1
     )
     SELECT count(*) AS changed FROM forgotten";
@@ -185,7 +218,7 @@ impl Keeper for Engine {
 }
 
 /// A connection for statements that take their time.
-async fn upkeep(connect: &PgConnectOptions) -> Result<PgConnection> {
+pub(super) async fn upkeep(connect: &PgConnectOptions) -> Result<PgConnection> {
     let connect = connect
         .clone()
         .options([("statement_timeout", "60s"), ("lock_timeout", "30s")]);
@@ -226,11 +259,21 @@ async fn keep(connection: &mut PgConnection, retention: Duration) -> Result<Rete
         {
             done.expired += expire(&mut *connection, day).await?;
         }
+        loop {
+            let statement = query(FORGET_SET_ASIDE).bind(before).bind(FRAMES_STEP);
+            let changed = step(&mut *connection, statement).await?;
+            done.set_aside_removed += u64::try_from(changed).unwrap_or(0);
+            if changed < FRAMES_STEP {
+                break;
+            }
+        }
     }
     if let Some(before) = earlier(now, retention.saturating_add(SEEN_EXPIRED)) {
         done.removed = partitions::drop_before(&mut *connection, before)
             .await
             .map_err(classify)?;
+        let before = partitions::first_id_at(before);
+        while step(&mut *connection, query(FORGET_FORMER_IDS).bind(before).bind(STEP)).await? == STEP {}
     }
     while step(&mut *connection, query(FORGET_KEYS).bind(STEP)).await? == STEP {}
     Ok(done)

@@ -12,6 +12,7 @@
 mod changes;
 mod deliveries;
 mod events;
+mod former;
 mod intake;
 mod keeper;
 mod lists;
@@ -19,6 +20,7 @@ mod organizations;
 mod outcomes;
 mod partitions;
 mod records;
+mod rehearsal;
 mod rows;
 mod subscriptions;
 

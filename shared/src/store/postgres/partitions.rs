@@ -1,7 +1,8 @@
 //! Partitions: a day of ids each, by the time that a version 7 UUID begins with.
 //!
-//! They are made ahead, each as a table of its own that is then attached; a constraint that says the same as the bounds
-//! spares the scan for it. There is no default partition: an id too far from today has no place, and is refused. They
+//! They are made ahead, and where a worker comes late to a day, on demand; each as a table of its own that is then attached; a constraint that says the same as the bounds
+//! spares the scan for it. There is no default partition: an id that is older than
+//! retention, or too far ahead, has no place, and is refused. They
 //! leave by being detached concurrently, which stops no reader and no writer, and then dropped; what a crash leaves in
 //! between, the next round ends.
 
@@ -61,6 +62,11 @@ pub(super) fn first_id(day: Date) -> Uuid {
     from_millis(day_start(day))
 }
 
+/// The least id of a moment.
+pub(super) fn first_id_at(at: OffsetDateTime) -> Uuid {
+    from_millis(at.unix_timestamp_nanos() / 1_000_000)
+}
+
 fn from_millis(millis: i128) -> Uuid {
     let millis = u128::try_from(millis.clamp(0, (1 << 48) - 1)).unwrap_or(0);
     Uuid::from_u128(millis << 80)
@@ -106,18 +112,23 @@ pub(super) async fn today(connection: &mut PgConnection) -> Result<Date, sqlx::E
 /// Makes the partitions that are missing from [`BACK`] to [`AHEAD`]; further back only what already was. The connection must
 /// be closed if this fails: it holds a lock then.
 pub(super) async fn make_ahead(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    let today = today(&mut *connection).await?;
+    let days: Vec<Date> = (-BACK..=AHEAD)
+        .filter_map(|days| today.checked_add(time::Duration::days(days)))
+        .collect();
+    make_all(connection, &days).await
+}
+
+/// Makes the partitions of these days that are missing. The connection must be closed if this fails: it holds a lock then.
+pub(super) async fn make_all(connection: &mut PgConnection, days: &[Date]) -> Result<(), sqlx::Error> {
     // A statement of its own: within a transaction that had begun before, what others made would not be seen yet.
     query("SELECT pg_advisory_lock($1)")
         .bind(MAKING)
         .execute(&mut *connection)
         .await?;
-    let today = today(&mut *connection).await?;
-    for days in -BACK..=AHEAD {
-        let Some(day) = today.checked_add(time::Duration::days(days)) else {
-            continue;
-        };
+    for day in days {
         for table in &TABLES {
-            make(&mut *connection, table, day).await?;
+            make(&mut *connection, table, *day).await?;
         }
     }
     query("SELECT pg_advisory_unlock($1)")

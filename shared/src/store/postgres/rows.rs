@@ -184,5 +184,6 @@ pub(super) fn set_aside(row: &PgRow) -> Result<SetAside> {
         event: row.optional_id("event_id")?,
         frame: row.value("frame")?,
         at: row.at("at")?,
+        times: row.number("times")?,
     })
 }

@@ -1,6 +1,9 @@
 //! Events: the aggregate's operations, and the look-up of one.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use sqlx::{AssertSqlSafe, SqliteConnection, sqlite::SqliteRow};
@@ -15,7 +18,7 @@ use crate::{
     delivery::{Status, SubscriptionCondition},
     store::{
         AttemptRecord, DeliveryRecord, EventFilter, EventRecord, Events, IntakeBatch, IntakeOutcome, Order,
-        Page, PageRequest, Result, SetAside, parse_state,
+        Page, PageRequest, Result, SetAside, SetAsidePlace, is_in_range, parse_state,
     },
 };
 
@@ -39,7 +42,8 @@ pub(super) enum Log {
     Last,
 }
 
-/// What an id stands for: itself, or the event whose alias it is. A note's alias may name an alias in turn.
+/// What an id stands for: itself, the event whose alias it is, or the event that had it formerly. A note's alias may name
+/// an alias in turn.
 pub(super) async fn resolve(
     connection: &mut SqliteConnection,
     organization: OrganizationId,
@@ -54,10 +58,17 @@ pub(super) async fn resolve(
              SELECT a.id, e.id FROM event_aliases a \
              LEFT JOIN event_aliases b ON b.id = a.event_id AND b.organization_id = a.organization_id \
              JOIN events e ON e.id = coalesce(b.event_id, a.event_id) AND e.organization_id = a.organization_id \
-             WHERE a.organization_id = ? AND a.id IN ({marks})"
+             WHERE a.organization_id = ? AND a.id IN ({marks}) \
+             UNION ALL \
+             SELECT f.id, e.id FROM former_ids f \
+             LEFT JOIN event_aliases a ON a.id = f.event_id AND a.organization_id = f.organization_id \
+             LEFT JOIN event_aliases b ON b.id = a.event_id AND b.organization_id = a.organization_id \
+             JOIN events e ON e.id = coalesce(b.event_id, a.event_id, f.event_id) \
+             AND e.organization_id = f.organization_id \
+             WHERE f.organization_id = ? AND f.id IN ({marks})"
         );
         let mut query = sqlx::query(AssertSqlSafe(sql));
-        for _ in 0..2 {
+        for _ in 0..3 {
             query = query.bind(organization.uuid());
             for id in portion {
                 query = query.bind(id.uuid());
@@ -209,6 +220,16 @@ impl Events for Engine {
         self.take_in(batch).await
     }
 
+    async fn rehearse(&self) -> Result<()> {
+        self.rehearse_intake().await
+    }
+
+    async fn admit(&self, ids: &[EventId], retention: Duration) -> Result<HashSet<EventId>> {
+        let now = Timestamp::now();
+        let out = ids.iter().filter(|id| !is_in_range(**id, now, retention));
+        Ok(out.copied().collect())
+    }
+
     async fn get(&self, organization: OrganizationId, id: EventId) -> Result<Option<EventRecord>> {
         let mut snapshot = self.readers.begin().await.map_err(failed)?;
         let Some(first) = resolve(&mut snapshot, organization, &[id]).await?.remove(&id) else {
@@ -243,7 +264,10 @@ impl Events for Engine {
         self.keep_aside(items).await
     }
 
-    async fn list_set_aside(&self, page: PageRequest<SetAsideId>) -> Result<Page<SetAside, SetAsideId>> {
+    async fn list_set_aside(
+        &self,
+        page: PageRequest<SetAsidePlace>,
+    ) -> Result<Page<SetAside, SetAsidePlace>> {
         self.set_asides(page).await
     }
 
@@ -251,8 +275,8 @@ impl Events for Engine {
         self.one_set_aside(id).await
     }
 
-    async fn forget_set_aside(&self, id: SetAsideId) -> Result<bool> {
-        self.forget(id).await
+    async fn forget_set_aside(&self, id: SetAsideId, times: Option<u64>) -> Result<bool> {
+        self.forget(id, times).await
     }
 
     async fn count_set_aside(&self) -> Result<u64> {

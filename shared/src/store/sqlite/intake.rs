@@ -1,15 +1,13 @@
 //! Intake: deduplicates, persists and fans out a batch, in one transaction.
 
-use std::{
-    collections::{HashMap, HashSet},
-    time::Duration,
-};
+use std::collections::{HashMap, HashSet};
 
 use sqlx::{AssertSqlSafe, SqliteConnection};
 use uuid::Uuid;
 
 use super::{
     Engine,
+    former::Formers,
     many::{marks, portions, values},
     row::{Columns as _, corrupt, failed},
     writer::Tx,
@@ -19,13 +17,9 @@ use crate::{
     event::Digest16,
     store::{
         DEDUPLICATION_WINDOW, IntakeBatch, IntakeOutcome, PlannedDelivery, Result, StoreError, StoredEvent,
+        range::is_ahead, rehearsal,
     },
 };
-
-/// How far ahead of now an event's id may be.
-const MAX_AHEAD: Duration = Duration::from_hours(24);
-/// How far behind now an event's id may be.
-const MAX_BEHIND: Duration = Duration::from_hours(30 * 24);
 
 /// A batch that can wait for the writer.
 struct Batch {
@@ -52,24 +46,61 @@ struct Holder {
 
 impl Engine {
     pub(super) async fn take_in(&self, batch: &IntakeBatch<'_>) -> Result<IntakeOutcome> {
-        let batch = Batch {
-            worker: batch.worker,
-            events: batch.events.to_vec(),
-            deliveries: batch.deliveries.to_vec(),
-            versions: batch.versions.to_vec(),
-            repeats: batch.repeats.to_vec(),
-        };
+        let batch = Batch::of(batch);
         self.writer
             .run(move |tx| Box::pin(async move { batch.take_in(tx).await }))
+            .await
+    }
+
+    /// Committed, so that it is written; without the event.
+    pub(super) async fn rehearse_intake(&self) -> Result<()> {
+        self.writer
+            .run(|tx| {
+                Box::pin(async move {
+                    let (event, delivery) = (rehearsal::event(tx.now), rehearsal::delivery());
+                    Batch::of(&rehearsal::batch(&event, &delivery))
+                        .take_in(tx)
+                        .await?;
+                    for delete in [
+                        "DELETE FROM deliveries WHERE event_id = ?",
+                        "DELETE FROM events WHERE id = ?",
+                    ] {
+                        sqlx::query(delete)
+                            .bind(event.id.uuid())
+                            .execute(&mut tx.connection)
+                            .await
+                            .map_err(failed)?;
+                    }
+                    sqlx::query("DELETE FROM dedup_keys WHERE organization_id = ?")
+                        .bind(event.organization.uuid())
+                        .execute(&mut tx.connection)
+                        .await
+                        .map(drop)
+                        .map_err(failed)
+                })
+            })
             .await
     }
 }
 
 impl Batch {
+    fn of(batch: &IntakeBatch<'_>) -> Self {
+        Self {
+            worker: batch.worker,
+            events: batch.events.to_vec(),
+            deliveries: batch.deliveries.to_vec(),
+            versions: batch.versions.to_vec(),
+            repeats: batch.repeats.to_vec(),
+        }
+    }
+
     async fn take_in(&self, tx: &mut Tx) -> Result<IntakeOutcome> {
         let now = tx.now;
-        if let Some(event) = self.events.iter().find(|event| !in_range(event.id, now)) {
-            return Err(refused(format!("id_out_of_range: {} is far from now", event.id)));
+        if let Some(event) = self.events.iter().find(|event| is_ahead(event.id, now)) {
+            return Err(refused(format!(
+                "id_out_of_range: {} is ahead of its time",
+                event.id
+            )));
         }
         if !self.is_current(&mut tx.connection).await? {
             return Ok(IntakeOutcome::Stale);
@@ -77,13 +108,14 @@ impl Batch {
         let known = known(&mut tx.connection, &self.events).await?;
         let mut holders = holders(&mut tx.connection, &self.events, now).await?;
 
+        let mut formers = Formers::of(&mut tx.connection, &self.events).await?;
         let mut in_order: Vec<(usize, &AcceptedEvent)> = self.events.iter().enumerate().collect();
         in_order.sort_unstable_by_key(|(_, event)| event.id);
         let mut fresh = Vec::with_capacity(self.events.len());
         let mut keyed = Vec::new();
         let mut aliases = Vec::new();
         for (at, event) in in_order {
-            if known.contains(&event.id) {
+            if known.contains(&event.id) || formers.claim(event) {
                 continue;
             }
             if let Some(key) = &event.dedup_id {
@@ -114,6 +146,7 @@ impl Batch {
         let seqs = self.insert_events(&mut tx.connection, &fresh).await?;
         insert_keys(&mut tx.connection, &keyed, now).await?;
         insert_aliases(&mut tx.connection, &aliases).await?;
+        formers.insert(&mut tx.connection).await?;
         self.insert_deliveries(&mut tx.connection, &seqs, now).await?;
         let stored = fresh.iter().filter_map(|&at| {
             let id = self.events.get(at)?.id;
@@ -231,12 +264,6 @@ impl Batch {
         }
         Ok(())
     }
-}
-
-/// An id far from now comes from a clock gone wrong: retention goes by ids.
-fn in_range(id: EventId, now: Timestamp) -> bool {
-    id.created_at()
-        .is_some_and(|at| at <= now.plus(MAX_AHEAD) && at >= now.minus(MAX_BEHIND))
 }
 
 fn refused(why: String) -> StoreError {

@@ -9,6 +9,7 @@
 
 mod deliveries;
 mod events;
+mod former;
 mod intake;
 mod keeper;
 mod list;
@@ -47,6 +48,11 @@ const MIGRATIONS: Migrations = &[
         2,
         "secret check",
         include_str!("../../../../migrations/sqlite/store/0002_secret_check.sql"),
+    ),
+    (
+        3,
+        "set aside",
+        include_str!("../../../../migrations/sqlite/store/0003_set_aside.sql"),
     ),
 ];
 /// Changes that a receiver may lag behind before it is told that it lost some.

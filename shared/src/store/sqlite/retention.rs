@@ -35,7 +35,19 @@ impl Engine {
         let done = Retention {
             expired: self.expire(ended).await?,
             removed: self.remove(gone, now.minus(SHOWN_FOR)).await?,
+            set_aside_removed: self
+                .in_steps(
+                    "DELETE FROM set_aside WHERE id IN (SELECT id FROM set_aside WHERE at < ? ORDER BY at LIMIT ?)",
+                    Bound::Time(now.minus(retention)),
+                )
+                .await?,
         };
+        self.in_steps(
+            "DELETE FROM former_ids WHERE (organization_id, id) IN \
+             (SELECT organization_id, id FROM former_ids WHERE event_id < ? LIMIT ?)",
+            Bound::Id(gone),
+        )
+        .await?;
         self.in_steps(
             "DELETE FROM event_aliases WHERE id IN (SELECT id FROM event_aliases WHERE id < ? LIMIT ?)",
             Bound::Id(gone),
@@ -121,8 +133,9 @@ impl Engine {
         }
     }
 
-    /// Runs a statement with a bound and a limit until it finds nothing more.
-    async fn in_steps(&self, step: &'static str, bound: Bound) -> Result<()> {
+    /// Runs a statement with a bound and a limit until it finds nothing more; how many rows it changed.
+    async fn in_steps(&self, step: &'static str, bound: Bound) -> Result<u64> {
+        let mut changed = 0;
         loop {
             let rows = self
                 .writer
@@ -141,8 +154,9 @@ impl Engine {
                     })
                 })
                 .await?;
+            changed += rows;
             if rows < u64::from(STEP) {
-                return Ok(());
+                return Ok(changed);
             }
         }
     }

@@ -10,10 +10,10 @@ use super::{
 };
 use crate::{
     EventId, OrganizationId, SetAsideId,
-    store::{Page, PageRequest, Result, SetAside},
+    store::{Page, PageRequest, Result, SetAside, SetAsidePlace},
 };
 
-const SET_ASIDE: &str = "id, reason, detail, organization_id, event_id, at, frame";
+const SET_ASIDE: &str = "id, reason, detail, organization_id, event_id, at, frame, times";
 
 fn set_aside(row: &SqliteRow) -> Result<SetAside> {
     Ok(SetAside {
@@ -24,6 +24,7 @@ fn set_aside(row: &SqliteRow) -> Result<SetAside> {
         event: row.value::<Option<Uuid>>(4)?.map(EventId::from_uuid),
         at: row.time(5)?,
         frame: row.value(6)?,
+        times: row.number(7)?,
     })
 }
 
@@ -35,8 +36,10 @@ impl Engine {
                 Box::pin(async move {
                     for item in items {
                         sqlx::query(
-                            "INSERT INTO set_aside (id, reason, detail, organization_id, event_id, at, frame) \
-                             VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING",
+                            "INSERT INTO set_aside (id, reason, detail, organization_id, event_id, at, frame, times) \
+                             VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET \
+                             reason = excluded.reason, detail = excluded.detail, at = excluded.at, \
+                             times = times + excluded.times",
                         )
                         .bind(item.id.uuid())
                         .bind(item.reason)
@@ -45,6 +48,7 @@ impl Engine {
                         .bind(item.event.map(EventId::uuid))
                         .bind(item.at.millis())
                         .bind(item.frame)
+                        .bind(times(item.times))
                         .execute(&mut tx.connection)
                         .await
                         .map_err(failed)?;
@@ -57,18 +61,19 @@ impl Engine {
 
     pub(super) async fn set_asides(
         &self,
-        page: PageRequest<SetAsideId>,
-    ) -> Result<Page<SetAside, SetAsideId>> {
+        page: PageRequest<SetAsidePlace>,
+    ) -> Result<Page<SetAside, SetAsidePlace>> {
         let rows = sqlx::query(AssertSqlSafe(format!(
-            "SELECT {SET_ASIDE} FROM set_aside WHERE id > ? ORDER BY id LIMIT ?"
+            "SELECT {SET_ASIDE} FROM set_aside WHERE (at, id) > (?, ?) ORDER BY at, id LIMIT ?"
         )))
-        .bind(page.after.map_or_else(Uuid::nil, SetAsideId::uuid))
+        .bind(page.after.map_or(i64::MIN, |place| place.at.millis()))
+        .bind(page.after.map_or_else(Uuid::nil, |place| place.id.uuid()))
         .bind(i64::from(page.limit) + 1)
         .fetch_all(&self.readers)
         .await
         .map_err(failed)?;
         let items = rows.iter().map(set_aside).collect::<Result<Vec<_>>>()?;
-        Ok(paged(items, page.limit, |item| item.id))
+        Ok(paged(items, page.limit, SetAside::place))
     }
 
     pub(super) async fn one_set_aside(&self, id: SetAsideId) -> Result<Option<SetAside>> {
@@ -84,12 +89,13 @@ impl Engine {
         .transpose()
     }
 
-    pub(super) async fn forget(&self, id: SetAsideId) -> Result<bool> {
+    pub(super) async fn forget(&self, id: SetAsideId, seen: Option<u64>) -> Result<bool> {
         self.writer
             .run(move |tx| {
                 Box::pin(async move {
-                    sqlx::query("DELETE FROM set_aside WHERE id = ?")
+                    sqlx::query("DELETE FROM set_aside WHERE id = ? AND times = coalesce(?, times)")
                         .bind(id.uuid())
+                        .bind(seen.map(times))
                         .execute(&mut tx.connection)
                         .await
                         .map(|done| done.rows_affected() > 0)
@@ -106,4 +112,8 @@ impl Engine {
             .map_err(failed)?
             .number(0)
     }
+}
+
+fn times(times: u64) -> i64 {
+    i64::try_from(times).unwrap_or(i64::MAX)
 }

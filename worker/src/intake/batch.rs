@@ -1,0 +1,155 @@
+//! One batch: planned, stored in one transaction, and handed to the lanes.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use shared::{
+    AcceptedEvent, DeliveryKey, EventId, OrganizationId, Repeat,
+    store::{IntakeBatch, IntakeOutcome, StoredEvent},
+    telemetry,
+};
+use tokio::time::Instant;
+
+use super::{
+    Intake, IntakeError,
+    aside::{Reason, event_aside},
+    plan::Plan,
+};
+use crate::{
+    lane::{EventBody, Job},
+    lease::Holding,
+};
+
+/// How often a plan may turn out stale before the batch has failed: subscriptions do not change that fast.
+const MAX_PLANS: usize = 20;
+
+impl Intake {
+    /// Stores a batch, whole. Events of organizations that do not exist are set aside.
+    pub(super) async fn store_batch(
+        &self,
+        events: &[AcceptedEvent],
+        repeats: &[Repeat],
+    ) -> Result<(), IntakeError> {
+        let begun = Instant::now();
+        let mut organizations: Vec<OrganizationId> = events.iter().map(|event| event.organization).collect();
+        organizations.sort_unstable();
+        organizations.dedup();
+        for _ in 0..MAX_PLANS {
+            let in_force = self.registry.in_force(&organizations).await?;
+            if in_force.len() < organizations.len() {
+                let (known, unknown): (Vec<_>, Vec<_>) = events
+                    .iter()
+                    .cloned()
+                    .partition(|event| in_force.contains_key(&event.organization));
+                let why = "there is no such organization";
+                let items: Vec<_> = unknown
+                    .iter()
+                    .map(|event| event_aside(Reason::UnknownOrganization, &why, event))
+                    .collect();
+                self.set_aside(&items).await?;
+                if known.is_empty() && repeats.is_empty() {
+                    return Ok(());
+                }
+                return Box::pin(self.store_batch(&known, repeats)).await;
+            }
+            let versions: Vec<_> = in_force
+                .values()
+                .map(|known| (known.organization, known.version))
+                .collect();
+            let holding = self.lease.current();
+            let worker = holding.worker();
+            let mut plan = Plan::default();
+            for (index, event) in events.iter().enumerate() {
+                if let Some(known) = in_force.get(&event.organization) {
+                    plan.event(index, event, &known.subscriptions, &self.dispatch);
+                }
+            }
+            let batch = IntakeBatch {
+                worker,
+                events,
+                deliveries: &plan.deliveries,
+                versions: &versions,
+                repeats,
+            };
+            let stored = match self.store.events.intake(&batch).await {
+                Ok(IntakeOutcome::Stored(stored)) => stored,
+                Ok(IntakeOutcome::Stale) => {
+                    plan.give_back(&self.dispatch);
+                    self.registry.forget_in_force(&organizations);
+                    continue;
+                }
+                Err(error) => {
+                    plan.give_back(&self.dispatch);
+                    if error.is_transient() {
+                        // It may have been committed all the same.
+                        self.lease.doubt();
+                    }
+                    return Err(error.into());
+                }
+            };
+            measure(begun, events, &stored);
+            self.progress.note(events);
+            self.registry.confirm(plan.held());
+            self.start(&plan, events, &stored, &holding);
+            return Ok(());
+        }
+        Err(IntakeError::NeverFresh)
+    }
+
+    /// Hands what was stored, and is held, to the lanes.
+    fn start(&self, plan: &Plan, events: &[AcceptedEvent], stored: &[StoredEvent], holding: &Arc<Holding>) {
+        let stored: HashSet<EventId> = stored.iter().map(|event| event.id).collect();
+        let mut bodies: HashMap<EventId, Arc<EventBody>> = HashMap::with_capacity(stored.len());
+        let mut jobs = Vec::with_capacity(plan.deliveries.len());
+        let mut given_back = Vec::new();
+        for delivery in plan.deliveries.iter().filter(|delivery| delivery.held) {
+            let event = &events[delivery.event];
+            if !stored.contains(&event.id) {
+                given_back.push(delivery.subscription);
+                continue;
+            }
+            let body = bodies.entry(event.id).or_insert_with(|| Arc::new(body(event)));
+            jobs.push(Job {
+                key: DeliveryKey {
+                    event: event.id,
+                    subscription: delivery.subscription,
+                },
+                organization: event.organization,
+                attempts: 0,
+                event: Arc::clone(body),
+                holding: Arc::clone(holding),
+                since: Instant::now(),
+            });
+        }
+        if !given_back.is_empty() {
+            let mut lanes = self.dispatch.lanes();
+            for subscription in given_back {
+                lanes.unreserve(subscription, 1);
+            }
+        }
+        self.dispatch.push(jobs);
+    }
+}
+
+fn body(event: &AcceptedEvent) -> EventBody {
+    EventBody {
+        id: event.id,
+        event_type: event.event_type.as_str().into(),
+        received_at: event.received_at,
+        occurred_at: event.occurred_at,
+        trace: event.trace.as_ref().map(|trace| trace.as_str().to_owned()),
+        // A copy, so that a small event that waits does not hold on to a large frame.
+        payload: Bytes::copy_from_slice(event.payload.as_bytes()),
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "batches are of some hundreds")]
+fn measure(begun: Instant, events: &[AcceptedEvent], stored: &[StoredEvent]) {
+    telemetry::intake_events().record(events.len() as f64);
+    telemetry::intake_seconds().record(begun.elapsed());
+    telemetry::stored().increment(stored.len() as u64);
+    telemetry::duplicates().increment((events.len() - stored.len()) as u64);
+}
