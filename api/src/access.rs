@@ -50,6 +50,8 @@ accesses! {
     Subscriptions: SubscriptionsWrite;
     /// Looking subscriptions up: whoever reads deliveries must be able to tell to whom they went.
     SeeSubscriptions: SubscriptionsWrite | EventsRead;
+    /// Opening deliveries again and calling them off: as acknowledging, and as replaying.
+    Deliveries: SubscriptionsWrite | EventsRead;
     /// Keys and the organization itself.
     Administration: Admin;
 }

@@ -3,19 +3,25 @@
 
 use std::{sync::Arc, time::Duration};
 
-use axum::{Router, extract::State, response::IntoResponse, routing::get};
+use axum::{
+    Router,
+    extract::State,
+    response::IntoResponse,
+    routing::{get, post},
+};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use shared::{
-    DeliveryStatus, EventId, EventStatus, FailureKind, Invalid, OrganizationId, SubscriptionId, Timestamp,
-    http::{ApiError, Query},
+    DeliveryKey, DeliveryStatus, EventId, EventStatus, FailureKind, Invalid, OrganizationId, SubscriptionId,
+    Timestamp,
+    http::{ApiError, Code, Query},
     id::{EventKind, SubscriptionKind},
-    store::{AttemptRecord, DeliveryRecord, EventRecord},
+    store::{ActedOn, AttemptRecord, DeliveryRecord, EventRecord},
 };
 
 use crate::{
     Control,
-    access::{Caller, Events},
+    access::{Caller, Deliveries, Events},
     answer::Answer,
     path::{PathId, PathIds},
     waiting,
@@ -30,6 +36,8 @@ pub(crate) fn routes() -> Router<Arc<Control>> {
     Router::new()
         .route("/v1/events/{id}", get(show))
         .route("/v1/events/{id}/deliveries/{subscription}", get(show_delivery))
+        .route("/v1/events/{id}/deliveries/{subscription}/retry", post(retry))
+        .route("/v1/events/{id}/deliveries/{subscription}/cancel", post(cancel))
 }
 
 /// An event as it is shown.
@@ -178,8 +186,75 @@ async fn show_delivery(
     query: Query,
 ) -> Result<impl IntoResponse, ApiError> {
     let event = found(&control, caller.organization(), id, query).await?;
+    Ok(Answer::ok(DeliveryView::from(delivery_of(event, subscription)?)))
+}
+
+fn delivery_of(event: EventRecord, subscription: SubscriptionId) -> Result<DeliveryRecord, ApiError> {
     let mut deliveries = event.deliveries.into_iter();
     let delivery = deliveries.find(|delivery| delivery.subscription == subscription);
-    let delivery = delivery.ok_or_else(|| ApiError::not_found("delivery"))?;
-    Ok(Answer::ok(DeliveryView::from(delivery)))
+    delivery.ok_or_else(|| ApiError::not_found("delivery"))
+}
+
+/// Opens a delivery again that has ended, with its schedule anew, or makes an open one due now.
+async fn retry(
+    State(control): State<Arc<Control>>,
+    caller: Caller<Deliveries>,
+    PathIds(id, subscription): PathIds<EventKind, SubscriptionKind>,
+    query: Query,
+) -> Result<impl IntoResponse, ApiError> {
+    let organization = caller.organization();
+    let key = key(&control, organization, id, subscription, query).await?;
+    match control.api.store.replays.retry(organization, key).await? {
+        ActedOn::Done => Ok(Answer::accepted(look_again(&control, organization, key).await?)),
+        ActedOn::Refused => Err(ApiError::new(
+            Code::Conflict,
+            "its subscription is deleted: there is nobody to send it to",
+        )),
+    }
+}
+
+/// Closes an open delivery: nothing more is sent, but for an attempt that is under way.
+async fn cancel(
+    State(control): State<Arc<Control>>,
+    caller: Caller<Deliveries>,
+    PathIds(id, subscription): PathIds<EventKind, SubscriptionKind>,
+    query: Query,
+) -> Result<impl IntoResponse, ApiError> {
+    let organization = caller.organization();
+    let key = key(&control, organization, id, subscription, query).await?;
+    let done = control.api.store.replays.cancel(organization, key).await?;
+    let delivery = look_again(&control, organization, key).await?;
+    if done == ActedOn::Refused && delivery.status != DeliveryStatus::Cancelled {
+        return Err(ApiError::new(
+            Code::Conflict,
+            "the delivery has ended: there is nothing left to cancel",
+        ));
+    }
+    Ok(Answer::ok(delivery))
+}
+
+/// The delivery's own address: the id may be an alias of the event's.
+async fn key(
+    control: &Control,
+    organization: OrganizationId,
+    id: EventId,
+    subscription: SubscriptionId,
+    query: Query,
+) -> Result<DeliveryKey, ApiError> {
+    let event = found(control, organization, id, query).await?;
+    let key = DeliveryKey {
+        event: event.id,
+        subscription,
+    };
+    delivery_of(event, subscription).map(|_| key)
+}
+
+async fn look_again(
+    control: &Control,
+    organization: OrganizationId,
+    key: DeliveryKey,
+) -> Result<DeliveryView, ApiError> {
+    let event = control.api.store.events.get(organization, key.event).await?;
+    let event = event.ok_or_else(|| not_found(false))?;
+    delivery_of(event, key.subscription).map(DeliveryView::from)
 }

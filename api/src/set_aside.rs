@@ -142,19 +142,26 @@ async fn put_back(
     PathId(id): PathId<SetAsideKind>,
 ) -> Result<impl IntoResponse, ApiError> {
     let item = found(&control, id).await?;
-    let mut frame = Bytes::from(item.frame);
+    let mut bytes = Bytes::from(item.frame);
     // It would travel with others in one frame, and make all of them unreadable.
-    let mut entries = frame::decode(&frame).map_err(|unreadable| {
+    let mut entries = frame::decode(&bytes).map_err(|unreadable| {
         let detail = format!("the frame cannot be read, so it would only be set aside again: {unreadable}");
         ApiError::new(Code::Conflict, detail)
     })?;
     if item.reason == ID_OUT_OF_RANGE {
-        frame = with_new_ids(&mut entries);
+        bytes = with_new_ids(&mut entries);
     }
     let event = match entries.as_slice() {
         [Entry::Event(event)] => Some(event.id),
         _ => None,
     };
+    // Where it holds events of several organizations, they came by one queue, and go by one again.
+    let organization = match entries.first() {
+        Some(Entry::Event(event)) => event.organization,
+        Some(Entry::Repeat(repeat)) => repeat.organization,
+        None => OrganizationId::new(),
+    };
+    let frame = frame::Encoded { organization, bytes };
     control.api.publisher.publish(frame).await?;
     control
         .api

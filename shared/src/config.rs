@@ -137,6 +137,16 @@ pub struct EngineArgs {
     )]
     pub secret_key: Option<String>,
 
+    /// Keys that secrets may still be sealed under, with commas between: they open and do not seal. Needed while the
+    /// secret key is changed; see triggers reseal
+    #[arg(
+        long,
+        env = "TRIGGERS_FORMER_SECRET_KEYS",
+        value_name = "BASE64,…",
+        hide_env_values = true
+    )]
+    pub former_secret_keys: Option<String>,
+
     /// The most connections to PostgreSQL of this process.
     #[arg(long, env = "TRIGGERS_DATABASE_CONNECTIONS", default_value_t = 10, value_name = "NUMBER",
           value_parser = clap::value_parser!(u32).range(2..=1_000))]
@@ -155,13 +165,19 @@ pub struct EngineArgs {
     )]
     pub queue_prefix: String,
 
+    /// How many RabbitMQ queues events are spread over, by organization; workers take from all of them. One suits all but
+    /// deployments that a single queue holds up.
+    #[arg(long, env = "TRIGGERS_QUEUES", default_value_t = 1, value_name = "NUMBER",
+          value_parser = clap::value_parser!(u8).range(1..=i64::from(crate::queue::MAX_QUEUES)))]
+    pub queues: u8,
+
     /// How often RabbitMQ may return a frame before it is taken in alone, apart from the rest. Fixed once the queue
     /// exists.
     #[arg(long, env = "TRIGGERS_QUEUE_DELIVERY_LIMIT", default_value_t = 20, value_name = "NUMBER",
           value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub queue_delivery_limit: u32,
 
-    /// The most bytes of frames that wait in RabbitMQ before posts are answered with 503. Fixed once the queue exists.
+    /// The most bytes of frames that wait in each RabbitMQ queue before posts are answered with 503. Fixed once the queue exists.
     #[arg(long, env = "TRIGGERS_QUEUE_MAX_BYTES", default_value_t = 8 << 30, value_name = "BYTES",
           value_parser = clap::value_parser!(u64).range(1 << 20..))]
     pub queue_max_bytes: u64,
@@ -267,6 +283,11 @@ pub struct WorkerArgs {
     #[arg(long, env = "TRIGGERS_MAX_ATTEMPTS", default_value_t = 512, value_name = "NUMBER",
           value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub max_attempts: u32,
+
+    /// How many seconds a subscription may fail without one success before it is disabled: five days unless set.
+    #[arg(long, env = "TRIGGERS_DISABLE_AFTER_SECONDS", default_value_t = 432_000, value_name = "SECONDS",
+          value_parser = clap::value_parser!(u32).range(1..=31_536_000))]
+    pub disable_after_seconds: u32,
 }
 
 /// Reads an address to listen on.

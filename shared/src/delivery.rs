@@ -4,7 +4,7 @@ use std::{str::FromStr, time::Duration};
 
 use serde::Serialize;
 
-use crate::{EventId, Invalid, OrganizationId, SubscriptionId, Timestamp};
+use crate::{EventId, Invalid, OrganizationId, SubscriptionId, Timestamp, announcement::Announcement};
 
 /// What the store keeps of where a delivery is. Whether an open one is in flight or parked is asked of its lease and
 /// of its subscription, not written to it.
@@ -253,6 +253,8 @@ pub struct AttemptOutcome {
     pub duration: Duration,
     /// How it ended.
     pub result: AttemptResult,
+    /// What is announced if it applies.
+    pub announcement: Option<Announcement>,
 }
 
 /// How an attempt ended.

@@ -39,6 +39,13 @@ pub enum EngineKind {
     Servers,
 }
 
+fn sealer(secret_key: &str, args: &EngineArgs) -> Result<Sealer, SettingError> {
+    let sealer = Sealer::from_base64(secret_key).map_err(SettingError::of("TRIGGERS_SECRET_KEY"))?;
+    sealer
+        .and_former(args.former_secret_keys.as_deref().unwrap_or_default())
+        .map_err(SettingError::of("TRIGGERS_FORMER_SECRET_KEYS"))
+}
+
 impl Engine {
     /// Opens the engines that the settings name. `data_dir` is where an embedded one lives; a process that cannot have
     /// one gives `None`. Servers that are away do not stop it: what needs them waits.
@@ -70,7 +77,7 @@ impl Engine {
                 "must be set, the same for every process: it seals secrets at rest; make one with: openssl rand -base64 32",
             )
         })?;
-        let sealer = Sealer::from_base64(secret_key).map_err(SettingError::of("TRIGGERS_SECRET_KEY"))?;
+        let sealer = sealer(secret_key, args)?;
         let uri =
             rabbit::RabbitOptions::parse_uri(amqp_url).map_err(SettingError::of("TRIGGERS_AMQP_URL"))?;
         let options = postgres::PostgresOptions {
@@ -81,6 +88,7 @@ impl Engine {
         let queue = rabbit::RabbitQueue::new(rabbit::RabbitOptions {
             uri,
             prefix: args.queue_prefix.clone(),
+            queues: args.queues,
             delivery_limit: args.queue_delivery_limit,
             max_bytes: args.queue_max_bytes,
         });
@@ -94,6 +102,10 @@ impl Engine {
     }
 
     async fn embedded(args: &EngineArgs, directory: &Path) -> anyhow::Result<Self> {
+        if args.queues != 1 {
+            let rule = "must be 1 without TRIGGERS_AMQP_URL: the embedded engine has one queue";
+            return Err(SettingError::new("TRIGGERS_QUEUES", rule).into());
+        }
         let unusable = |error: std::io::Error| {
             SettingError::new(
                 "TRIGGERS_DATA_DIR",
@@ -122,7 +134,7 @@ impl Engine {
             Some(key) => key.to_owned(),
             None => kept_secret(&directory.join("secret-key"), Sealer::generate_base64).map_err(unusable)?,
         };
-        let sealer = Sealer::from_base64(&secret_key).map_err(SettingError::of("TRIGGERS_SECRET_KEY"))?;
+        let sealer = sealer(&secret_key, args)?;
         for database in ["queue.db", "store.db"] {
             // The engines find them there; what SQLite adds to them has the same mode.
             private_file(&directory.join(database)).map_err(unusable)?;

@@ -176,6 +176,9 @@ fn v6_routable(address: Ipv6Addr) -> bool {
 }
 
 #[cfg(test)]
+mod registry_tests;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

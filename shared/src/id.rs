@@ -40,6 +40,8 @@ kinds! {
     EventKind = "evt" as EventId;
     /// A subscription.
     SubscriptionKind = "sub" as SubscriptionId;
+    /// A replay of deliveries.
+    ReplayKind = "rpl" as ReplayId;
     /// A frame or an event that was set aside.
     SetAsideKind = "aside" as SetAsideId;
     /// A running worker: the owner of leases. A worker that lost its lease takes a new one.

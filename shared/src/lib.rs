@@ -3,6 +3,7 @@
 //!
 //! Domain types ([`event`], [`subscription`], [`delivery`], [`organization`]) know no axum, sqlx or lapin.
 
+pub mod announcement;
 pub mod auth;
 pub mod config;
 pub mod delivery;
@@ -26,7 +27,7 @@ pub mod timestamp;
 
 pub use delivery::{DeliveryKey, EventStatus, FailureKind, State as DeliveryState, Status as DeliveryStatus};
 pub use event::{AcceptedEvent, DedupId, Entry, EventType, Payload, Repeat, Source, TraceParent};
-pub use id::{EventId, Id, KeyId, OrganizationId, SetAsideId, SubscriptionId, WorkerId};
+pub use id::{EventId, Id, KeyId, OrganizationId, ReplayId, SetAsideId, SubscriptionId, WorkerId};
 pub use invalid::Invalid;
 pub use organization::{Grant, Key, KeyHash, KeyText, Organization, Scope, Scopes, Tier};
 pub use subscription::{Builtin, EventPattern, RetrySchedule, Subscription, SubscriptionUrl};

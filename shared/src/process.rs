@@ -12,6 +12,9 @@ use crate::{
     store, telemetry,
 };
 
+/// More than all connections that a process ever has: there are systems on which a limit of billions makes programs slow.
+const MAX_OPEN_FILES: u64 = 65_536;
+
 /// Runs a process: sets up logs and metrics, builds it by `start`, and waits until it is asked to stop and has drained.
 /// An error is one line on standard error, and the exit code 1 (2 for a wrong setting).
 pub fn run<F>(
@@ -21,6 +24,7 @@ pub fn run<F>(
 where
     F: Future<Output = anyhow::Result<Option<Engine>>>,
 {
+    raise_open_files();
     let ran = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -54,6 +58,21 @@ where
         Err(error) => {
             eprintln!("error: {error:#}");
             std::process::ExitCode::from(if error.is::<SettingError>() { 2 } else { 1 })
+        }
+    }
+}
+
+/// Raises the limit of open files as far as this process may: each connection is one. Where it may not, it goes on with
+/// what it has; what finds no descriptor waits for one.
+fn raise_open_files() {
+    #[cfg(unix)]
+    {
+        use nix::sys::resource::{Resource, getrlimit, setrlimit};
+        if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+            let wanted = hard.min(MAX_OPEN_FILES);
+            if soft < wanted {
+                let _ = setrlimit(Resource::RLIMIT_NOFILE, wanted, hard);
+            }
         }
     }
 }
@@ -96,11 +115,62 @@ async fn check_secret_key(engine: &Engine, lifecycle: &Lifecycle) -> anyhow::Res
     engine.sealer.check(&kept).map_err(|_| {
         SettingError::new(
             "TRIGGERS_SECRET_KEY",
-            "is not the key that this deployment's secrets are sealed under: set the one that it was first started with \
-             (embedded, without the setting: put its file secret-key back into the data directory)",
+            "is not the key that this deployment's secrets are sealed under: set the one that it was first started with, or \
+             that it was changed to; while it is changed, the other belongs into TRIGGERS_FORMER_SECRET_KEYS (embedded, without the setting: put its file secret-key back into the data directory)",
         )
     })?;
     Ok(true)
+}
+
+/// Seals anew, under the current key, every secret that is sealed under a former one, and has the deployment know its key by
+/// the current one from then on. Done in small steps: it may be stopped and begun again, and run beside processes that
+/// have both keys. Says how many secrets it sealed; `None` if the process is to stop first.
+pub async fn reseal(engine: &Engine, lifecycle: &Lifecycle) -> anyhow::Result<Option<u64>> {
+    let (sealer, store) = (&engine.sealer, &engine.store);
+    if !check_secret_key(engine, lifecycle).await? {
+        return Ok(None);
+    }
+    let (mut after, mut done) = (None, 0);
+    loop {
+        let what = "secrets cannot be read";
+        let read = || store.subscriptions.sealed_otherwise(sealer.key_id(), after, 100);
+        let Some(found) = patiently(what, lifecycle, read).await? else {
+            return Ok(None);
+        };
+        let Some(last) = found.last() else { break };
+        after = Some(last.id);
+        for subscription in &found {
+            let (organization, id) = (subscription.organization, subscription.id);
+            for before in &subscription.secrets {
+                if before.0.starts_with(&sealer.key_id()) {
+                    continue;
+                }
+                let anew = sealer.reseal(organization, id.uuid(), before);
+                let anew = anew.map_err(|error| anyhow::anyhow!("subscription {id}: {error}"))?;
+                let put = || store.subscriptions.reseal(id, before, anew.clone());
+                match patiently("secrets cannot be written", lifecycle, put).await? {
+                    None => return Ok(None),
+                    // Where it was rotated meanwhile, the new one is sealed under the current key.
+                    Some(resealed) => done += u64::from(resealed),
+                }
+            }
+        }
+    }
+    let own = sealer.check_value();
+    let kept = || store.keeper.secret_check(own.clone());
+    let Some(kept) = patiently("the check value cannot be read", lifecycle, kept).await? else {
+        return Ok(None);
+    };
+    if !kept.0.starts_with(&sealer.key_id()) {
+        let replace = || store.keeper.replace_secret_check(&kept, own.clone());
+        if patiently("the check value cannot be written", lifecycle, replace)
+            .await?
+            .is_none()
+        {
+            return Ok(None);
+        }
+    }
+    Ok(Some(done))
 }
 
 /// Makes a call to the store until it is answered; `None` if the process is to stop first.

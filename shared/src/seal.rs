@@ -32,26 +32,35 @@ impl fmt::Debug for Sealed {
     }
 }
 
-/// The key that seals and opens.
+/// The key that seals and opens, and those that still open what they sealed.
 pub struct Sealer {
-    cipher: XChaCha20Poly1305,
-    key_id: [u8; KEY_ID],
+    current: Key,
+    former: Vec<Key>,
 }
+
+struct Key {
+    cipher: XChaCha20Poly1305,
+    id: KeyId,
+}
+
+/// What a sealed secret begins with: which key it was sealed under.
+pub type KeyId = [u8; KEY_ID];
 
 /// Why a secret does not open.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum OpenError {
     /// It was sealed under another key.
-    #[error("the secret was sealed under another TRIGGERS_SECRET_KEY")]
+    #[error(
+        "the secret was sealed under another TRIGGERS_SECRET_KEY, which is not among TRIGGERS_FORMER_SECRET_KEYS"
+    )]
     OtherKey,
     /// It was changed, or belongs to another row.
     #[error("the sealed secret is damaged or belongs to another row")]
     Damaged,
 }
 
-impl Sealer {
-    /// From the base64 of 32 bytes, as `TRIGGERS_SECRET_KEY` has it.
-    pub fn from_base64(text: &str) -> Result<Self, Invalid> {
+impl Key {
+    fn from_base64(text: &str) -> Result<Self, Invalid> {
         let key: [u8; 32] = STANDARD
             .decode(text.trim())
             .ok()
@@ -60,12 +69,45 @@ impl Sealer {
                 Invalid::new("must be the base64 of 32 bytes; make one with: openssl rand -base64 32")
             })?;
         let key = SecretBox::new(Box::new(key));
-        let mut key_id = [0; KEY_ID];
-        key_id.copy_from_slice(&Sha256::digest(key.expose_secret())[..KEY_ID]);
+        let mut id = [0; KEY_ID];
+        id.copy_from_slice(&Sha256::digest(key.expose_secret())[..KEY_ID]);
         Ok(Self {
             cipher: XChaCha20Poly1305::new(key.expose_secret().into()),
-            key_id,
+            id,
         })
+    }
+}
+
+impl Sealer {
+    /// From the base64 of 32 bytes, as `TRIGGERS_SECRET_KEY` has it.
+    pub fn from_base64(text: &str) -> Result<Self, Invalid> {
+        Ok(Self {
+            current: Key::from_base64(text)?,
+            former: Vec::new(),
+        })
+    }
+
+    /// Opens, too, what was sealed under any of these, as `TRIGGERS_FORMER_SECRET_KEYS` has them: with commas between.
+    pub fn and_former(mut self, texts: &str) -> Result<Self, Invalid> {
+        for text in texts.split(',').map(str::trim).filter(|text| !text.is_empty()) {
+            self.former.push(Key::from_base64(text)?);
+        }
+        Ok(self)
+    }
+
+    /// Which key it seals with.
+    pub const fn key_id(&self) -> KeyId {
+        self.current.id
+    }
+
+    /// Seals anew, under the current key, what was sealed for the same row under any.
+    pub fn reseal(
+        &self,
+        organization: OrganizationId,
+        row: Uuid,
+        sealed: &Sealed,
+    ) -> Result<Sealed, OpenError> {
+        Ok(self.seal(organization, row, &self.open(organization, row, sealed)?))
     }
 
     /// A new key, as base64.
@@ -98,10 +140,11 @@ impl Sealer {
             aad: associated,
         };
         let sealed = self
+            .current
             .cipher
             .encrypt((&nonce).into(), payload)
             .unwrap_or_else(|_| unreachable!("XChaCha20-Poly1305 seals any text shorter than 256 GiB"));
-        Sealed([&self.key_id[..], &nonce[..], &sealed[..]].concat())
+        Sealed([&self.current.id[..], &nonce[..], &sealed[..]].concat())
     }
 
     /// Opens what [`Sealer::seal`] made for the same row.
@@ -116,15 +159,14 @@ impl Sealer {
 
     fn open_with(&self, associated: &[u8], sealed: &Sealed) -> Result<Vec<u8>, OpenError> {
         let (key_id, rest) = sealed.0.split_at_checked(KEY_ID).ok_or(OpenError::Damaged)?;
-        if key_id != self.key_id {
-            return Err(OpenError::OtherKey);
-        }
+        let mut keys = std::iter::once(&self.current).chain(&self.former);
+        let key = keys.find(|key| key.id == key_id).ok_or(OpenError::OtherKey)?;
         let (nonce, ciphertext) = rest.split_first_chunk::<NONCE>().ok_or(OpenError::Damaged)?;
         let payload = Payload {
             msg: ciphertext,
             aad: associated,
         };
-        self.cipher
+        key.cipher
             .decrypt(nonce.into(), payload)
             .map_err(|_| OpenError::Damaged)
     }
@@ -168,6 +210,25 @@ mod tests {
     }
 
     #[test]
+    fn former_keys_open_and_do_not_seal() {
+        let [old, new] = [(); 2].map(|()| Sealer::generate_base64());
+        let before = Sealer::from_base64(&old).unwrap();
+        let both = Sealer::from_base64(&new)
+            .unwrap()
+            .and_former(&format!(" {old} ,"))
+            .unwrap();
+        let after = Sealer::from_base64(&new).unwrap();
+        let (org, row) = (OrganizationId::new(), Uuid::now_v7());
+        let sealed = before.seal(org, row, b"whsec");
+        assert_eq!(both.open(org, row, &sealed).unwrap(), b"whsec");
+        assert_eq!(both.check(&before.check_value()), Ok(()));
+        let again = both.reseal(org, row, &sealed).unwrap();
+        assert_eq!(after.open(org, row, &again).unwrap(), b"whsec");
+        assert_eq!(before.open(org, row, &again), Err(OpenError::OtherKey));
+        assert!(Sealer::from_base64(&new).unwrap().and_former("c2hvcnQ=").is_err());
+    }
+
+    #[test]
     fn a_check_value_knows_its_key() {
         let [sealer, other] = [(); 2].map(|()| Sealer::from_base64(&Sealer::generate_base64()).unwrap());
         let value = sealer.check_value();
@@ -175,7 +236,7 @@ mod tests {
         assert_eq!(other.check(&value), Err(OpenError::OtherKey));
         // The same key id, by chance or by design, is not enough.
         let mut forged = value.clone();
-        forged.0[..KEY_ID].copy_from_slice(&other.key_id);
+        forged.0[..KEY_ID].copy_from_slice(&other.key_id());
         assert_eq!(other.check(&forged), Err(OpenError::Damaged));
         let of_a_row = sealer.seal(OrganizationId::new(), Uuid::now_v7(), CHECK);
         assert_eq!(sealer.check(&of_a_row), Err(OpenError::Damaged));

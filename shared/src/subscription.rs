@@ -5,7 +5,9 @@ use std::{fmt, str::FromStr, time::Duration};
 use serde::Serialize;
 use url::Url;
 
-use crate::{EventType, Invalid, OrganizationId, SubscriptionId, Timestamp, seal::Sealed};
+use crate::{
+    EventType, Invalid, OrganizationId, SubscriptionId, Timestamp, seal::Sealed, signature::SignatureScheme,
+};
 
 /// A subscription as the store keeps it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +38,10 @@ pub struct Subscription {
 
 /// Where events of a subscription go.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly all subscriptions are of the large one, and they are shared by reference"
+)]
 pub enum Target {
     /// They are posted to a URL.
     Push(Push),
@@ -48,14 +54,68 @@ pub enum Target {
 pub struct Push {
     /// Where to.
     pub url: SubscriptionUrl,
+    /// How webhooks are signed.
+    pub scheme: SignatureScheme,
     /// The signing secret, sealed for this organization and subscription.
     pub secret: Sealed,
+    /// What to verify by, where the scheme has such a thing.
+    pub public_key: Option<String>,
+    /// The secret before the last rotation, while it signs, too.
+    pub former: Option<FormerSecret>,
     /// When to try again.
     pub retry_schedule: RetrySchedule,
     /// How long one attempt may take, in all.
     pub timeout: AttemptTimeout,
     /// How many attempts may be under way at once.
     pub max_in_flight: MaxInFlight,
+    /// How many attempts may begin within a second.
+    pub rate_limit: Option<RateLimit>,
+    /// In which order events are sent.
+    pub ordering: Ordering,
+}
+
+/// A secret that was rotated, for as long as it signs beside the new one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FormerSecret {
+    /// How it signs.
+    pub scheme: SignatureScheme,
+    /// The secret, sealed as the current one is.
+    pub secret: Sealed,
+    /// Until when.
+    pub until: Timestamp,
+}
+
+/// In which order events are sent to a subscriber.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ordering {
+    /// In no order: each as soon as it can be.
+    #[default]
+    None,
+    /// One at a time, in order of `seq`; one that fails holds the rest until it is delivered or given up.
+    Fifo,
+}
+
+impl Ordering {
+    /// Its name in the API and in the store.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Fifo => "fifo",
+        }
+    }
+}
+
+impl FromStr for Ordering {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        match text {
+            "none" => Ok(Self::None),
+            "fifo" => Ok(Self::Fifo),
+            _ => Err(Invalid::new("must be none or fifo")),
+        }
+    }
 }
 
 impl Subscription {
@@ -267,6 +327,15 @@ impl Default for RetrySchedule {
 
 macro_rules! bounded {
     ($(#[$doc:meta])* $name:ident: $inner:ty, $min:literal..=$max:literal, $default:literal) => {
+        bounded! { $(#[$doc])* $name: $inner, $min..=$max }
+
+        impl Default for $name {
+            fn default() -> Self {
+                Self($default)
+            }
+        }
+    };
+    ($(#[$doc:meta])* $name:ident: $inner:ty, $min:literal..=$max:literal) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
         #[serde(transparent)]
@@ -285,12 +354,6 @@ macro_rules! bounded {
                 self.0
             }
         }
-
-        impl Default for $name {
-            fn default() -> Self {
-                Self($default)
-            }
-        }
     };
 }
 
@@ -301,6 +364,10 @@ bounded! {
 bounded! {
     /// How many attempts of one subscription may be under way at once: 1 to 256, 16 unless set.
     MaxInFlight: u16, 1..=256, 16
+}
+bounded! {
+    /// How many attempts at one subscription may begin within a second, over all workers: 1 to 10,000.
+    RateLimit: u32, 1..=10_000
 }
 
 impl AttemptTimeout {
@@ -389,6 +456,37 @@ mod tests {
                     prop_assert!(wait.as_secs_f64() <= planned * 1.2 + 1e-6);
                 }
                 None => prop_assert!(attempt == 0 || attempt as usize > waits.len()),
+            }
+        }
+
+        /// Equal draws give equal shares of the whole width, so that what fails together does not come back together.
+        #[test]
+        fn jitter_spreads_evenly_about_the_schedule(wait in 1..=RetrySchedule::MAX_SECONDS, low in 0.0..1.0f64,
+                                                    high in 0.0..1.0f64) {
+            let schedule = RetrySchedule::new(vec![wait]).unwrap();
+            let at = |random| schedule.wait_after(1, random).unwrap().as_secs_f64();
+            let width = f64::from(wait) * 2.0 * RetrySchedule::JITTER;
+            prop_assert!((at(0.5) - f64::from(wait)).abs() < 1e-6);
+            prop_assert!((at(high) - at(low) - (high - low) * width).abs() < 1e-6 * f64::from(wait));
+        }
+
+        #[test]
+        fn a_schedule_is_taken_exactly_if_it_follows_the_rule(
+            waits in prop::collection::vec(prop_oneof![4 => 1..=RetrySchedule::MAX_SECONDS, 1 => any::<u32>()], 0..=24),
+        ) {
+            let follows = waits.len() <= RetrySchedule::MAX_RETRIES
+                && waits.iter().all(|wait| *wait >= 1 && *wait <= 604_800);
+            let taken = RetrySchedule::new(waits.clone());
+            prop_assert_eq!(taken.is_ok(), follows);
+            if let Ok(schedule) = taken {
+                let planned = |attempt| schedule.wait_after(attempt, 0.5).map(|wait| wait.as_secs_f64());
+                let attempts = 1..=u32::try_from(waits.len()).unwrap();
+                for (attempt, wait) in attempts.zip(&waits) {
+                    let planned = planned(attempt).unwrap();
+                    prop_assert!((planned - f64::from(*wait)).abs() < 1e-6);
+                }
+                prop_assert_eq!(schedule.wait_after(u32::try_from(waits.len()).unwrap() + 1, 0.5), None);
+                prop_assert_eq!(schedule.wait_after(u32::MAX, 0.5), None);
             }
         }
     }

@@ -190,6 +190,8 @@ metrics! {
     histogram attempt_seconds = "triggers_attempt_seconds", "Time of an attempt.";
     histogram delivery_seconds = "triggers_delivery_seconds", "Time from accepting an event to its delivery.";
     gauge attempts_in_flight = "triggers_attempts_in_flight", "Attempts under way.";
+    gauge suspect_attempts_in_flight = "triggers_suspect_attempts_in_flight", "Attempts under way in the suspect pool: of subscribers that take long or fail.";
+    gauge open_circuits = "triggers_open_circuits", "Lanes whose circuit is open: nothing but probes is sent.";
     gauge lanes_busy = "triggers_lanes_busy", "Lanes with deliveries waiting or in flight.";
     gauge lane_deliveries = "triggers_lane_deliveries", "Deliveries that wait in lanes.";
     gauge backlog_oldest = "triggers_backlog_oldest_due_seconds", "How long the oldest due delivery has been due.";

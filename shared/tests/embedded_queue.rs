@@ -27,7 +27,7 @@ async fn write(queue: &EmbeddedQueue, numbers: std::ops::Range<usize>) {
     let mut sink = queue.sink().await.unwrap();
     let mut confirmations = Vec::new();
     for number in numbers {
-        confirmations.push(sink.write(frame(number)).await.unwrap());
+        confirmations.push(sink.write(0, frame(number)).await.unwrap());
     }
     for confirmation in confirmations {
         confirmation.await.unwrap();
@@ -117,7 +117,7 @@ async fn a_source_waits_and_may_be_cancelled() {
     assert!(matches!(source.receive(1).await, Err(QueueError::Unavailable(_))));
     assert!(matches!(waiting.await.unwrap(), Err(QueueError::Unavailable(_))));
     assert!(matches!(
-        queue.sink().await.unwrap().write(frame(0)).await,
+        queue.sink().await.unwrap().write(0, frame(0)).await,
         Err(QueueError::Unavailable(_))
     ));
 }
@@ -165,7 +165,7 @@ async fn a_source_that_lags_reads_what_memory_does_not_hold() {
     let mut sink = queue.sink().await.unwrap();
     let body = |number: u32| Bytes::from([&number.to_be_bytes()[..], &vec![7; 600_000]].concat());
     for number in 0..20 {
-        sink.write(body(number)).await.unwrap().await.unwrap();
+        sink.write(0, body(number)).await.unwrap().await.unwrap();
     }
     let mut source = queue.source(SourceLane::Main).await.unwrap();
     let mut received = Vec::new();
@@ -180,7 +180,7 @@ async fn a_source_that_lags_reads_what_memory_does_not_hold() {
     let expected: Vec<Bytes> = (0..20).map(body).collect();
     assert!(bodies(&received) == expected);
     // Caught up: what comes now comes from memory, and nothing twice.
-    sink.write(body(20)).await.unwrap().await.unwrap();
+    sink.write(0, body(20)).await.unwrap().await.unwrap();
     assert!(bodies(&receive(&mut source, 1).await) == [body(20)]);
 }
 
@@ -191,16 +191,16 @@ async fn a_full_queue_refuses_and_takes_again_once_there_is_room() {
     write(&queue, 0..4).await;
     let mut sink = queue.sink().await.unwrap();
     assert!(matches!(
-        sink.write(frame(4)).await.map(drop),
+        sink.write(0, frame(4)).await.map(drop),
         Err(QueueError::Refused(_))
     ));
     assert!(sink.healthy());
     let mut source = queue.source(SourceLane::Main).await.unwrap();
     let received = receive(&mut source, 4).await;
     source.acknowledge_up_to(received[0].tag).await.unwrap();
-    sink.write(frame(4)).await.unwrap().await.unwrap();
+    sink.write(0, frame(4)).await.unwrap().await.unwrap();
     assert!(matches!(
-        sink.write(frame(5)).await.map(drop),
+        sink.write(0, frame(5)).await.map(drop),
         Err(QueueError::Refused(_))
     ));
     queue.close().await;
@@ -208,7 +208,7 @@ async fn a_full_queue_refuses_and_takes_again_once_there_is_room() {
     let queue = embedded::open_bounded(directory.path(), 30).await.unwrap();
     let mut sink = queue.sink().await.unwrap();
     assert!(matches!(
-        sink.write(frame(5)).await.map(drop),
+        sink.write(0, frame(5)).await.map(drop),
         Err(QueueError::Refused(_))
     ));
 }
@@ -222,7 +222,7 @@ async fn a_file_that_cannot_be_written_confirms_nothing_and_recovers() {
     sqlx::query("BEGIN IMMEDIATE").execute(&mut lock).await.unwrap();
 
     let mut sink = queue.sink().await.unwrap();
-    let refused = tokio::time::timeout(LONG, sink.write(frame(1)).await.unwrap()).await;
+    let refused = tokio::time::timeout(LONG, sink.write(0, frame(1)).await.unwrap()).await;
     assert!(matches!(
         refused.expect("an answer in time"),
         Err(QueueError::Unavailable(_))
@@ -250,7 +250,7 @@ async fn many_sinks_write_at_once_and_each_keeps_its_order() {
                 let mut confirmations = Vec::new();
                 for number in 0..200 {
                     let body = Bytes::from(format!("{writer} {number:03}"));
-                    confirmations.push(sink.write(body).await.unwrap());
+                    confirmations.push(sink.write(0, body).await.unwrap());
                 }
                 for confirmation in confirmations {
                     confirmation.await.unwrap();

@@ -88,6 +88,7 @@ impl Setting {
                 event,
                 subscription: self.inbox,
                 held: true,
+                in_order: false,
             })
             .collect();
         let batch = IntakeBatch {
@@ -150,6 +151,7 @@ impl Setting {
             organization: self.organization,
             number: 1,
             started_at: Timestamp::now(),
+            announcement: None,
             duration: Duration::from_millis(12),
             result: AttemptResult::Delivered { status_code: 204 },
         }

@@ -1,5 +1,7 @@
 //! What clients and subscribers see, through real HTTP to the real binaries: the same tests on both engines.
 
+mod again;
+mod announced;
 mod arriving;
 mod deduplication;
 mod failing;
@@ -7,10 +9,13 @@ mod hostile;
 mod inbox;
 mod isolation;
 mod keys;
+mod lanes;
 mod limits;
 mod operations;
+mod order;
 mod refused;
 mod set_aside;
+mod signing;
 mod subscriptions;
 mod targets;
 mod zapier;

@@ -46,6 +46,11 @@ async fn a_wrong_setting_is_one_line_that_names_it() {
         ("TRIGGERS_LOG", "info,=="),
         ("TRIGGERS_DATA_DIR", "/dev/null/data"),
         ("TRIGGERS_MAX_ATTEMPTS", "0"),
+        ("TRIGGERS_QUEUES", "0"),
+        ("TRIGGERS_QUEUES", "65"),
+        ("TRIGGERS_QUEUES", "two"),
+        // The embedded engine has one.
+        ("TRIGGERS_QUEUES", "2"),
     ] {
         let line = refused("triggers", &["serve"], &[(name, value)]).await;
         assert!(line.contains(name), "{name}={value}: {line}");
@@ -99,11 +104,12 @@ async fn engines_are_not_mixed() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn help_explains_every_setting() {
     const EVERYWHERE: [&str; 2] = ["TRIGGERS_LOG", "TRIGGERS_SHUTDOWN_SECONDS"];
-    const ENGINE: [&str; 5] = [
+    const ENGINE: [&str; 6] = [
         "TRIGGERS_DATABASE_URL",
         "TRIGGERS_AMQP_URL",
         "TRIGGERS_SECRET_KEY",
         "TRIGGERS_QUEUE_PREFIX",
+        "TRIGGERS_QUEUES",
         "TRIGGERS_MIGRATE",
     ];
     let cases: [(&str, &[&str], &[&str]); 5] = [

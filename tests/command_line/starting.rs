@@ -65,7 +65,7 @@ async fn migrate_brings_the_schema_up_to_date_and_ends() {
 }
 
 /// Roles are ready, and may be stopped, before they have come to that.
-async fn key_is_known(database_url: &str) {
+pub(crate) async fn key_is_known(database_url: &str) {
     let mut database = PgConnection::connect(database_url).await.expect("a connection");
     let what = "the deployment knows its key";
     eventually(what, Duration::from_secs(20), async || {

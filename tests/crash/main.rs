@@ -1,6 +1,8 @@
 //! Processes killed and stopped while events are posted at a steady rate: every 202 is delivered, each in one delivery.
 
+mod again;
 mod killed;
+mod order;
 mod repeated;
 mod stalled;
 mod stopped;

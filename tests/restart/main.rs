@@ -5,6 +5,7 @@ mod both;
 mod broker;
 mod database;
 mod queue;
+mod several;
 mod writes;
 
 use std::time::Duration;

@@ -103,6 +103,8 @@ struct Path {
     received: Vec<Received>,
     script: VecDeque<Reply>,
     otherwise: Option<Reply>,
+    now: usize,
+    most_at_once: usize,
 }
 
 type Paths = Arc<Mutex<HashMap<String, Path>>>;
@@ -158,6 +160,11 @@ impl Receiver {
         self.with(path, |path| path.received.len())
     }
 
+    /// The most requests of a path that were being answered at the same time.
+    pub fn most_at_once(&self, path: &str) -> usize {
+        self.with(path, |path| path.most_at_once)
+    }
+
     /// Waits until so many have arrived at a path, and gives what is there.
     pub async fn wait_for(&self, path: &str, count: usize) -> Vec<Received> {
         self.wait_for_within(path, count, SOON).await
@@ -188,6 +195,18 @@ impl Drop for Receiver {
 }
 
 async fn take(State(paths): State<Paths>, request: Request) -> Response {
+    let name = request.uri().path().to_owned();
+    let count = |change: fn(&mut Path)| change(paths.lock().unwrap().entry(name.clone()).or_default());
+    count(|path| {
+        path.now += 1;
+        path.most_at_once = path.most_at_once.max(path.now);
+    });
+    let response = answer(&paths, request).await;
+    count(|path| path.now -= 1);
+    response
+}
+
+async fn answer(paths: &Paths, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let Ok(body) = body.collect().await else {
         return status(400);

@@ -70,6 +70,9 @@ impl Drop for Database {
     }
 }
 
+/// The most queues that a test spreads its events over.
+const MOST_QUEUES: u8 = 4;
+
 /// A prefix for queue names; the queues are deleted with this.
 pub(crate) struct Queues {
     server: String,
@@ -92,15 +95,21 @@ impl Queues {
         }
     }
 
-    /// The names of the queues.
+    /// The names of the queues, where events go to one alone.
     pub(crate) fn names(&self) -> [String; 2] {
         ["events", "events.dead"].map(|name| format!("{}{name}", self.prefix))
+    }
+
+    /// The names of those that a test may have made.
+    fn all_names(&self) -> Vec<String> {
+        let more = (2..=MOST_QUEUES).map(|number| format!("{}events.{number}", self.prefix));
+        self.names().into_iter().chain(more).collect()
     }
 }
 
 impl Drop for Queues {
     fn drop(&mut self) {
-        let (server, names) = (self.server.clone(), self.names());
+        let (server, names) = (self.server.clone(), self.all_names());
         apart(async move {
             let connection = Connection::connect(&server, ConnectionProperties::default())
                 .await

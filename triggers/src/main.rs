@@ -41,6 +41,16 @@ enum Command {
         #[command(flatten)]
         process: ProcessArgs,
     },
+    /// Seals every secret at rest anew under the current secret key, and ends. What was sealed under another opens by the
+    /// former secret keys, which are not needed any more afterwards.
+    Reseal {
+        #[command(flatten)]
+        engine: EngineArgs,
+        #[command(flatten)]
+        data_dir: DataDirArgs,
+        #[command(flatten)]
+        process: ProcessArgs,
+    },
 }
 
 fn main() -> ExitCode {
@@ -56,6 +66,20 @@ fn main() -> ExitCode {
             let engine = Engine::open(&engine, Some(&data_dir.data_dir)).await?;
             if process::migrate(&engine, &lifecycle).await? {
                 println!("the schema is up to date");
+            }
+            lifecycle.soft.cancel();
+            Ok(Some(engine))
+        }),
+        Command::Reseal {
+            engine,
+            data_dir,
+            process,
+        } => process::run(&process, async |lifecycle, _| {
+            let engine = Engine::open(&engine, Some(&data_dir.data_dir)).await?;
+            if process::migrate(&engine, &lifecycle).await?
+                && let Some(done) = process::reseal(&engine, &lifecycle).await?
+            {
+                println!("every secret is sealed under the current key; {done} were not");
             }
             lifecycle.soft.cancel();
             Ok(Some(engine))

@@ -3,22 +3,24 @@
 //! Follows [Standard Webhooks](https://www.standardwebhooks.com): 2xx is success, anything else is not, redirects are
 //! not followed. DNS, connecting, TLS, sending, and the answer with its body share one deadline.
 
-use std::{fmt::Write, sync::Arc};
+use std::{fmt::Write, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use shared::{
     Builtin, FailureKind, Timestamp, VERSION,
+    announcement::Announcement,
     delivery::{AttemptOutcome, AttemptResult, Failure, Next},
 };
 use tokio::time::Instant;
 
 use crate::{
-    lane::{EventBody, Job},
+    lane::{Ending, EventBody, Job, LONGEST_PAUSE},
     outbound::{self, Outbound},
     registry::Route,
+    retry_after,
 };
 
 /// The most bytes of an answer's body that are read; a longer one costs its connection.
@@ -27,11 +29,22 @@ const MAX_ANSWER: usize = 64 * 1024;
 const KEPT_ANSWER: usize = 1024;
 const USER_AGENT: &str = concat!("Triggers/", env!("CARGO_PKG_VERSION"));
 
-/// Makes an attempt, and says what came of it; whether it counts, the store decides.
-pub async fn attempt(client: &Outbound, route: &Route, job: Job) -> AttemptOutcome {
+/// What came of an attempt: for the store, and for the lane.
+#[derive(Debug)]
+pub struct Attempted {
+    /// For the store, which decides whether it counts.
+    pub outcome: AttemptOutcome,
+    /// What it says of the subscriber.
+    pub ending: Ending,
+}
+
+/// Makes an attempt, and says what came of it; or what this process lacks to make one.
+pub async fn attempt(client: &Outbound, route: &Route, job: Job) -> Result<Attempted, String> {
     let (started_at, started) = (Timestamp::now(), Instant::now());
     let number = job.attempts + 1;
     let (delivery, organization) = (job.key, job.organization);
+    let event_type = Arc::clone(&job.event.event_type);
+    let of_schedule = number.saturating_sub(job.attempts_before);
     let request = request(route, &job, number, started_at);
     // The envelope holds the payload: one copy is enough for as long as the subscriber takes.
     drop(job);
@@ -42,54 +55,109 @@ pub async fn attempt(client: &Outbound, route: &Route, job: Job) -> AttemptOutco
                 .await
                 .unwrap_or_else(|_| {
                     let detail = format!("no complete answer within {} ms", deadline.as_millis());
-                    Err(Failure {
-                        kind: FailureKind::Timeout,
-                        status_code: None,
-                        detail,
-                    })
+                    Err(Refused::without_answer(FailureKind::Timeout, detail))
                 })
         }
-        Err(detail) => Err(Failure {
-            kind: FailureKind::Unsendable,
-            status_code: None,
-            detail,
-        }),
+        Err(detail) => Err(Refused::without_answer(FailureKind::Unsendable, detail)),
     };
-    let result = match sent {
-        Ok(status_code) => AttemptResult::Delivered { status_code },
-        Err(failure) => {
-            let wait = route.push.retry_schedule.wait_after(number, rand::random());
-            AttemptResult::Failed {
-                failure,
-                next: wait.map_or(Next::DeadLetter, |after| Next::Retry { after }),
-            }
+    let (result, ending) = match sent {
+        Ok(status_code) => (AttemptResult::Delivered { status_code }, Ending::Delivered),
+        Err(Refused { lack: Some(lack), .. }) => return Err(lack),
+        Err(Refused {
+            failure, wait_for, ..
+        }) => {
+            let ending = match wait_for {
+                Some(pause) => Ending::AskedToWait(pause),
+                None => Ending::Failed {
+                    timed_out: failure.kind == FailureKind::Timeout,
+                },
+            };
+            let scheduled = route.push.retry_schedule.wait_after(of_schedule, rand::random());
+            let next = scheduled.map_or(Next::DeadLetter, |scheduled| Next::Retry {
+                after: put_off(scheduled, wait_for),
+            });
+            (AttemptResult::Failed { failure, next }, ending)
         }
     };
-    AttemptOutcome {
+    let announcement = match &result {
+        AttemptResult::Failed {
+            failure,
+            next: Next::DeadLetter,
+        } => Announcement::dead_lettered(
+            delivery.event,
+            &event_type,
+            delivery.subscription,
+            number,
+            failure,
+        ),
+        _ => None,
+    };
+    let outcome = AttemptOutcome {
+        announcement,
         delivery,
         organization,
         number,
         started_at,
         duration: started.elapsed(),
         result,
+    };
+    Ok(Attempted { outcome, ending })
+}
+
+/// The wait before a retry: the schedule's, or as long as the subscriber asks, but at most an hour over the schedule.
+fn put_off(scheduled: Duration, asked: Option<Duration>) -> Duration {
+    scheduled
+        .max(asked.unwrap_or_default())
+        .min(scheduled + LONGEST_PAUSE)
+}
+
+/// Why an attempt did not succeed.
+struct Refused {
+    failure: Failure,
+    /// The subscriber asks to be left alone for this long.
+    wait_for: Option<Duration>,
+    /// What this process lacked to make the attempt.
+    lack: Option<String>,
+}
+
+impl Refused {
+    fn without_answer(kind: FailureKind, detail: String) -> Self {
+        Self {
+            failure: Failure {
+                kind,
+                status_code: None,
+                detail,
+            },
+            wait_for: None,
+            lack: None,
+        }
     }
 }
 
-async fn send(client: &Outbound, request: Request<Full<Bytes>>) -> Result<u16, Failure> {
+async fn send(client: &Outbound, request: Request<Full<Bytes>>) -> Result<u16, Refused> {
     let response = client.request(request).await.map_err(|error| {
         let (kind, detail) = outbound::failure(&error);
-        Failure {
-            kind,
-            status_code: None,
-            detail,
+        Refused {
+            lack: outbound::is_ours(&error).then(|| detail.clone()),
+            ..Refused::without_answer(kind, detail)
         }
     })?;
     let status = response.status();
+    let wait_for = matches!(
+        status,
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
+    )
+    .then(|| retry_after::asked(response.headers()))
+    .flatten();
     let body = read_to_cap(response).await;
-    let failed = |kind, detail| Failure {
-        kind,
-        status_code: Some(status.as_u16()),
-        detail,
+    let failed = |kind, detail| Refused {
+        failure: Failure {
+            kind,
+            status_code: Some(status.as_u16()),
+            detail,
+        },
+        wait_for,
+        lack: None,
     };
     match body {
         Ok(_) if status.is_success() => Ok(status.as_u16()),
@@ -124,10 +192,14 @@ fn shown(answer: &[u8]) -> String {
 
 fn request(route: &Route, job: &Job, number: u32, at: Timestamp) -> Result<Request<Full<Bytes>>, String> {
     let uri = route.uri.clone()?;
-    let secret = route.secret.as_ref().map_err(Clone::clone)?;
+    let keys = route.signing.as_ref().map_err(Clone::clone)?;
     let id = job.event.id.to_string();
     let body = envelope(&id, &job.event);
-    let signature = secret.sign(&id, at, &body);
+    let signing = keys
+        .iter()
+        .filter(|(_, until)| until.is_none_or(|until| at < until));
+    let signatures: Vec<String> = signing.map(|(key, _)| key.sign(&id, at, &body)).collect();
+    let signature = signatures.join(" ");
 
     let mut request = Request::new(Full::new(Bytes::from(body)));
     *request.method_mut() = Method::POST;

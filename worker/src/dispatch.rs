@@ -6,13 +6,18 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use shared::{DeliveryKey, SubscriptionId, delivery::AttemptOutcome, store::Store, telemetry};
-use tokio::sync::mpsc;
+use shared::{
+    DeliveryKey, SubscriptionId, delivery::AttemptOutcome, store::Store, subscription::Ordering, telemetry,
+};
+use tokio::{
+    sync::{Notify, mpsc},
+    time::Instant,
+};
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    attempt::attempt,
-    lane::{Job, Lanes},
+    attempt::{Attempted, attempt},
+    lane::{self, CircuitState, Job, Lanes},
     lease::{Holding, Lease},
     outbound::Outbound,
     registry::{Found, Registry, Route},
@@ -31,6 +36,8 @@ pub struct Ended {
     pub version: i64,
     /// By which lease it was made: it lives at least until the outcome is written down.
     pub holding: Arc<Holding>,
+    /// Whether its lane is in order, and waits for this to be written down.
+    pub in_order: bool,
     /// When the front took the event.
     pub received_at: shared::Timestamp,
 }
@@ -45,6 +52,8 @@ pub struct Dispatch {
     outcomes: mpsc::Sender<Ended>,
     wake: Wake,
     attempts: TaskTracker,
+    /// Told when a lane's time comes sooner than was known.
+    alarm: Notify,
 }
 
 /// What became of a delivery at the moment of sending.
@@ -77,6 +86,7 @@ impl Dispatch {
             outcomes,
             wake,
             attempts,
+            alarm: Notify::new(),
         })
     }
 
@@ -87,9 +97,9 @@ impl Dispatch {
 
     /// Puts deliveries, for which room was reserved, into their lanes, and starts what can be started.
     pub fn push(self: &Arc<Self>, jobs: impl IntoIterator<Item = Job>) {
-        let mut lanes = self.lanes();
+        let (mut lanes, now) = (self.lanes(), Instant::now());
         for job in jobs {
-            lanes.push(job);
+            lanes.push(job, now);
         }
         self.start(lanes);
     }
@@ -100,35 +110,76 @@ impl Dispatch {
     }
 
     fn start(self: &Arc<Self>, mut lanes: MutexGuard<'_, Lanes>) {
-        while let Some(job) = lanes.next() {
+        let (alarm, now) = (lanes.next_alarm(), Instant::now());
+        while let Some((job, taken)) = lanes.next(now) {
+            // Freed on every way out, a panic included.
+            let place = Place {
+                dispatch: Arc::clone(self),
+                taken,
+                ending: lane::Ending::NotMade,
+            };
             let dispatch = Arc::clone(self);
-            self.attempts.spawn(async move { dispatch.attempt(job).await });
+            self.attempts
+                .spawn(async move { dispatch.attempt(job, place).await });
         }
-        #[expect(clippy::cast_precision_loss, reason = "a gauge of some thousands")]
+        let load = lanes.load();
+        let sooner = lanes
+            .next_alarm()
+            .is_some_and(|at| alarm.is_none_or(|known| at < known));
+        drop(lanes);
+        if sooner {
+            self.alarm.notify_one();
+        }
+        #[expect(clippy::cast_precision_loss, reason = "gauges of some thousands")]
         {
-            let (busy, waiting, in_flight) = lanes.load();
-            telemetry::lanes_busy().set(busy as f64);
-            telemetry::lane_deliveries().set(waiting as f64);
-            telemetry::attempts_in_flight().set(in_flight as f64);
+            telemetry::lanes_busy().set(load.busy as f64);
+            telemetry::lane_deliveries().set(load.held as f64);
+            telemetry::attempts_in_flight().set((load.trusted + load.suspect) as f64);
+            telemetry::suspect_attempts_in_flight().set(load.suspect as f64);
+            telemetry::open_circuits().set(load.open_circuits as f64);
         }
     }
 
-    async fn attempt(self: Arc<Self>, job: Job) {
+    /// Waits until a lane's time may have come that was put off.
+    pub async fn alarmed(&self) {
+        let told = self.alarm.notified();
+        let at = self.lanes().next_alarm();
+        match at {
+            Some(at) => {
+                let _ = tokio::time::timeout_at(at, told).await;
+            }
+            None => told.await,
+        }
+    }
+
+    async fn attempt(self: Arc<Self>, job: Job, mut place: Place) {
         let subscription = job.key.subscription;
-        // Freed on every way out, a panic included.
-        let place = Place {
-            dispatch: Arc::clone(&self),
-            subscription,
-            weight: job.weight(),
-        };
         let Ok(permit) = self.outcomes.reserve().await else {
             return;
         };
         match self.before(&job).await {
             Before::Send(route) => {
                 let (holding, received_at) = (Arc::clone(&job.holding), job.event.received_at);
-                let (event, version) = (job.key.event, route.subscription.version);
-                let outcome = attempt(&self.client, &route, job).await;
+                let (key, version) = (job.key, route.subscription.version);
+                let in_order = route.push.ordering == Ordering::Fifo;
+                let event = key.event;
+                let mut attempt = std::pin::pin!(attempt(&self.client, &route, job));
+                let attempted = if let Ok(quick) = tokio::time::timeout(lane::SLOW, &mut attempt).await {
+                    quick
+                } else {
+                    place.turned_slow();
+                    attempt.await
+                };
+                let Attempted { outcome, ending } = match attempted {
+                    Ok(attempted) => attempted,
+                    Err(lack) => {
+                        tracing::warn!(event.id = %event, subscription.id = %subscription, lack, "no attempt was made");
+                        place.ending = lane::Ending::Starved;
+                        self.release(&holding, &[key]).await;
+                        return;
+                    }
+                };
+                place.ending = ending;
                 tracing::debug!(
                     event.id = %event, subscription.id = %subscription, attempt = outcome.number,
                     duration_ms = u64::try_from(outcome.duration.as_millis()).unwrap_or(u64::MAX),
@@ -138,6 +189,7 @@ impl Dispatch {
                     outcome,
                     version,
                     holding,
+                    in_order,
                     received_at,
                 });
                 drop(place);
@@ -180,17 +232,41 @@ impl Dispatch {
     pub async fn give_back(&self, jobs: Vec<Job>) {
         for same in jobs.chunk_by(|one, other| one.holding.worker() == other.holding.worker()) {
             let keys: Vec<DeliveryKey> = same.iter().map(|job| job.key).collect();
-            for some in keys.chunks(500) {
-                if let Err(error) = self
-                    .store
-                    .deliveries
-                    .release(same[0].holding.worker(), some)
-                    .await
-                {
-                    tracing::warn!(%error, "deliveries could not be given back; a new lease frees them");
-                    self.lease.doubt();
-                }
+            self.release(&same[0].holding, &keys).await;
+        }
+    }
+
+    async fn release(&self, holding: &Holding, keys: &[DeliveryKey]) {
+        for some in keys.chunks(500) {
+            if let Err(error) = self.store.deliveries.release(holding.worker(), some).await {
+                tracing::warn!(%error, "deliveries could not be given back; a new lease frees them");
+                self.lease.doubt();
             }
+        }
+    }
+
+    /// Outcomes of lanes in order are written down: each goes on with its next, or begins anew.
+    pub fn settle(self: &Arc<Self>, settled: &[(SubscriptionId, bool)]) {
+        if settled.is_empty() {
+            return;
+        }
+        let (mut lanes, now) = (self.lanes(), Instant::now());
+        let mut put_off = Vec::new();
+        for (subscription, goes_on) in settled {
+            let finished = lanes.settled(*subscription, *goes_on, now);
+            put_off.extend(finished.put_off);
+            if finished.feed {
+                self.wake.feed(*subscription);
+            }
+        }
+        self.start(lanes);
+        self.give_back_soon(put_off);
+    }
+
+    fn give_back_soon(self: &Arc<Self>, jobs: Vec<Job>) {
+        if !jobs.is_empty() {
+            let dispatch = Arc::clone(self);
+            self.attempts.spawn(async move { dispatch.give_back(jobs).await });
         }
     }
 
@@ -205,8 +281,17 @@ impl Dispatch {
 /// An attempt's place in its lane and in the pool.
 struct Place {
     dispatch: Arc<Dispatch>,
-    subscription: SubscriptionId,
-    weight: usize,
+    taken: lane::Place,
+    ending: lane::Ending,
+}
+
+impl Place {
+    /// Its attempt takes long: it leaves its place among the quick ones to another.
+    fn turned_slow(&mut self) {
+        let mut lanes = self.dispatch.lanes();
+        lanes.turned_slow(&mut self.taken);
+        self.dispatch.start(lanes);
+    }
 }
 
 impl Drop for Place {
@@ -215,10 +300,23 @@ impl Drop for Place {
             // Its delivery is forgotten, and still held.
             self.dispatch.lease.doubt();
         }
-        let mut lanes = self.dispatch.lanes();
-        if lanes.finished(self.subscription, self.weight) {
-            self.dispatch.wake.feed(self.subscription);
+        let dispatch = &self.dispatch;
+        let subscription = self.taken.subscription();
+        let mut lanes = dispatch.lanes();
+        let finished = lanes.finished(&self.taken, self.ending, Instant::now(), rand::random());
+        dispatch.start(lanes);
+        if finished.feed {
+            dispatch.wake.feed(subscription);
         }
-        self.dispatch.start(lanes);
+        match finished.circuit {
+            Some(CircuitState::Open { .. }) => {
+                tracing::warn!(subscription.id = %subscription, "its circuit is open: only probes are sent");
+            }
+            Some(CircuitState::Closed) => {
+                tracing::info!(subscription.id = %subscription, "its circuit is closed again");
+            }
+            None => {}
+        }
+        dispatch.give_back_soon(finished.put_off);
     }
 }

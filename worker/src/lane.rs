@@ -1,19 +1,45 @@
 //! Lanes: what this worker holds and has yet to send, one lane a subscription.
 //!
-//! A pure state machine: no clock, no I/O, nothing awaited. A slow subscriber fills its own lane and delays only itself.
-//! Memory is bounded: room is reserved before a delivery is taken, and what finds none stays in the store, from where the
-//! scheduler feeds it back. Lanes that have something to send take turns.
+//! A pure state machine: the time is given to it, nothing is awaited. A slow subscriber fills its own lane and delays only
+//! itself. Memory is bounded: room is reserved before a delivery is taken, and what finds none stays in the store, from
+//! where the scheduler feeds it back. Lanes that have something to send take turns, by organization and then by lane.
+//!
+//! Attempts are made in two pools. In the trusted one are those of subscribers that answer; one that takes longer than a
+//! moment moves to the suspect pool, and so do all later ones of its lane, until it answers quickly again. However many
+//! subscribers hang, they fill the suspect pool alone. What a lane's subscriber may be sent, its [`health`] says.
+
+mod health;
+mod pace;
+mod turns;
 
 use std::{
-    collections::{HashMap, VecDeque},
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap, HashSet, VecDeque},
     sync::Arc,
+    time::Duration,
 };
 
 use bytes::Bytes;
-use shared::{DeliveryKey, EventId, OrganizationId, SubscriptionId, Timestamp, WorkerId};
+use shared::{
+    DeliveryKey, EventId, OrganizationId, Subscription, SubscriptionId, Timestamp, WorkerId,
+    subscription::{Ordering, Push, RateLimit},
+};
 use tokio::time::Instant;
 
+pub use self::health::{CircuitState, Ending, LONGEST_PAUSE};
+use self::{health::Health, pace::Pace, turns::Turns};
 use crate::lease::Holding;
+
+/// An attempt that takes longer than this goes on in the suspect pool.
+pub const SLOW: Duration = Duration::from_secs(1);
+/// How many times as many attempts as begin in it the suspect pool may have with those that turn slow.
+const OVERFLOW: usize = 4;
+/// What waits in a lane that is put off for longer than this is given back to the store.
+const KEPT_WHILE_PUT_OFF: Duration = Duration::from_millis(1_500);
+/// How long a lane with nothing to send remembers that its circuit is open, after its last probe was due.
+const REMEMBERED: Duration = Duration::from_mins(10);
+/// A lane with fewer waiting than this counts as nearly empty.
+const NEARLY_EMPTY: usize = 16;
 
 /// The event that deliveries are of, shared by all of them.
 #[derive(Debug)]
@@ -41,6 +67,8 @@ pub struct Job {
     pub organization: OrganizationId,
     /// Attempts made so far.
     pub attempts: u32,
+    /// How many of those were made before it was opened again: its schedule begins there.
+    pub attempts_before: u32,
     /// What to send.
     pub event: Arc<EventBody>,
     /// By which lease this worker holds it.
@@ -59,9 +87,11 @@ impl Job {
 /// How much lanes may hold.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
-    /// Attempts under way at once, over all lanes.
+    /// Attempts under way at once in each of the two pools, over all lanes. Attempts that turn slow may bring the suspect
+    /// pool to [`OVERFLOW`] times as many.
     pub in_flight: usize,
-    /// Bytes that are under way at once, over all lanes. The last one may go over it.
+    /// Bytes that are under way at once in each of the two pools. The last one may go over it, and attempts that turn slow may
+    /// bring the suspect pool to twice as many.
     pub in_flight_bytes: usize,
     /// Deliveries that wait in one lane.
     pub lane: usize,
@@ -75,8 +105,8 @@ impl Default for Bounds {
     fn default() -> Self {
         Self {
             in_flight: 512,
-            // Reached only where payloads are larger than 128 KiB on the average.
-            in_flight_bytes: 64 * 1024 * 1024,
+            // Reached only where payloads are larger than 64 KiB on the average.
+            in_flight_bytes: 32 * 1024 * 1024,
             lane: 1_000,
             total: 10_000,
             bytes: 48 * 1024 * 1024,
@@ -84,33 +114,191 @@ impl Default for Bounds {
     }
 }
 
-/// A lane with fewer waiting than this counts as nearly empty.
-const NEARLY_EMPTY: usize = 16;
+/// What a lane has to keep to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Terms {
+    /// Whose it is.
+    pub organization: OrganizationId,
+    /// The most attempts under way at once.
+    pub max_in_flight: usize,
+    /// The most attempts that begin within a second.
+    pub rate_per_second: Option<u32>,
+    /// One at a time, in the order in which they are claimed: the next once the outcome of the last is written down.
+    pub in_order: bool,
+    /// One worker alone serves the lane: the limits hold over all of them.
+    pub solo: bool,
+    /// Counts the changes to the subscription: with another URL or secret the subscriber is another.
+    pub version: i64,
+}
 
+impl Terms {
+    /// Of a subscription, where there are so many workers.
+    pub fn of(subscription: &Subscription, push: &Push, workers: u32) -> Self {
+        let (most, workers) = (usize::from(push.max_in_flight.get()), workers.max(1) as usize);
+        let in_order = push.ordering == Ordering::Fifo;
+        let solo = in_order || push.rate_limit.is_some() || most < workers;
+        Self {
+            organization: subscription.organization,
+            max_in_flight: match (in_order, solo) {
+                (true, _) => 1,
+                (false, true) => most,
+                (false, false) => most / workers,
+            },
+            rate_per_second: push.rate_limit.map(RateLimit::get),
+            in_order,
+            solo,
+            version: subscription.version,
+        }
+    }
+}
+
+/// Where an attempt is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum In {
+    Trusted,
+    Suspect,
+}
+
+/// An attempt's place in its lane and in a pool. To be given back, once.
+#[derive(Debug)]
+pub struct Place {
+    subscription: SubscriptionId,
+    pool: In,
+    weight: usize,
+    is_probe: bool,
+    is_slow: bool,
+}
+
+impl Place {
+    /// Whose lane it is in.
+    pub fn subscription(&self) -> SubscriptionId {
+        self.subscription
+    }
+}
+
+/// What follows from the end of an attempt.
 #[derive(Debug, Default)]
+pub struct Finished {
+    /// The lane should be fed: the store holds more, and there is room.
+    pub feed: bool,
+    /// The lane is put off: these go back to the store.
+    pub put_off: Vec<Job>,
+    /// The circuit opened or closed just now.
+    pub circuit: Option<CircuitState>,
+}
+
+/// How much there is of everything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Load {
+    /// Lanes with something to send or under way.
+    pub busy: usize,
+    /// Deliveries that wait, and room that is promised.
+    pub held: usize,
+    /// Attempts under way in the trusted pool.
+    pub trusted: usize,
+    /// Attempts under way in the suspect pool.
+    pub suspect: usize,
+    /// Lanes whose circuit is open.
+    pub open_circuits: usize,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Pool {
+    in_flight: usize,
+    bytes: usize,
+}
+
+impl Pool {
+    fn has_room(self, bounds: &Bounds) -> bool {
+        self.in_flight < bounds.in_flight && self.bytes < bounds.in_flight_bytes
+    }
+
+    fn add(&mut self, weight: usize) {
+        self.in_flight += 1;
+        self.bytes += weight;
+    }
+
+    fn remove(&mut self, weight: usize) {
+        self.in_flight -= 1;
+        self.bytes -= weight;
+    }
+}
+
+#[derive(Debug)]
 struct Lane {
     waiting: VecDeque<Job>,
     /// Room that is promised to deliveries on their way here.
     reserved: usize,
     in_flight: usize,
-    max_in_flight: usize,
-    /// Whether it is in the queue of lanes that take turns.
-    queued: bool,
-    /// Whether the store may hold more for it than was taken.
-    hungry: bool,
+    /// In a lane in order: an attempt was begun whose outcome is not written down yet.
+    unsettled: bool,
+    terms: Terms,
+    health: Health,
+    pace: Pace,
+    /// In which pool's queue of lanes that take turns it is.
+    queued: Option<In>,
+    /// When it is looked at again.
+    alarm: Option<Instant>,
 }
 
 impl Lane {
+    fn new(terms: Terms) -> Self {
+        Self {
+            waiting: VecDeque::new(),
+            reserved: 0,
+            in_flight: 0,
+            unsettled: false,
+            terms,
+            health: Health::default(),
+            pace: Pace::default(),
+            queued: None,
+            alarm: None,
+        }
+    }
+
+    /// Keeps to these terms from now on. What is known of a subscriber is forgotten with its subscription's change:
+    /// whoever made it expects the subscriber to be tried. Says whether an open circuit is closed by that.
+    fn agree(&mut self, terms: Terms) -> bool {
+        if terms.version < self.terms.version {
+            return false;
+        }
+        let forgets = terms.version > self.terms.version;
+        self.terms = terms;
+        forgets && std::mem::take(&mut self.health).is_open()
+    }
+
     fn held(&self) -> usize {
         self.waiting.len() + self.reserved
     }
 
-    fn can_send(&self) -> bool {
-        !self.waiting.is_empty() && self.in_flight < self.max_in_flight
+    fn pool(&self) -> In {
+        if self.health.is_trusted() {
+            In::Trusted
+        } else {
+            In::Suspect
+        }
     }
 
-    fn is_idle(&self) -> bool {
-        self.waiting.is_empty() && self.reserved == 0 && self.in_flight == 0 && !self.hungry
+    /// Until when nothing may be sent, if that is after `now`.
+    fn put_off(&self, now: Instant) -> Option<Instant> {
+        self.health.put_off(now).max(self.paced(now))
+    }
+
+    /// When its rate allows another attempt, if that is after `now`.
+    fn paced(&self, now: Instant) -> Option<Instant> {
+        let rate = self.terms.rate_per_second?;
+        self.pace.ready_at(rate).filter(|at| *at > now)
+    }
+
+    fn can_send(&self, now: Instant) -> bool {
+        !self.waiting.is_empty()
+            && !self.unsettled
+            && self.in_flight < self.health.allowed(self.terms.max_in_flight, self.in_flight)
+            && self.put_off(now).is_none()
+    }
+
+    fn is_busy(&self) -> bool {
+        self.held() > 0 || self.in_flight > 0 || self.unsettled
     }
 }
 
@@ -119,11 +307,16 @@ impl Lane {
 pub struct Lanes {
     bounds: Bounds,
     by_subscription: HashMap<SubscriptionId, Lane>,
-    turns: VecDeque<SubscriptionId>,
+    /// Those for which the store may hold more than was taken.
+    hungry: HashSet<SubscriptionId>,
+    trusted_turns: Turns,
+    suspect_turns: Turns,
+    alarms: BinaryHeap<Reverse<(Instant, SubscriptionId)>>,
     held: usize,
     bytes: usize,
-    in_flight: usize,
-    in_flight_bytes: usize,
+    trusted: Pool,
+    suspect: Pool,
+    open_circuits: usize,
     closed: bool,
 }
 
@@ -133,33 +326,39 @@ impl Lanes {
         Self {
             bounds,
             by_subscription: HashMap::new(),
-            turns: VecDeque::new(),
+            hungry: HashSet::new(),
+            trusted_turns: Turns::default(),
+            suspect_turns: Turns::default(),
+            alarms: BinaryHeap::new(),
             held: 0,
             bytes: 0,
-            in_flight: 0,
-            in_flight_bytes: 0,
+            trusted: Pool::default(),
+            suspect: Pool::default(),
+            open_circuits: 0,
             closed: false,
         }
     }
 
     /// Promises room for one delivery. Where there is none, the lane is hungry from now on: the store holds more for it.
-    pub fn reserve(&mut self, subscription: SubscriptionId, max_in_flight: usize) -> bool {
+    pub fn reserve(&mut self, subscription: SubscriptionId, terms: Terms, now: Instant) -> bool {
         let bounds = self.bounds;
-        let total = if self
+        let lane = self
             .by_subscription
-            .get(&subscription)
-            .is_none_or(|lane| lane.held() < NEARLY_EMPTY)
-        {
+            .entry(subscription)
+            .or_insert_with(|| Lane::new(terms));
+        self.open_circuits -= usize::from(lane.agree(terms));
+        let total = if lane.held() < NEARLY_EMPTY {
             bounds.total * 2
         } else {
             bounds.total
         };
         let room = !self.closed && self.held < total && self.bytes < bounds.bytes;
-        let lane = self.by_subscription.entry(subscription).or_default();
-        lane.max_in_flight = max_in_flight;
+        let worth_it = !terms.in_order
+            && !is_put_off_for_long(lane, now)
+            && lane.held() < lane.health.worth_holding(bounds.lane);
         // What waits in the store is older: nothing may pass it by.
-        if !room || lane.hungry || lane.held() >= bounds.lane {
-            lane.hungry = true;
+        if !room || !worth_it || self.hungry.contains(&subscription) {
+            self.set_hungry(subscription, true);
             return false;
         }
         lane.reserved += 1;
@@ -168,29 +367,44 @@ impl Lanes {
     }
 
     /// Promises room for as many deliveries as there may be, `most` at most, to be claimed from the store.
-    pub fn reserve_many(&mut self, subscription: SubscriptionId, max_in_flight: usize, most: usize) -> usize {
+    pub fn reserve_many(
+        &mut self,
+        subscription: SubscriptionId,
+        terms: Terms,
+        most: usize,
+        now: Instant,
+    ) -> usize {
         if self.closed {
             return 0;
         }
-        let lane = self.by_subscription.entry(subscription).or_default();
-        lane.max_in_flight = max_in_flight;
-        let of_lane = self.bounds.lane.saturating_sub(lane.held());
+        let lane = self
+            .by_subscription
+            .entry(subscription)
+            .or_insert_with(|| Lane::new(terms));
+        self.open_circuits -= usize::from(lane.agree(terms));
+        let of_lane = lane
+            .health
+            .worth_holding(self.bounds.lane)
+            .saturating_sub(lane.held());
         let of_all = self.bounds.total.saturating_sub(self.held);
         // A nearly empty lane may go over the total, up to twice as much.
         let of_nearly_empty = NEARLY_EMPTY
             .saturating_sub(lane.held())
             .min((2 * self.bounds.total).saturating_sub(self.held));
-        let room = if self.bytes < self.bounds.bytes {
+        // What is in order comes in order: the next are claimed when none is left.
+        let has_to_wait = is_put_off_for_long(lane, now) || (terms.in_order && lane.is_busy());
+        let room = if self.bytes < self.bounds.bytes && !has_to_wait {
             of_all.max(of_nearly_empty).min(of_lane).min(most)
         } else {
             0
         };
-        if room == 0 {
-            // It is fed once there is room.
-            lane.hungry = true;
-        }
         lane.reserved += room;
         self.held += room;
+        if room == 0 {
+            // It is fed once there is room, or its time has come.
+            self.set_hungry(subscription, true);
+            self.see_to(subscription, now);
+        }
         room
     }
 
@@ -205,14 +419,16 @@ impl Lanes {
 
     /// Says whether the store holds more for a lane than was claimed.
     pub fn set_hungry(&mut self, subscription: SubscriptionId, hungry: bool) {
-        if let Some(lane) = self.by_subscription.get_mut(&subscription) {
-            lane.hungry = hungry;
+        if !hungry {
+            self.hungry.remove(&subscription);
             self.forget_if_idle(subscription);
+        } else if self.by_subscription.contains_key(&subscription) {
+            self.hungry.insert(subscription);
         }
     }
 
     /// Takes a delivery for which room was reserved. Once closed, it is dropped: the lease ends with the worker.
-    pub fn push(&mut self, job: Job) {
+    pub fn push(&mut self, job: Job, now: Instant) {
         let subscription = job.key.subscription;
         let Some(lane) = self.by_subscription.get_mut(&subscription) else {
             return;
@@ -224,48 +440,144 @@ impl Lanes {
         }
         self.bytes += job.weight();
         lane.waiting.push_back(job);
-        self.queue(subscription);
+        self.see_to(subscription, now);
     }
 
-    /// The next delivery to send, if there is one and there may be another attempt: lanes take turns.
-    pub fn next(&mut self) -> Option<Job> {
-        while self.in_flight < self.bounds.in_flight && self.in_flight_bytes < self.bounds.in_flight_bytes {
-            let subscription = self.turns.pop_front()?;
+    /// The next delivery to send, if there is one and a pool has room for it.
+    pub fn next(&mut self, now: Instant) -> Option<(Job, Place)> {
+        self.next_in(In::Trusted, now)
+            .or_else(|| self.next_in(In::Suspect, now))
+    }
+
+    fn next_in(&mut self, pool: In, now: Instant) -> Option<(Job, Place)> {
+        while self.pool(pool).has_room(&self.bounds) {
+            let subscription = match pool {
+                In::Trusted => self.trusted_turns.pop()?,
+                In::Suspect => self.suspect_turns.pop()?,
+            };
             let Some(lane) = self.by_subscription.get_mut(&subscription) else {
                 continue;
             };
-            lane.queued = false;
-            if !lane.can_send() {
+            lane.queued = None;
+            if lane.pool() != pool || !lane.can_send(now) {
+                self.see_to(subscription, now);
                 self.forget_if_idle(subscription);
                 continue;
             }
             let Some(job) = lane.waiting.pop_front() else {
                 continue;
             };
+            let weight = job.weight();
             lane.in_flight += 1;
-            self.in_flight += 1;
-            self.in_flight_bytes += job.weight();
+            lane.unsettled = lane.terms.in_order;
+            if let Some(rate) = lane.terms.rate_per_second {
+                lane.pace.take(now, rate);
+            }
+            let place = Place {
+                subscription,
+                pool,
+                weight,
+                is_probe: lane.health.begins(),
+                is_slow: false,
+            };
+            self.pool_mut(pool).add(weight);
             self.held -= 1;
-            self.bytes -= job.weight();
-            self.queue(subscription);
-            return Some(job);
+            self.bytes -= weight;
+            self.see_to(subscription, now);
+            return Some((job, place));
         }
         None
     }
 
-    /// An attempt at a delivery of this weight ended. Says whether the lane should be fed: the store holds more, and half of
-    /// its room is free.
-    pub fn finished(&mut self, subscription: SubscriptionId, weight: usize) -> bool {
-        self.in_flight -= 1;
-        self.in_flight_bytes -= weight;
+    /// An attempt takes long: it goes on in the suspect pool, and its lane with it.
+    pub fn turned_slow(&mut self, place: &mut Place) {
+        place.is_slow = true;
+        if let Some(lane) = self.by_subscription.get_mut(&place.subscription) {
+            lane.health.turned_slow();
+        }
+        // Beyond that it stays where it is: memory is bounded before anything else is.
+        if place.pool == In::Trusted
+            && self.suspect.in_flight < OVERFLOW * self.bounds.in_flight
+            && self.suspect.bytes < self.bounds.in_flight_bytes.saturating_mul(2)
+        {
+            place.pool = In::Suspect;
+            self.trusted.remove(place.weight);
+            self.suspect.add(place.weight);
+        }
+    }
+
+    /// An attempt ended; `random`, in [0, 1), spreads probes.
+    pub fn finished(&mut self, place: &Place, ending: Ending, now: Instant, random: f64) -> Finished {
+        self.pool_mut(place.pool).remove(place.weight);
+        let subscription = place.subscription;
         let Some(lane) = self.by_subscription.get_mut(&subscription) else {
-            return false;
+            return Finished::default();
         };
         lane.in_flight -= 1;
-        let feed = lane.hungry && lane.held() <= self.bounds.lane / 2;
-        self.queue(subscription);
+        let changed = lane
+            .health
+            .ended(ending, place.is_probe, place.is_slow, now, random);
+        let circuit = changed.then(|| lane.health.circuit());
+        match circuit {
+            Some(CircuitState::Open { .. }) => self.open_circuits += 1,
+            Some(CircuitState::Closed) => self.open_circuits -= 1,
+            None => {}
+        }
+        let not_made = matches!(ending, Ending::NotMade | Ending::Starved);
+        // What was not sent goes back, and nothing may pass it by.
+        let starts_anew = not_made && std::mem::take(&mut lane.unsettled);
+        if starts_anew {
+            self.hungry.insert(subscription);
+        }
+        let put_off = if starts_anew || is_put_off_for_long(lane, now) {
+            let waiting = self.take_out(subscription, |_| true);
+            if !waiting.is_empty() {
+                self.set_hungry(subscription, true);
+            }
+            waiting
+        } else {
+            Vec::new()
+        };
+        let feed = self.wants_food(subscription, now);
+        self.see_to(subscription, now);
         self.forget_if_idle(subscription);
-        feed
+        Finished {
+            feed,
+            put_off,
+            circuit,
+        }
+    }
+
+    /// In a lane in order: the outcome of its last attempt is written down. If the lane does not go on with the next (another
+    /// attempt follows, or the outcome did not apply), what waits goes back, to be claimed again when its time comes.
+    pub fn settled(&mut self, subscription: SubscriptionId, goes_on: bool, now: Instant) -> Finished {
+        let Some(lane) = self.by_subscription.get_mut(&subscription) else {
+            return Finished::default();
+        };
+        if !std::mem::take(&mut lane.unsettled) {
+            return Finished::default();
+        }
+        let put_off = if goes_on {
+            Vec::new()
+        } else {
+            self.hungry.insert(subscription);
+            self.take_out(subscription, |_| true)
+        };
+        let feed = self.wants_food(subscription, now);
+        self.see_to(subscription, now);
+        self.forget_if_idle(subscription);
+        Finished {
+            feed,
+            put_off,
+            circuit: None,
+        }
+    }
+
+    /// Whether a lane has nothing to send or under way; `None` if there is no such lane.
+    pub fn is_quiet(&self, subscription: SubscriptionId) -> Option<bool> {
+        self.by_subscription
+            .get(&subscription)
+            .map(|lane| !lane.is_busy())
     }
 
     /// Takes out all that waits in a lane: its subscription is disabled or gone.
@@ -283,7 +595,7 @@ impl Lanes {
 
     /// Takes out all that waits and is not held as `worker`: the lease by which it was held is lost, or on its way out.
     pub fn keep_held_by(&mut self, worker: WorkerId) -> Vec<Job> {
-        let lanes = self.subscriptions();
+        let lanes: Vec<_> = self.by_subscription.keys().copied().collect();
         let gone = lanes
             .into_iter()
             .flat_map(|lane| self.take_out(lane, |job| job.holding.worker() != worker));
@@ -299,32 +611,108 @@ impl Lanes {
         }
     }
 
-    /// Changes how many attempts of a lane may be under way.
-    pub fn set_max_in_flight(&mut self, subscription: SubscriptionId, max_in_flight: usize) {
+    /// A subscription has changed; its subscriber may be another.
+    pub fn set_terms(&mut self, subscription: SubscriptionId, terms: Terms, now: Instant) {
         if let Some(lane) = self.by_subscription.get_mut(&subscription) {
-            lane.max_in_flight = max_in_flight;
-            self.queue(subscription);
+            self.open_circuits -= usize::from(lane.agree(terms));
+            self.see_to(subscription, now);
         }
     }
 
-    /// The subscriptions that have a lane at the moment.
+    /// The subscriptions for which there is something to send, under way, or in the store.
     pub fn subscriptions(&self) -> Vec<SubscriptionId> {
-        self.by_subscription.keys().copied().collect()
+        let is_awake = |id, lane: &Lane| lane.is_busy() || self.hungry.contains(id);
+        let awake = self
+            .by_subscription
+            .iter()
+            .filter(|(id, lane)| is_awake(*id, lane));
+        awake.map(|(id, _)| *id).collect()
     }
 
-    /// The lanes that are hungry and have room.
-    pub fn hungry(&self) -> Vec<SubscriptionId> {
-        let has_room = |lane: &Lane| lane.hungry && lane.held() <= self.bounds.lane / 2;
-        self.by_subscription
-            .iter()
-            .filter(|(_, lane)| has_room(lane))
-            .map(|(id, _)| *id)
+    /// When the next lane's time comes that is put off now.
+    pub fn next_alarm(&self) -> Option<Instant> {
+        self.alarms.peek().map(|Reverse((at, _))| *at)
+    }
+
+    /// Lets those go on whose time has come, and says which lanes should be fed.
+    pub fn rouse(&mut self, now: Instant) -> Vec<SubscriptionId> {
+        while let Some(Reverse((at, subscription))) = self.alarms.peek().copied() {
+            if at > now {
+                break;
+            }
+            self.alarms.pop();
+            if let Some(lane) = self.by_subscription.get_mut(&subscription)
+                && lane.alarm == Some(at)
+            {
+                lane.alarm = None;
+                self.see_to(subscription, now);
+                self.forget_if_idle(subscription);
+            }
+        }
+        let hungry = self.hungry.iter().copied();
+        hungry
+            .filter(|subscription| self.wants_food(*subscription, now))
             .collect()
     }
 
-    /// Lanes, deliveries that wait, and attempts under way.
-    pub fn load(&self) -> (usize, usize, usize) {
-        (self.by_subscription.len(), self.held, self.in_flight)
+    /// Forgets lanes that have nothing to send, and of whose subscribers nothing is known that still means anything.
+    pub fn forget_old(&mut self, now: Instant) {
+        let old = self.by_subscription.iter().filter(|(id, lane)| {
+            !lane.is_busy()
+                && !self.hungry.contains(id)
+                && lane.queued.is_none()
+                && lane.paced(now).is_none()
+                && lane.health.is_stale(now, REMEMBERED)
+        });
+        let old: Vec<_> = old.map(|(id, _)| *id).collect();
+        for subscription in old {
+            if self
+                .by_subscription
+                .remove(&subscription)
+                .is_some_and(|lane| lane.health.is_open())
+            {
+                self.open_circuits -= 1;
+            }
+        }
+    }
+
+    /// How much there is of everything.
+    pub fn load(&self) -> Load {
+        Load {
+            busy: self.by_subscription.len(),
+            held: self.held,
+            trusted: self.trusted.in_flight,
+            suspect: self.suspect.in_flight,
+            open_circuits: self.open_circuits,
+        }
+    }
+
+    fn pool(&self, pool: In) -> Pool {
+        match pool {
+            In::Trusted => self.trusted,
+            In::Suspect => self.suspect,
+        }
+    }
+
+    fn pool_mut(&mut self, pool: In) -> &mut Pool {
+        match pool {
+            In::Trusted => &mut self.trusted,
+            In::Suspect => &mut self.suspect,
+        }
+    }
+
+    /// Whether a lane for which the store holds more has room, and may be sent to.
+    fn wants_food(&self, subscription: SubscriptionId, now: Instant) -> bool {
+        self.hungry.contains(&subscription)
+            && self.by_subscription.get(&subscription).is_some_and(|lane| {
+                let most = lane.health.worth_holding(self.bounds.lane);
+                let has_room = if lane.terms.in_order {
+                    !lane.is_busy()
+                } else {
+                    lane.held() <= most / 2
+                };
+                has_room && !is_put_off_for_long(lane, now)
+            })
     }
 
     fn take_out(&mut self, subscription: SubscriptionId, goes: impl Fn(&Job) -> bool) -> Vec<Job> {
@@ -339,26 +727,49 @@ impl Lanes {
         gone
     }
 
-    fn queue(&mut self, subscription: SubscriptionId) {
-        if let Some(lane) = self.by_subscription.get_mut(&subscription)
-            && !lane.queued
-            && lane.can_send()
-        {
-            lane.queued = true;
-            self.turns.push_back(subscription);
+    /// Puts a lane into the queue for its turn, if it can send; or sees to it that it is looked at when it can.
+    fn see_to(&mut self, subscription: SubscriptionId, now: Instant) {
+        let Some(lane) = self.by_subscription.get_mut(&subscription) else {
+            return;
+        };
+        if let Some(at) = lane.put_off(now) {
+            if !lane.waiting.is_empty() && lane.alarm.is_none_or(|alarm| at < alarm) {
+                lane.alarm = Some(at);
+                self.alarms.push(Reverse((at, subscription)));
+            }
+        } else if lane.queued.is_none() && lane.can_send(now) {
+            let pool = lane.pool();
+            lane.queued = Some(pool);
+            match pool {
+                In::Trusted => self.trusted_turns.push(lane.terms.organization, subscription),
+                In::Suspect => self.suspect_turns.push(lane.terms.organization, subscription),
+            }
         }
     }
 
     fn forget_if_idle(&mut self, subscription: SubscriptionId) {
-        if self
-            .by_subscription
-            .get(&subscription)
-            .is_some_and(|lane| lane.is_idle() && !lane.queued)
+        if !self.hungry.contains(&subscription)
+            && self.by_subscription.get(&subscription).is_some_and(|lane| {
+                !lane.is_busy()
+                    && lane.queued.is_none()
+                    && lane.alarm.is_none()
+                    // Else its pace would begin anew.
+                    && lane.terms.rate_per_second.is_none()
+                    && lane.health.is_spotless()
+            })
         {
             self.by_subscription.remove(&subscription);
         }
     }
 }
 
+fn is_put_off_for_long(lane: &Lane, now: Instant) -> bool {
+    lane.health
+        .put_off(now)
+        .is_some_and(|until| until > now + KEPT_WHILE_PUT_OFF)
+}
+
+#[cfg(test)]
+mod simulation;
 #[cfg(test)]
 mod tests;

@@ -5,17 +5,22 @@
 //! an outcome that is written down with many others ([`outcome`]). Any number of workers run at once: what one holds is
 //! its own for as long as its [`lease`] lives.
 
+mod announcing;
 mod attempt;
 mod dispatch;
+mod failing;
 mod intake;
 mod keep;
 mod lane;
 mod lease;
 mod outbound;
 mod outcome;
+mod ownership;
 #[cfg(test)]
 mod real_store;
 mod registry;
+mod replay;
+mod retry_after;
 mod scheduler;
 
 use std::{sync::Arc, time::Duration};
@@ -28,7 +33,7 @@ use shared::{
     http::ops::{ReadyCheck, StoreReady},
     lifecycle::Lifecycle,
     queue::{DynQueue, SourceLane},
-    store::{Change, Store},
+    store::{self, Change, Store},
     telemetry,
 };
 use tokio::{
@@ -39,9 +44,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     dispatch::Dispatch,
+    failing::Failing,
     intake::{Intake, Progress},
     lane::{Bounds, Lanes},
     lease::{Lease, Renewed},
+    ownership::Ownership,
     registry::Registry,
     scheduler::Scheduler,
 };
@@ -62,16 +69,21 @@ pub fn start(
         ..Bounds::default()
     };
     let retention = Duration::from_secs(u64::from(args.retention_days) * 24 * 3600);
+    let times = Times {
+        retention,
+        disable_after: Duration::from_secs(u64::from(args.disable_after_seconds)),
+    };
     let (store, soft) = (engine.store.clone(), lifecycle.soft.clone());
     lifecycle.critical("retention", keep::keep(store.clone(), retention, soft.clone()));
-    lifecycle.critical("cancelling", keep::cancel(store, soft));
+    lifecycle.critical("cancelling", keep::cancel(store.clone(), soft.clone()));
+    lifecycle.critical("replays", replay::replay(store, soft));
     let (engine, starting) = (engine.clone(), lifecycle.clone());
     lifecycle.critical("worker", async move {
         // Nothing is taken before there is a lease to hold it by.
         match enlisted(&engine.store, &starting.soft).await {
-            Some(lease) => {
+            Some((lease, ownership)) => {
                 let lanes = Lanes::new(bounds);
-                work(&engine, Arc::new(lease), lanes, client, retention, &starting).await
+                work(&engine, lease, ownership, lanes, client, times, &starting).await
             }
             None => Ok(()),
         }
@@ -79,16 +91,29 @@ pub fn start(
     Ok(())
 }
 
+/// How long things are kept up.
+#[derive(Debug, Clone, Copy)]
+struct Times {
+    retention: Duration,
+    /// How long a subscription may fail without one success.
+    disable_after: Duration,
+}
+
 /// Starts what a worker consists of, and keeps its lease until all of it has drained.
 async fn work(
     engine: &Engine,
     lease: Arc<Lease>,
+    ownership: Arc<Ownership>,
     lanes: Lanes,
     client: outbound::Outbound,
-    retention: Duration,
+    times: Times,
     lifecycle: &Lifecycle,
 ) -> anyhow::Result<()> {
     let (store, soft) = (engine.store.clone(), lifecycle.soft.clone());
+    let Times {
+        retention,
+        disable_after,
+    } = times;
     let registry = Arc::new(Registry::new(store.clone(), Arc::clone(&engine.sealer)));
     let (ended_sender, ended) = outcome::channel();
     let (wake, words) = scheduler::wake();
@@ -107,6 +132,8 @@ async fn work(
         ended,
         wake.clone(),
         Arc::clone(&lease),
+        Arc::clone(&dispatch),
+        Failing::new(disable_after),
         drained.clone(),
     );
     let all_recorded = recorded.clone().drop_guard();
@@ -118,10 +145,13 @@ async fn work(
         dispatch: Arc::clone(&dispatch),
         lease: Arc::clone(&lease),
         registry: Arc::clone(&registry),
+        ownership: Arc::clone(&ownership),
         store: store.clone(),
         words,
     };
     lifecycle.critical("scheduler", scheduler.run(soft.clone()));
+    let looking_over = Arc::clone(&ownership).look_over(Arc::clone(&dispatch), soft.clone());
+    lifecycle.critical("ownership", looking_over);
     let progress = Arc::new(Progress::default());
     let gauges = keep::gauges(
         store.clone(),
@@ -135,10 +165,13 @@ async fn work(
         store: store.clone(),
         registry: Arc::clone(&registry),
         dispatch: Arc::clone(&dispatch),
+        ownership: Arc::clone(&ownership),
+        wake: wake.clone(),
         lease: Arc::clone(&lease),
         progress: Arc::clone(&progress),
         retention,
     };
+    lifecycle.critical("announcements", announcing::take_in(intake.clone(), soft.clone()));
     lifecycle.critical("intake", intake.clone().run(SourceLane::Main, soft.clone()));
     lifecycle.critical(
         "intake of dead frames",
@@ -146,7 +179,14 @@ async fn work(
     );
     lifecycle.critical(
         "changes",
-        heed_changes(registry, Arc::clone(&dispatch), wake, store.clone(), soft.clone()),
+        heed_changes(
+            registry,
+            ownership,
+            Arc::clone(&dispatch),
+            wake,
+            store.clone(),
+            soft.clone(),
+        ),
     );
     let finishing = Arc::clone(&dispatch);
     lifecycle.critical("attempts", async move {
@@ -160,12 +200,17 @@ async fn work(
 }
 
 /// Takes a lease, however long that takes; `None` if the worker is to stop first.
-async fn enlisted(store: &Store, soft: &CancellationToken) -> Option<Lease> {
+async fn enlisted(store: &Store, soft: &CancellationToken) -> Option<(Arc<Lease>, Arc<Ownership>)> {
+    let enlist = async || {
+        let lease = Arc::new(Lease::enlist(&*store.deliveries).await?);
+        let ownership = Ownership::begin(store.clone(), Arc::clone(&lease)).await?;
+        Ok::<_, store::StoreError>((lease, Arc::new(ownership)))
+    };
     loop {
         tokio::select! {
             () = soft.cancelled() => return None,
-            enlisted = Lease::enlist(&*store.deliveries) => match enlisted {
-                Ok(lease) => return Some(lease),
+            enlisted = enlist() => match enlisted {
+                Ok(enlisted) => return Some(enlisted),
                 Err(error) => tracing::warn!(%error, "the worker waits for the store"),
             },
         }
@@ -211,6 +256,7 @@ async fn hold(lease: &Lease, dispatch: &Dispatch, store: &Store, recorded: Cance
 /// Acts on word of changes, and looks by itself every second.
 async fn heed_changes(
     registry: Arc<Registry>,
+    ownership: Arc<Ownership>,
     dispatch: Arc<Dispatch>,
     wake: scheduler::Wake,
     store: Store,
@@ -235,6 +281,12 @@ async fn heed_changes(
                 dispatch.lanes().drain_event(event);
                 continue;
             }
+            Change::Lane(lane) => {
+                if ownership.owns(lane) {
+                    wake.feed(lane);
+                }
+                continue;
+            }
             Change::Subscription(subscription) => vec![subscription],
             Change::Everything => dispatch.lanes().subscriptions(),
         };
@@ -245,8 +297,13 @@ async fn heed_changes(
         for subscription in subscriptions {
             match registry.route(subscription).await {
                 Ok(registry::Found::Enabled(route)) => {
-                    let max_in_flight = usize::from(route.push.max_in_flight.get());
-                    dispatch.lanes().set_max_in_flight(subscription, max_in_flight);
+                    let terms = route.terms(ownership.workers());
+                    dispatch.lanes().set_terms(subscription, terms, Instant::now());
+                    if terms.solo && !ownership.owns(subscription) {
+                        // It has come to have one owner, who is another or is yet to be.
+                        let others = dispatch.lanes().drain(subscription);
+                        dispatch.give_back(others).await;
+                    }
                     if matches!(change, Change::Subscription(_)) {
                         wake.feed(subscription);
                     }

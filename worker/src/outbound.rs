@@ -172,6 +172,23 @@ pub fn failure(error: &hyper_util::client::legacy::Error) -> (FailureKind, Strin
     (FailureKind::Connect, innermost)
 }
 
+/// Whether a request failed for want of something of this process (file descriptors), which says nothing of the subscriber.
+pub fn is_ours(error: &hyper_util::client::legacy::Error) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if let Some(ConnectError::Connect(io) | ConnectError::Dns { cause: io, .. }) = error.downcast_ref() {
+            return io
+                .raw_os_error()
+                .is_some_and(|code| TOO_MANY_OPEN_FILES.contains(&code));
+        }
+        cause = error.source();
+    }
+    false
+}
+
+/// `ENFILE` and `EMFILE`, which are these numbers on every Unix.
+const TOO_MANY_OPEN_FILES: [i32; 2] = [23, 24];
+
 /// The failure of TLS that an error is. The connector wraps it in an `io::Error`, and that in another, whose sources do
 /// not show it.
 fn tls<'a>(mut error: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustls::Error> {

@@ -20,7 +20,12 @@ use shared::{
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::{dispatch::Ended, lease::Lease, scheduler::Wake};
+use crate::{
+    dispatch::{Dispatch, Ended},
+    failing::{Failing, Went},
+    lease::Lease,
+    scheduler::Wake,
+};
 
 /// Outcomes that wait or are about to be: attempts under way have their place here.
 pub const CHANNEL: usize = 4_096;
@@ -35,6 +40,8 @@ pub async fn record(
     mut ended: mpsc::Receiver<Ended>,
     wake: Wake,
     lease: Arc<Lease>,
+    dispatch: Arc<Dispatch>,
+    mut failing: Failing,
     drained: CancellationToken,
 ) -> anyhow::Result<()> {
     let mut batch = Vec::with_capacity(BATCH);
@@ -54,19 +61,23 @@ pub async fn record(
         {
             batch.push(more);
         }
-        write(&store, &wake, &lease, std::mem::take(&mut batch)).await;
+        let went: Vec<Went> = batch.iter().map(went).collect();
+        let settled = write(&store, &wake, &lease, std::mem::take(&mut batch)).await;
+        dispatch.settle(&settled);
+        failing.note(&store, &went).await;
     }
 }
 
 /// Subscriptions whose subscribers said that they are gone for good, and by which version they were sent to.
 type Gone = HashMap<(OrganizationId, SubscriptionId), i64>;
 
-/// Writes a batch down, however long it takes, and sees to what follows from it.
-async fn write(store: &Store, wake: &Wake, lease: &Lease, batch: Vec<Ended>) {
+/// Writes a batch down, however long it takes, and sees to what follows from it. Says of each lane in order whether it goes
+/// on with its next.
+async fn write(store: &Store, wake: &Wake, lease: &Lease, batch: Vec<Ended>) -> Vec<(SubscriptionId, bool)> {
     let mut holders: Vec<WorkerId> = batch.iter().map(|ended| ended.holding.worker()).collect();
     holders.sort_unstable();
     holders.dedup();
-    let mut gone = Gone::new();
+    let (mut gone, mut settled) = (Gone::new(), Vec::new());
     for holder in holders {
         let of_holder = batch.iter().filter(|ended| ended.holding.worker() == holder);
         let outcomes: Vec<AttemptOutcome> = of_holder.clone().map(|ended| ended.outcome.clone()).collect();
@@ -79,9 +90,32 @@ async fn write(store: &Store, wake: &Wake, lease: &Lease, batch: Vec<Ended>) {
                 *version = ended.version.max(*version);
             }
             announce(wake, ended, applied);
+            if ended.in_order {
+                let goes_on = applied && is_final(&ended.outcome.result);
+                settled.push((ended.outcome.delivery.subscription, goes_on));
+            }
         }
     }
     disable(store, gone).await;
+    settled
+}
+
+fn went(ended: &Ended) -> Went {
+    let outcome = &ended.outcome;
+    Went {
+        organization: outcome.organization,
+        subscription: outcome.delivery.subscription,
+        version: ended.version,
+        well: matches!(outcome.result, AttemptResult::Delivered { .. }),
+    }
+}
+
+/// Whether nothing more is sent of a delivery that ended so.
+fn is_final(result: &AttemptResult) -> bool {
+    match result {
+        AttemptResult::Delivered { .. } => true,
+        AttemptResult::Failed { next, .. } => *next == Next::DeadLetter,
+    }
 }
 
 /// Whether a subscriber asks to be sent nothing more.

@@ -7,6 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -14,10 +15,11 @@ use bytes::Bytes;
 use shared::{
     AcceptedEvent, DeliveryKey, EventId, EventPattern, EventType, KeyId, KeyText, OrganizationId, Payload,
     RetrySchedule, Scopes, Subscription, SubscriptionId, SubscriptionUrl, Tier, Timestamp, WorkerId,
-    seal::{Sealed, Sealer},
+    seal::{self, Sealed, Sealer},
+    signature::SignatureScheme,
     store::{
-        InForce, IntakeBatch, IntakeOutcome, NewKey, Page, PageRequest, PatchOutcome, PlannedDelivery,
-        Result, Store, StoreError, SubscriptionPatch, Subscriptions, sqlite,
+        InForce, IntakeBatch, IntakeOutcome, NewKey, NewSecret, Page, PageRequest, PatchOutcome,
+        PlannedDelivery, Result, SealedSecrets, Store, StoreError, SubscriptionPatch, Subscriptions, sqlite,
     },
     subscription::{AttemptTimeout, MaxInFlight, Push, Target},
 };
@@ -85,6 +87,30 @@ impl Subscriptions for Watched {
     ) -> Result<bool> {
         self.disabling.fetch_add(1, Ordering::Relaxed);
         self.real.disable(organization, id, version, reason).await
+    }
+
+    async fn rotate(
+        &self,
+        organization: OrganizationId,
+        id: SubscriptionId,
+        version: i64,
+        secret: NewSecret,
+        overlap: Duration,
+    ) -> Result<PatchOutcome> {
+        self.real.rotate(organization, id, version, secret, overlap).await
+    }
+
+    async fn sealed_otherwise(
+        &self,
+        key: seal::KeyId,
+        after: Option<SubscriptionId>,
+        limit: u32,
+    ) -> Result<Vec<SealedSecrets>> {
+        self.real.sealed_otherwise(key, after, limit).await
+    }
+
+    async fn reseal(&self, id: SubscriptionId, before: &Sealed, after: Sealed) -> Result<bool> {
+        self.real.reseal(id, before, after).await
     }
 
     async fn webhook(&self, organization: OrganizationId) -> Result<Option<Subscription>> {
@@ -166,10 +192,15 @@ impl RealStore {
             builtin: None,
             target: Target::Push(Push {
                 url: SubscriptionUrl::parse("https://example.com/hook").unwrap(),
+                scheme: SignatureScheme::Hmac,
                 secret: Sealed(vec![0]),
+                public_key: None,
+                former: None,
                 retry_schedule: RetrySchedule::default(),
                 timeout: AttemptTimeout::default(),
                 max_in_flight: MaxInFlight::default(),
+                rate_limit: None,
+                ordering: shared::subscription::Ordering::None,
             }),
             event_types: vec![EventPattern::all()],
             enabled: true,
@@ -208,6 +239,7 @@ impl RealStore {
                 event,
                 subscription,
                 held: held_by.is_some(),
+                in_order: false,
             })
             .collect();
         let in_force = self.store.subscriptions.in_force(&[self.organization]).await;

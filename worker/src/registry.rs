@@ -11,13 +11,15 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use http::Uri;
 use quick_cache::sync::Cache;
 use shared::{
-    OrganizationId, Subscription, SubscriptionId,
+    OrganizationId, Subscription, SubscriptionId, Timestamp,
     seal::Sealer,
-    signature::SigningSecret,
+    signature::SigningKey,
     store::{self, InForce, Store},
     subscription::Push,
 };
 use tokio::time::Instant;
+
+use crate::lane::Terms;
 
 /// The most organizations whose subscriptions are remembered.
 const MAX_ORGANIZATIONS: usize = 10_000;
@@ -37,8 +39,15 @@ pub struct Route {
     pub push: Push,
     /// Its URL, as the client takes it; or why it cannot be sent to.
     pub uri: Result<Uri, String>,
-    /// Its signing secret; or why it does not open.
-    pub secret: Result<SigningSecret, String>,
+    /// What it is signed with, the current one first, each with its end; or why that does not open.
+    pub signing: Result<Vec<(SigningKey, Option<Timestamp>)>, String>,
+}
+
+impl Route {
+    /// What its lane has to keep to.
+    pub fn terms(&self, workers: u32) -> Terms {
+        Terms::of(&self.subscription, &self.push, workers)
+    }
 }
 
 /// What there is of a subscription.
@@ -176,7 +185,13 @@ impl Registry {
             Some(Known {
                 found: Found::Enabled(route),
                 ..
-            }) if route.subscription.version == subscription.version => Found::Enabled(route),
+            }) if route.subscription.version == subscription.version
+                && subscription
+                    .push()
+                    .is_some_and(|push| push.former == route.push.former) =>
+            {
+                Found::Enabled(route)
+            }
             // Two reads may cross: the newer version stays.
             Some(Known {
                 found: Found::Enabled(route),
@@ -196,13 +211,27 @@ impl Registry {
         if !subscription.enabled {
             return Found::Disabled;
         }
-        let secret = self
-            .sealer
-            .open(subscription.organization, subscription.id.uuid(), &push.secret)
-            .map_err(|error| error.to_string())
-            .and_then(|bytes| {
-                SigningSecret::from_bytes(bytes).map_err(|error| format!("the secret {error}"))
-            });
+        let open = |scheme, secret| {
+            let opened = self
+                .sealer
+                .open(subscription.organization, subscription.id.uuid(), secret);
+            let opened = opened.map_err(|error| error.to_string());
+            opened.and_then(|bytes| {
+                SigningKey::from_bytes(scheme, bytes).map_err(|error| format!("the secret {error}"))
+            })
+        };
+        let signing = open(push.scheme, &push.secret).map(|current| {
+            let mut keys = vec![(current, None)];
+            if let Some(former) = &push.former {
+                match open(former.scheme, &former.secret) {
+                    Ok(key) => keys.push((key, Some(former.until))),
+                    Err(error) => {
+                        tracing::warn!(subscription.id = %subscription.id, error, "its former secret does not sign");
+                    }
+                }
+            }
+            keys
+        });
         let uri = push
             .url
             .as_str()
@@ -212,7 +241,7 @@ impl Registry {
             subscription: Arc::clone(subscription),
             push: push.clone(),
             uri,
-            secret,
+            signing,
         }))
     }
 }

@@ -24,8 +24,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     dispatch::Dispatch,
-    lane::{EventBody, Job},
+    lane::{EventBody, Job, Terms},
     lease::{Holding, Lease},
+    ownership::Ownership,
     registry::{Found, Registry},
 };
 
@@ -35,6 +36,10 @@ const SWEEP: Duration = Duration::from_secs(3);
 const TICK: Duration = Duration::from_millis(100);
 /// The most deliveries that one claim takes, and of one lane.
 const CLAIM: usize = 256;
+/// The most deliveries that one claim of a lane in order takes.
+const IN_ORDER: usize = 32;
+/// How many lanes in order are claimed for at once.
+const IN_ORDER_AT_ONCE: usize = 4;
 /// A claim of so many bytes of payload may have been cut short by the store.
 const MANY_BYTES: usize = 4 * 1024 * 1024;
 /// The most lanes that one claim asks for.
@@ -49,6 +54,7 @@ const MAX_TIMERS: usize = 100_000;
 enum Word {
     Feed(SubscriptionId),
     Due(SubscriptionId, Instant),
+    Tell(SubscriptionId),
 }
 
 /// Gives the scheduler word. What does not get through is found by a sweep.
@@ -59,6 +65,11 @@ impl Wake {
     /// The lane may have something due in the store.
     pub fn feed(&self, subscription: SubscriptionId) {
         let _ = self.0.try_send(Word::Feed(subscription));
+    }
+
+    /// Another worker owns the lane, and is to be told that there is something new in it.
+    pub fn tell(&self, subscription: SubscriptionId) {
+        let _ = self.0.try_send(Word::Tell(subscription));
     }
 
     /// A retry of the lane falls due after this long.
@@ -88,6 +99,8 @@ pub struct Scheduler {
     pub lease: Arc<Lease>,
     /// Which subscriptions are served.
     pub registry: Arc<Registry>,
+    /// Which lanes are this worker's alone.
+    pub ownership: Arc<Ownership>,
     /// Where deliveries are taken from.
     pub store: Store,
     /// What it is told.
@@ -99,6 +112,7 @@ impl Scheduler {
     pub async fn run(mut self, soft: CancellationToken) -> anyhow::Result<()> {
         let mut timers: BinaryHeap<Reverse<(Instant, SubscriptionId)>> = BinaryHeap::new();
         let mut hungry: HashSet<SubscriptionId> = HashSet::new();
+        let mut told: HashSet<SubscriptionId> = HashSet::new();
         let mut sweep_after: Option<SubscriptionId> = None;
         let mut sweep = tokio::time::interval(SWEEP);
         let mut tick = tokio::time::interval(TICK);
@@ -109,23 +123,35 @@ impl Scheduler {
             tokio::select! {
                 () = soft.cancelled() => return Ok(()),
                 word = self.words.0.recv() => match word {
-                    Some(word) => hear(word, &mut hungry, &mut timers),
+                    Some(word) => hear(word, &mut hungry, &mut timers, &mut told),
                     None => return Ok(()),
                 },
                 () = async { tokio::time::sleep_until(next_due.unwrap_or_else(Instant::now)).await }, if next_due.is_some() => {}
-                _ = tick.tick() => hungry.extend(self.dispatch.lanes().hungry()),
-                _ = sweep.tick() => match self.store.deliveries.lanes_due(sweep_after, SWEEP_LANES).await {
+                () = self.dispatch.alarmed() => {}
+                _ = tick.tick() => {}
+                _ = sweep.tick() => match self.store.deliveries.lanes_due(self.lease.current().worker(), sweep_after, SWEEP_LANES).await {
                     Ok(lanes) => {
                         sweep_after = lanes.last().copied().filter(|_| lanes.len() == SWEEP_LANES as usize);
                         hungry.extend(lanes);
+                        self.dispatch.lanes().forget_old(Instant::now());
                     }
                     Err(error) => tracing::debug!(%error, "the store cannot say which lanes are due"),
                 },
             }
             while let Ok(word) = self.words.0.try_recv() {
-                hear(word, &mut hungry, &mut timers);
+                hear(word, &mut hungry, &mut timers, &mut told);
+            }
+            if !told.is_empty() {
+                let lanes: Vec<SubscriptionId> = told.drain().collect();
+                if let Err(error) = self.store.deliveries.tell_owners(&lanes).await {
+                    // Their sweeps find it.
+                    tracing::debug!(%error, "owners of lanes could not be told");
+                }
             }
             let now = Instant::now();
+            let roused = self.dispatch.lanes().rouse(now);
+            self.dispatch.pump();
+            hungry.extend(roused);
             while let Some(Reverse((at, subscription))) = timers.peek().copied() {
                 if at > now {
                     break;
@@ -147,25 +173,50 @@ impl Scheduler {
 
     /// Claims what is due for these lanes, as far as there is room.
     async fn feed(&self, subscriptions: &[SubscriptionId]) -> store::Result<()> {
+        if self.ownership.is_joining() {
+            // The others serve these meanwhile; sweeps find what they leave.
+            return Ok(());
+        }
         let share = (CLAIM / subscriptions.len().max(1)).max(4);
         // All routes first: room that is reserved must be claimed for or given back, on every way out of here.
         let mut served = Vec::with_capacity(subscriptions.len());
         for subscription in subscriptions {
             match self.registry.route(*subscription).await? {
                 Found::Enabled(route) => {
-                    served.push((*subscription, usize::from(route.push.max_in_flight.get())));
+                    served.push((*subscription, route.terms(self.ownership.workers())));
                 }
                 Found::Disabled | Found::Gone => self.dispatch.lanes().set_hungry(*subscription, false),
             }
         }
-        let mut wanted: Vec<(SubscriptionId, u32)> = Vec::new();
-        for (subscription, max_in_flight) in served {
+        let solo = served.iter().filter(|(_, terms)| terms.solo);
+        let solo: Vec<SubscriptionId> = solo.map(|(subscription, _)| *subscription).collect();
+        let owned = self.ownership.acquire(&solo).await?;
+        let (mut wanted, mut in_order): (Vec<(SubscriptionId, u32)>, Vec<_>) = (Vec::new(), Vec::new());
+        for (subscription, terms) in served {
+            if terms.solo && !owned.contains(&subscription) {
+                self.dispatch.lanes().set_hungry(subscription, false);
+                continue;
+            }
+            if terms.in_order {
+                in_order.push((subscription, terms));
+                continue;
+            }
             let room = self
                 .dispatch
                 .lanes()
-                .reserve_many(subscription, max_in_flight, share);
+                .reserve_many(subscription, terms, share, Instant::now());
             if let Ok(room @ 1..) = u32::try_from(room) {
                 wanted.push((subscription, room));
+            }
+        }
+        for lanes in in_order.chunks(IN_ORDER_AT_ONCE) {
+            let fed = lanes
+                .iter()
+                .map(|(lane, terms)| self.feed_in_order(*lane, *terms));
+            for fed in futures_util::future::join_all(fed).await {
+                if let Err(error) = fed {
+                    tracing::debug!(%error, "a lane in order could not be fed");
+                }
             }
         }
         if wanted.is_empty() {
@@ -203,12 +254,48 @@ impl Scheduler {
     }
 }
 
+impl Scheduler {
+    /// Claims the beginning of a lane in order, which this worker owns.
+    async fn feed_in_order(&self, lane: SubscriptionId, terms: Terms) -> store::Result<()> {
+        self.ownership.put_in_order(lane, terms.version).await?;
+        let room = self
+            .dispatch
+            .lanes()
+            .reserve_many(lane, terms, IN_ORDER, Instant::now());
+        let Ok(most @ 1..) = u32::try_from(room) else {
+            return Ok(());
+        };
+        let holding = self.lease.current();
+        let claimed = self
+            .store
+            .deliveries
+            .claim_in_order(holding.worker(), lane, most)
+            .await;
+        if claimed.is_err() {
+            // They may have been claimed all the same.
+            self.lease.doubt();
+        }
+        let count = claimed.as_ref().map_or(0, Vec::len);
+        {
+            let mut lanes = self.dispatch.lanes();
+            // Claimed may be fewer than there are: for their bytes, or for an intake that is not over.
+            lanes.set_hungry(lane, claimed.is_err() || count > 0);
+            lanes.unreserve(lane, room - count);
+        }
+        self.dispatch
+            .push(claimed?.into_iter().map(|claimed| job(claimed, &holding)));
+        Ok(())
+    }
+}
+
 fn hear(
     word: Word,
     hungry: &mut HashSet<SubscriptionId>,
     timers: &mut BinaryHeap<Reverse<(Instant, SubscriptionId)>>,
+    told: &mut HashSet<SubscriptionId>,
 ) {
     match word {
+        Word::Tell(subscription) => drop(told.insert(subscription)),
         Word::Feed(subscription) => drop(hungry.insert(subscription)),
         Word::Due(subscription, at) if timers.len() < MAX_TIMERS => {
             timers.push(Reverse((at, subscription)));
@@ -222,6 +309,7 @@ fn job(claimed: Claimed, holding: &Arc<Holding>) -> Job {
         key,
         organization,
         attempts,
+        attempts_before,
         event_type,
         received_at,
         occurred_at,
@@ -241,6 +329,7 @@ fn job(claimed: Claimed, holding: &Arc<Holding>) -> Job {
         key,
         organization,
         attempts,
+        attempts_before,
         event: Arc::new(event),
         holding: Arc::clone(holding),
         since: Instant::now(),

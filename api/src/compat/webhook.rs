@@ -7,7 +7,7 @@ use serde::Serialize;
 use shared::{
     Builtin, OrganizationId, Subscription, SubscriptionUrl, Timestamp,
     http::{ApiError, Fields, JsonBody, Unknown, fields},
-    signature::SigningSecret,
+    signature::{SignatureScheme, SigningKey},
     store::{PatchOutcome, StoreError, SubscriptionPatch},
     subscription::{Push, Target},
 };
@@ -50,7 +50,7 @@ pub(super) async fn configure(
                 success: true,
                 webhook_url: url.as_str().to_owned(),
                 updated_at: subscription.updated_at,
-                secret: secret.as_ref().map(SigningSecret::to_text),
+                secret: secret.as_ref().and_then(SigningKey::secret_text),
             })
             .secret());
         }
@@ -63,10 +63,11 @@ async fn set(
     control: &Control,
     organization: OrganizationId,
     url: &SubscriptionUrl,
-) -> Result<Option<(Subscription, Option<SigningSecret>)>, ApiError> {
+) -> Result<Option<(Subscription, Option<SigningKey>)>, ApiError> {
     let store = &control.api.store.subscriptions;
     let Some(current) = store.webhook(organization).await? else {
-        let (subscription, secret) = subscriptions::new_push(control, organization, url.clone());
+        let (subscription, secret) =
+            subscriptions::new_push(control, organization, url.clone(), SignatureScheme::Hmac);
         let subscription = Subscription {
             builtin: Some(Builtin::Webhook),
             ..subscription

@@ -4,7 +4,9 @@
 //! Where a URL may point is checked here early and again at each attempt. Changes that meet are tried again on what
 //! the other made of it, so that neither is lost. The built-in inbox can be looked at and not be touched.
 
+mod replays;
 mod request;
+mod rotation;
 mod view;
 
 use std::sync::Arc;
@@ -20,7 +22,7 @@ use shared::{
     Builtin, EventPattern, OrganizationId, Subscription, SubscriptionId, SubscriptionUrl, Timestamp,
     http::{ApiError, Code, FieldError, JsonBody, Query},
     id::SubscriptionKind,
-    signature::SigningSecret,
+    signature::{SignatureScheme, SigningKey},
     store::{PageRequest, PatchOutcome, SubscriptionPatch},
     subscription::{Push, Target},
 };
@@ -45,6 +47,15 @@ pub(crate) fn routes() -> Router<Arc<Control>> {
     Router::new()
         .route("/v1/subscriptions", post(create).get(list))
         .route("/v1/subscriptions/{id}", get(show).patch(change).delete(delete))
+        .route("/v1/subscriptions/{id}/rotate-secret", post(rotation::rotate))
+        .route("/v1/subscriptions/{id}/enable", post(enable))
+        .route("/v1/subscriptions/{id}/disable", post(disable))
+        .route("/v1/subscriptions/{id}/replay", post(replays::create))
+        .route("/v1/subscriptions/{id}/replays", get(replays::list))
+        .route(
+            "/v1/subscriptions/{id}/replays/{replay}",
+            get(replays::show).delete(replays::cancel),
+        )
 }
 
 /// A subscription that is to be created, with push settings as they are unless set, and its secret.
@@ -52,11 +63,15 @@ pub(crate) fn new_push(
     control: &Control,
     organization: OrganizationId,
     url: SubscriptionUrl,
-) -> (Subscription, SigningSecret) {
+    scheme: SignatureScheme,
+) -> (Subscription, SigningKey) {
     let id = SubscriptionId::new();
-    let secret = SigningSecret::generate();
+    let secret = SigningKey::generate(scheme);
     let push = Push {
         url,
+        scheme,
+        public_key: secret.public_text(),
+        former: None,
         secret: control
             .api
             .sealer
@@ -64,6 +79,8 @@ pub(crate) fn new_push(
         retry_schedule: shared::RetrySchedule::default(),
         timeout: shared::subscription::AttemptTimeout::default(),
         max_in_flight: shared::subscription::MaxInFlight::default(),
+        rate_limit: None,
+        ordering: shared::subscription::Ordering::None,
     };
     (new(id, organization, Target::Push(push)), secret)
 }
@@ -106,11 +123,12 @@ async fn create(
     let kind = settings.kind.unwrap_or_default();
     settings.check(kind)?;
     let organization = caller.organization();
+    let scheme = settings.signature_scheme.unwrap_or_default();
     let (mut subscription, secret) = match (kind, &settings.url) {
         (Kind::Pull, _) => (new(SubscriptionId::new(), organization, Target::Pull), None),
         (Kind::Push, Some(url)) => {
             check_target(&control, "url", url, local).await?;
-            let (subscription, secret) = new_push(&control, organization, url.clone());
+            let (subscription, secret) = new_push(&control, organization, url.clone(), scheme);
             (subscription, Some(secret))
         }
         (Kind::Push, None) => {
@@ -186,6 +204,16 @@ async fn change(
     refuse_inbox(&current)?;
     let settings = Settings::parse(&body)?;
     settings.check(Kind::of(&current.target))?;
+    if settings
+        .signature_scheme
+        .is_some_and(|scheme| current.push().is_some_and(|push| push.scheme != scheme))
+    {
+        let rule = "cannot change by itself: rotate the secret, and say which scheme the new one is for";
+        return Err(ApiError::invalid(vec![FieldError::at(
+            &["signature_scheme"],
+            rule,
+        )]));
+    }
     if settings.is_empty() {
         return Ok(Answer::ok(SubscriptionView::of(current, None)));
     }
@@ -211,6 +239,54 @@ async fn change(
                 return Ok(Answer::ok(SubscriptionView::of(*changed, None)));
             }
             PatchOutcome::Conflict => current = found(&control, organization, id).await?,
+            PatchOutcome::NotFound => return Err(ApiError::not_found("subscription")),
+        }
+    }
+    Err(busy())
+}
+
+/// Serves it again; what was parked is sent, in the order of its events, at the subscription's own pace.
+async fn enable(
+    control: State<Arc<Control>>,
+    caller: Caller<Subscriptions>,
+    id: PathId<SubscriptionKind>,
+) -> Result<impl IntoResponse, ApiError> {
+    set_enabled(control, caller, id, true).await
+}
+
+/// Parks its deliveries, however many they are: nothing is written to them.
+async fn disable(
+    control: State<Arc<Control>>,
+    caller: Caller<Subscriptions>,
+    id: PathId<SubscriptionKind>,
+) -> Result<impl IntoResponse, ApiError> {
+    set_enabled(control, caller, id, false).await
+}
+
+async fn set_enabled(
+    State(control): State<Arc<Control>>,
+    caller: Caller<Subscriptions>,
+    PathId(id): PathId<SubscriptionKind>,
+    enabled: bool,
+) -> Result<impl IntoResponse, ApiError> {
+    let organization = caller.organization();
+    for _ in 0..MAX_TRIES {
+        let current = found(&control, organization, id).await?;
+        refuse_inbox(&current)?;
+        if current.enabled == enabled {
+            return Ok(Answer::ok(SubscriptionView::of(current, None)));
+        }
+        let patch = SubscriptionPatch {
+            enabled: Some(enabled),
+            ..SubscriptionPatch::default()
+        };
+        let subscriptions = &control.api.store.subscriptions;
+        match subscriptions
+            .patch(organization, id, current.version, patch)
+            .await?
+        {
+            PatchOutcome::Changed(changed) => return Ok(Answer::ok(SubscriptionView::of(*changed, None))),
+            PatchOutcome::Conflict => {}
             PatchOutcome::NotFound => return Err(ApiError::not_found("subscription")),
         }
     }

@@ -8,7 +8,8 @@ use shared::{
     EventPattern, Invalid, RetrySchedule, SubscriptionUrl,
     http::{ApiError, FieldError, Fields, Unknown, fields},
     invalid,
-    subscription::{AttemptTimeout, MaxInFlight, Push, Target},
+    signature::SignatureScheme,
+    subscription::{AttemptTimeout, MaxInFlight, Ordering, Push, RateLimit, Target},
 };
 
 /// The most patterns of a subscription.
@@ -62,6 +63,14 @@ pub(super) struct Settings {
     pub(super) retry_schedule: Option<RetrySchedule>,
     pub(super) timeout: Option<AttemptTimeout>,
     pub(super) max_in_flight: Option<MaxInFlight>,
+    /// `Some(None)` is `null`: as many as come.
+    #[expect(
+        clippy::option_option,
+        reason = "not given, null and a number are three things"
+    )]
+    pub(super) rate_limit: Option<Option<RateLimit>>,
+    pub(super) ordering: Option<Ordering>,
+    pub(super) signature_scheme: Option<SignatureScheme>,
 }
 
 impl Settings {
@@ -81,6 +90,9 @@ impl Settings {
             ),
             timeout: set(&mut fields, "timeout_ms", fields::number(AttemptTimeout::new)),
             max_in_flight: set(&mut fields, "max_in_flight", fields::number(MaxInFlight::new)),
+            rate_limit: fields.nullable("rate_limit_per_second", fields::number(RateLimit::new)),
+            ordering: set(&mut fields, "ordering", fields::string(str::parse)),
+            signature_scheme: set(&mut fields, "signature_scheme", fields::string(str::parse)),
         };
         fields.finish(Some(settings))
     }
@@ -100,6 +112,9 @@ impl Settings {
                 ("retry_schedule_seconds", self.retry_schedule.is_some()),
                 ("timeout_ms", self.timeout.is_some()),
                 ("max_in_flight", self.max_in_flight.is_some()),
+                ("rate_limit_per_second", self.rate_limit.is_some()),
+                ("ordering", self.ordering.is_some()),
+                ("signature_scheme", self.signature_scheme.is_some()),
             ];
             let given = given.into_iter().filter(|(_, given)| *given);
             errors.extend(given.map(|(name, _)| {
@@ -122,6 +137,7 @@ impl Settings {
         *self
             == Self {
                 kind,
+                signature_scheme: self.signature_scheme,
                 ..Self::default()
             }
     }
@@ -137,6 +153,8 @@ impl Settings {
         }
         push.timeout = self.timeout.unwrap_or(push.timeout);
         push.max_in_flight = self.max_in_flight.unwrap_or(push.max_in_flight);
+        push.rate_limit = self.rate_limit.unwrap_or(push.rate_limit);
+        push.ordering = self.ordering.unwrap_or(push.ordering);
         (push != *current).then_some(push)
     }
 }
@@ -154,7 +172,7 @@ fn set<'a, T, E: Into<fields::Broken>>(
     value
 }
 
-fn patterns(value: &RawValue) -> Result<Vec<EventPattern>, fields::Broken> {
+pub(super) fn patterns(value: &RawValue) -> Result<Vec<EventPattern>, fields::Broken> {
     let patterns = fields::strings(MAX_PATTERNS, EventPattern::parse)(value)?;
     if patterns.is_empty() {
         return Err(Invalid::new("must have at least one entry; `*` is all").into());
@@ -183,10 +201,12 @@ mod tests {
     fn every_broken_rule_is_named() {
         insta::assert_snapshot!(refused(
             r#"{"kind":"poll","url":"ftp://x","event_types":["a","b*"],"enabled":1,"description":"\u0000",
-                "retry_schedule_seconds":[0],"timeout_ms":999,"max_in_flight":257,"filter":"true"}"#
+                "retry_schedule_seconds":[0],"timeout_ms":999,"max_in_flight":257,"rate_limit_per_second":0,
+                "ordering":"lifo","signature_scheme":"rsa","filter":"true"}"#
         ));
         insta::assert_snapshot!(refused(
-            r#"{"kind":"pull","url":"https://example.com","retry_schedule_seconds":[],"timeout_ms":1000,"max_in_flight":1}"#
+            r#"{"kind":"pull","url":"https://example.com","retry_schedule_seconds":[],"timeout_ms":1000,"max_in_flight":1,
+                "rate_limit_per_second":null,"ordering":"none"}"#
         ));
         insta::assert_snapshot!(refused(
             r#"{"kind":null,"url":null,"event_types":[],"enabled":null}"#

@@ -3,8 +3,8 @@
 use serde::Serialize;
 use shared::{
     Builtin, EventPattern, RetrySchedule, Subscription, SubscriptionId, Timestamp,
-    signature::SigningSecret,
-    subscription::{AttemptTimeout, MaxInFlight, Target},
+    signature::{SignatureScheme, SigningKey},
+    subscription::{AttemptTimeout, MaxInFlight, Ordering, RateLimit, Target},
 };
 
 use super::request::Kind;
@@ -33,10 +33,19 @@ struct PushView {
     retry_schedule_seconds: RetrySchedule,
     timeout_ms: AttemptTimeout,
     max_in_flight: MaxInFlight,
+    rate_limit_per_second: Option<RateLimit>,
+    ordering: Ordering,
+    signature_scheme: SignatureScheme,
+    /// What to verify by, where the scheme has such a thing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    public_key: Option<String>,
+    /// Until when the secret before the last rotation signs, too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    former_secret_until: Option<Timestamp>,
 }
 
 impl SubscriptionView {
-    pub(super) fn of(subscription: Subscription, secret: Option<&SigningSecret>) -> Self {
+    pub(super) fn of(subscription: Subscription, secret: Option<&SigningKey>) -> Self {
         let (kind, push) = match subscription.target {
             Target::Pull => (Kind::Pull, None),
             Target::Push(push) => {
@@ -45,6 +54,11 @@ impl SubscriptionView {
                     retry_schedule_seconds: push.retry_schedule,
                     timeout_ms: push.timeout,
                     max_in_flight: push.max_in_flight,
+                    rate_limit_per_second: push.rate_limit,
+                    ordering: push.ordering,
+                    signature_scheme: push.scheme,
+                    public_key: push.public_key,
+                    former_secret_until: push.former.map(|former| former.until),
                 };
                 (Kind::Push, Some(view))
             }
@@ -60,7 +74,7 @@ impl SubscriptionView {
             description: subscription.description,
             created_at: subscription.created_at,
             updated_at: subscription.updated_at,
-            secret: secret.map(SigningSecret::to_text),
+            secret: secret.and_then(SigningKey::secret_text),
         }
     }
 }

@@ -83,9 +83,11 @@ impl Desk {
             database_url: None,
             amqp_url: None,
             secret_key: None,
+            former_secret_keys: None,
             database_connections: 10,
             migrate: true,
             queue_prefix: String::new(),
+            queues: 1,
             queue_delivery_limit: 20,
             queue_max_bytes: 1 << 30,
         };
@@ -246,6 +248,7 @@ impl Desk {
             event,
             subscription,
             held: false,
+            in_order: false,
         };
         let deliveries: Vec<_> = (0..events.len()).map(planned).collect();
         let batch = IntakeBatch {
@@ -304,6 +307,7 @@ impl Desk {
             organization: tenant.id,
             number: claimed.attempts + 1,
             started_at: Timestamp::now(),
+            announcement: None,
             duration: Duration::from_millis(12),
             result,
         };

@@ -28,7 +28,7 @@ async fn what_was_set_aside_is_put_back_or_forgotten() {
     let tenant = desk.tenant().await;
     let events = &desk.engine.store.events;
     let posted = event(&tenant, "user.created", "{\"n\":1}");
-    let good: Bytes = frame::encode(&Entry::Event(posted.clone()));
+    let good: Bytes = frame::encode(&Entry::Event(posted.clone())).bytes;
     let refused = SetAside {
         organization: Some(tenant.id),
         event: Some(posted.id),

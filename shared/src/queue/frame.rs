@@ -40,8 +40,25 @@ struct Line<'a> {
     len: usize,
 }
 
+/// Encoded entries of one organization, which says to which of several queues they go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Encoded {
+    /// Whose they are.
+    pub organization: OrganizationId,
+    /// What is written of them.
+    pub bytes: Bytes,
+}
+
+impl std::ops::Deref for Encoded {
+    type Target = Bytes;
+
+    fn deref(&self) -> &Bytes {
+        &self.bytes
+    }
+}
+
 /// Writes one entry.
-pub fn encode(entry: &Entry) -> Bytes {
+pub fn encode(entry: &Entry) -> Encoded {
     let (line, payload): (Line<'_>, &[u8]) = match entry {
         Entry::Event(event) => (
             Line {
@@ -85,7 +102,10 @@ pub fn encode(entry: &Entry) -> Bytes {
     bytes.push(b'\n');
     bytes.extend_from_slice(payload);
     bytes.push(b'\n');
-    bytes.into()
+    Encoded {
+        organization: line.org,
+        bytes: bytes.into(),
+    }
 }
 
 /// A frame that cannot be read: where, and why.

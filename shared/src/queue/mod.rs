@@ -3,6 +3,9 @@
 //! Two engines: RabbitMQ quorum queues in production ([`rabbit`]), SQLite embedded ([`embedded`]). An engine is a
 //! [`FrameSink`] on the fronts' side, behind the one [`Publisher`] that gathers events into frames, and a
 //! [`FrameSource`] on the workers'.
+//!
+//! A deployment may have several queues, each of which is one way that frames go: what an organization posts goes by
+//! one of them ([`way_of`]). Where this module says queue, it means all of them together, unless it says which.
 
 pub mod embedded;
 pub mod frame;
@@ -14,7 +17,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::event::MAX_PAYLOAD_BYTES;
+use crate::{OrganizationId, event::MAX_PAYLOAD_BYTES};
 
 pub use publisher::{PublishError, Publisher};
 
@@ -22,6 +25,9 @@ pub use publisher::{PublishError, Publisher};
 /// the largest payload: AMQP lets a consumer bound what it is sent by frames alone, so that the size of a frame bounds
 /// what a worker holds unacknowledged.
 pub const MAX_FRAME_BYTES: usize = MAX_PAYLOAD_BYTES;
+
+/// The most queues that frames are spread over.
+pub const MAX_QUEUES: u8 = 64;
 
 /// Why a frame was not confirmed. Whether it is in the queue all the same is unknown, unless the error says so.
 #[derive(Debug, thiserror::Error)]
@@ -49,9 +55,33 @@ pub struct Depth {
     pub dead: u64,
 }
 
+/// By which of `ways` an organization's events go: the same one on every node that has as many, so that they keep their
+/// order. Other versions must give the same answer.
+pub fn way_of(organization: OrganizationId, ways: usize) -> usize {
+    if ways <= 1 {
+        return 0;
+    }
+    let (high, low) = organization.uuid().as_u64_pair();
+    // SplitMix64's finalizer: every bit of the id tells, whoever chose it.
+    let mut mixed = high ^ low;
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^= mixed >> 31;
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the remainder is less than a usize"
+    )]
+    let way = (mixed % ways as u64) as usize;
+    way
+}
+
 /// A queue: where frames go in and where they come out.
 #[async_trait]
 pub trait Queue: Send + Sync {
+    /// How many ways in it has: at least one.
+    fn ways(&self) -> usize {
+        1
+    }
     /// A new way in, for one publishing task.
     async fn sink(&self) -> Result<Box<dyn FrameSink>>;
     /// A new way out.
@@ -77,9 +107,9 @@ pub enum SourceLane {
 /// The way in of one publishing task.
 #[async_trait]
 pub trait FrameSink: Send {
-    /// Writes a frame. The confirmation comes later, so that more can be written meanwhile; a sink keeps the order. An
-    /// error here breaks the sink: make a new one.
-    async fn write(&mut self, frame: Bytes) -> Result<Confirmation>;
+    /// Writes a frame, to go by this way (one of [`Queue::ways`]). The confirmation comes later, so that more can be written
+    /// meanwhile; a sink keeps the order of each way. An error here breaks the sink: make a new one.
+    async fn write(&mut self, way: usize, frame: Bytes) -> Result<Confirmation>;
     /// Whether the other side has asked to write no more for now, or is gone.
     fn healthy(&self) -> bool;
 }
@@ -106,4 +136,40 @@ pub trait FrameSource: Send {
     async fn receive(&mut self, max_bytes: usize) -> Result<Vec<Received>>;
     /// Acknowledges every frame of this source up to and with `tag`: they are stored.
     async fn acknowledge_up_to(&mut self, tag: u64) -> Result<()>;
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn the_way_of_an_organization_is_the_same_in_every_version() {
+        let ways = |id: u128| {
+            let organization = OrganizationId::from_uuid(Uuid::from_u128(id));
+            [1, 2, 3, 4, 64].map(|ways| way_of(organization, ways))
+        };
+        insta::assert_debug_snapshot!([
+            ways(0),
+            ways(1),
+            ways(u128::MAX),
+            ways(0x0190_163d_8694_739b_aea5_966c_26f8_ad91),
+        ]);
+    }
+
+    #[test]
+    fn organizations_spread_over_all_ways() {
+        for ways in [2, 3, 7, 64] {
+            let mut counts = vec![0_usize; ways];
+            for _ in 0..ways * 1_000 {
+                counts[way_of(OrganizationId::new(), ways)] += 1;
+            }
+            // 1,000 each, give or take six standard deviations.
+            assert!(
+                counts.iter().all(|count| (800..1_200).contains(count)),
+                "{counts:?}"
+            );
+        }
+    }
 }

@@ -1,15 +1,17 @@
 //! Gathering accepted events into frames, and waiting for the queue to confirm them.
 //!
 //! One task owns the way into the queue. While the queue confirms one frame, events that arrive meanwhile gather in
-//! the next: no timer, no added wait; alone, an event is a frame of one. What is under way is bounded twice, by events
-//! and by bytes; past that callers are told at once. A caller never waits longer than [`CONFIRM_TIMEOUT`], or than the
-//! deadline that it gives.
+//! the next: no timer, no added wait; alone, an event is a frame of one. Where there are several queues, each has frames
+//! of its own, and none waits for another's. What is under way is bounded twice, by events and by bytes; past that callers
+//! are told at once. A caller never waits longer than [`CONFIRM_TIMEOUT`], or than the deadline that it gives.
 
 use std::{
+    future::poll_fn,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
@@ -18,16 +20,16 @@ use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
-use super::{Confirmation, DynQueue, FrameSink, MAX_FRAME_BYTES, QueueError};
+use super::{Confirmation, DynQueue, FrameSink, MAX_FRAME_BYTES, QueueError, frame::Encoded, way_of};
 use crate::{lifecycle::Lifecycle, telemetry};
 
 /// How long a caller waits for a confirmation: a 503 must come within two seconds.
 pub const CONFIRM_TIMEOUT: Duration = Duration::from_millis(1_800);
-/// The most events that wait for their confirmation.
+/// The most events that wait for a frame.
 const MAX_EVENTS: usize = 8_192;
 /// The most bytes of events that wait for their confirmation.
 const MAX_BYTES: usize = 32 * 1024 * 1024;
-/// Frames on their way at once. More than one, so that an event alone need not wait for the frame before it; few, so
+/// Frames on their way at once, to each queue. More than one, so that an event alone need not wait for the frame before it; few, so
 /// that frames grow under load. See `docs/benchmarks.md`.
 const MAX_FRAMES: usize = 4;
 
@@ -55,46 +57,64 @@ struct Waiting {
     /// Who waits for what comes of it, if anybody does.
     answer: Option<Answer>,
     /// Freed when the answer is given, not when the caller stops waiting for it.
-    permit: OwnedSemaphorePermit,
+    permit: Permit,
+}
+
+/// The room of one event.
+struct Permit {
+    _bytes: OwnedSemaphorePermit,
+    /// Among all that wait, if there are several queues. One queue's channel is bound enough.
+    _event: Option<OwnedSemaphorePermit>,
 }
 
 /// The way into the queue. Cheap to clone; the task behind it ends when the last clone is dropped and all is confirmed.
 #[derive(Clone)]
 pub struct Publisher {
-    events: mpsc::Sender<Waiting>,
+    /// One a queue.
+    ways: Arc<[mpsc::Sender<Waiting>]>,
     bytes: Arc<Semaphore>,
+    events: Arc<Semaphore>,
     open: Arc<AtomicBool>,
 }
 
 impl Publisher {
     /// Starts the task.
     pub fn start(queue: DynQueue, lifecycle: &Lifecycle) -> Self {
-        let (sender, receiver) = mpsc::channel(MAX_EVENTS);
+        let (senders, ways) = (0..queue.ways().max(1))
+            .map(|_| {
+                let (sender, receiver) = mpsc::channel(MAX_EVENTS);
+                (sender, Way::new(receiver))
+            })
+            .unzip::<_, _, Vec<_>, Vec<_>>();
         let publisher = Self {
-            events: sender,
+            ways: senders.into(),
             bytes: Arc::new(Semaphore::new(MAX_BYTES)),
+            events: Arc::new(Semaphore::new(MAX_EVENTS)),
             open: Arc::new(AtomicBool::new(false)),
         };
         let task = Task {
             queue,
-            receiver,
-            carry: None,
+            inlet: Inlet { ways, turn: 0 },
             open: Arc::clone(&publisher.open),
         };
         lifecycle.critical("publisher", task.run());
         publisher
     }
 
-    /// Puts one encoded entry into the queue. `Ok` means that it is on disk.
+    /// Puts encoded entries into the queue. `Ok` means that it is on disk.
     ///
     /// If the caller goes away, the event is left out if its frame is not written yet; else it goes on.
-    pub async fn publish(&self, entry: Bytes) -> Result<(), PublishError> {
+    pub async fn publish(&self, entry: Encoded) -> Result<(), PublishError> {
         self.publish_by(entry, tokio::time::Instant::now() + CONFIRM_TIMEOUT)
             .await
     }
 
     /// As [`Publisher::publish`], and waits until `deadline` at most.
-    pub async fn publish_by(&self, entry: Bytes, deadline: tokio::time::Instant) -> Result<(), PublishError> {
+    pub async fn publish_by(
+        &self,
+        entry: Encoded,
+        deadline: tokio::time::Instant,
+    ) -> Result<(), PublishError> {
         if !self.is_open() {
             return Err(PublishError::Unavailable);
         }
@@ -108,7 +128,7 @@ impl Publisher {
     }
 
     /// Puts one entry into the queue without waiting, and tells nobody what came of it: for what may be lost.
-    pub fn publish_unconfirmed(&self, entry: Bytes) {
+    pub fn publish_unconfirmed(&self, entry: Encoded) {
         let _ = self.enqueue(entry, None);
     }
 
@@ -117,12 +137,21 @@ impl Publisher {
         self.open.load(Ordering::Acquire)
     }
 
-    fn enqueue(&self, bytes: Bytes, answer: Option<Answer>) -> Result<(), PublishError> {
+    fn enqueue(&self, entry: Encoded, answer: Option<Answer>) -> Result<(), PublishError> {
+        let Encoded { organization, bytes } = entry;
         let size = u32::try_from(bytes.len()).map_err(|_| PublishError::Overloaded)?;
-        let permit = Arc::clone(&self.bytes)
-            .try_acquire_many_owned(size)
-            .map_err(|_| PublishError::Overloaded)?;
-        self.events
+        let room = |semaphore: &Arc<Semaphore>, size| {
+            let permit = Arc::clone(semaphore).try_acquire_many_owned(size);
+            permit.map_err(|_| PublishError::Overloaded)
+        };
+        let permit = Permit {
+            _bytes: room(&self.bytes, size)?,
+            _event: match self.ways.len() {
+                1 => None,
+                _ => Some(room(&self.events, 1)?),
+            },
+        };
+        self.ways[way_of(organization, self.ways.len())]
             .try_send(Waiting {
                 bytes,
                 answer,
@@ -136,13 +165,27 @@ impl Publisher {
 }
 
 /// Of each entry in one frame: who waits for it, and its room.
-type Callers = Vec<(Option<Answer>, OwnedSemaphorePermit)>;
+type Callers = Vec<(Option<Answer>, Permit)>;
 
-struct Task {
-    queue: DynQueue,
+/// What is on its way to one queue.
+struct Way {
     receiver: mpsc::Receiver<Waiting>,
     /// An event that did not fit into the frame before.
     carry: Option<Waiting>,
+    /// Frames written and not confirmed.
+    unconfirmed: usize,
+}
+
+/// Where events come from: the queues take turns.
+struct Inlet {
+    ways: Vec<Way>,
+    /// Whose turn it is.
+    turn: usize,
+}
+
+struct Task {
+    queue: DynQueue,
+    inlet: Inlet,
     open: Arc<AtomicBool>,
 }
 
@@ -161,7 +204,7 @@ impl Task {
             let sink = tokio::select! {
                 sink = self.queue.sink() => sink,
                 // While there is no sink, nobody is kept waiting; and the task ends with its callers.
-                () = refuse(&mut self.receiver) => return Ok(()),
+                () = self.inlet.refuse() => return Ok(()),
             };
             match sink {
                 Ok(sink) => {
@@ -178,13 +221,14 @@ impl Task {
             let pause = backoff.next().unwrap_or(Duration::from_secs(2));
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
-                () = refuse(&mut self.receiver) => return Ok(()),
+                () = self.inlet.refuse() => return Ok(()),
             }
         }
     }
 
     async fn publish_through(&mut self, mut sink: Box<dyn FrameSink>) -> Left {
         let mut unconfirmed = FuturesUnordered::new();
+        self.inlet.ways.iter_mut().for_each(|way| way.unconfirmed = 0);
         let mut broken = false;
         // Noticed here even if nobody posts, so that readiness tells the truth.
         let mut look = tokio::time::interval(Duration::from_millis(250));
@@ -194,18 +238,22 @@ impl Task {
             }
             tokio::select! {
                 biased;
-                Some((result, callers, written)) = unconfirmed.next(), if !unconfirmed.is_empty() => {
+                Some((way, result, callers, written)) = unconfirmed.next(), if !unconfirmed.is_empty() => {
+                    self.inlet.ended(way);
                     broken = settle(result, callers, written);
                 }
-                waiting = self.next(), if unconfirmed.len() < MAX_FRAMES => {
-                    let Some(first) = waiting else { break Left::Done };
-                    let (frame, callers) = self.gather(first);
+                waiting = self.inlet.next(MAX_FRAMES) => {
+                    let Some((way, first)) = waiting else { break Left::Done };
+                    let (frame, callers) = self.inlet.ways[way].gather(first);
                     if callers.is_empty() {
                         continue;
                     }
                     let written = Instant::now();
-                    match sink.write(frame).await {
-                        Ok(confirmation) => unconfirmed.push(confirmed(confirmation, callers, written)),
+                    match sink.write(way, frame).await {
+                        Ok(confirmation) => {
+                            self.inlet.ways[way].unconfirmed += 1;
+                            unconfirmed.push(confirmed(way, confirmation, callers, written));
+                        }
                         Err(error) => broken = settle(Err(error), callers, written),
                     }
                 }
@@ -221,18 +269,71 @@ impl Task {
         }
         // What was written may be confirmed yet; a broken sink's confirmations fail by themselves or run out of time.
         let rest = async {
-            while let Some((result, callers, written)) = unconfirmed.next().await {
+            while let Some((_, result, callers, written)) = unconfirmed.next().await {
                 settle(result, callers, written);
             }
         };
         let _ = tokio::time::timeout(CONFIRM_TIMEOUT, rest).await;
         left
     }
+}
 
-    async fn next(&mut self) -> Option<Waiting> {
-        match self.carry.take() {
-            Some(waiting) => Some(waiting),
-            None => self.receiver.recv().await,
+impl Inlet {
+    /// The next event for a queue that has fewer than `unconfirmed` frames on their way; `None` once no caller is left.
+    /// Pends while there is none, or every queue has as many. Cancel-safe.
+    async fn next(&mut self, unconfirmed: usize) -> Option<(usize, Waiting)> {
+        poll_fn(|context| self.poll_next(unconfirmed, context)).await
+    }
+
+    /// A frame of this queue is on its way no more.
+    fn ended(&mut self, way: usize) {
+        self.ways[way].unconfirmed -= 1;
+    }
+
+    fn poll_next(&mut self, unconfirmed: usize, context: &mut Context<'_>) -> Poll<Option<(usize, Waiting)>> {
+        let count = self.ways.len();
+        let mut closed = 0;
+        for index in (self.turn..count).chain(0..self.turn) {
+            let way = &mut self.ways[index];
+            if way.unconfirmed >= unconfirmed {
+                continue;
+            }
+            let next = match way.carry.take() {
+                Some(carried) => Poll::Ready(Some(carried)),
+                None => way.receiver.poll_recv(context),
+            };
+            match next {
+                Poll::Ready(Some(waiting)) => {
+                    self.turn = (index + 1) % count;
+                    return Poll::Ready(Some((index, waiting)));
+                }
+                Poll::Ready(None) => closed += 1,
+                Poll::Pending => {}
+            }
+        }
+        if closed == count {
+            Poll::Ready(None)
+        } else {
+            Poll::Pending
+        }
+    }
+
+    /// Refuses all that comes, until no caller is left.
+    async fn refuse(&mut self) {
+        while let Some((_, waiting)) = self.next(usize::MAX).await {
+            if let Some(answer) = waiting.answer {
+                let _ = answer.send(Err(PublishError::Unavailable));
+            }
+        }
+    }
+}
+
+impl Way {
+    fn new(receiver: mpsc::Receiver<Waiting>) -> Self {
+        Self {
+            receiver,
+            carry: None,
+            unconfirmed: 0,
         }
     }
 
@@ -277,13 +378,15 @@ impl Task {
 }
 
 async fn confirmed(
+    way: usize,
     confirmation: Confirmation,
     callers: Callers,
     written: Instant,
-) -> (Result<(), QueueError>, Callers, Instant) {
+) -> (usize, Result<(), QueueError>, Callers, Instant) {
     // Longer than any caller waits: a queue that has not answered by then has stalled.
     let result = tokio::time::timeout(CONFIRM_TIMEOUT + Duration::from_secs(8), confirmation).await;
     (
+        way,
         result.unwrap_or_else(|_| Err(QueueError::Unavailable("no confirmation came".into()))),
         callers,
         written,
@@ -318,15 +421,6 @@ fn settle(result: Result<(), QueueError>, callers: Callers, written: Instant) ->
         }
     }
     broken
-}
-
-/// Refuses all that comes, until no caller is left.
-async fn refuse(receiver: &mut mpsc::Receiver<Waiting>) {
-    while let Some(waiting) = receiver.recv().await {
-        if let Some(answer) = waiting.answer {
-            let _ = answer.send(Err(PublishError::Unavailable));
-        }
-    }
 }
 
 fn backoff() -> impl Iterator<Item = Duration> {

@@ -25,6 +25,8 @@ pub struct Claimed {
     pub seq: i64,
     /// Attempts made so far.
     pub attempts: u32,
+    /// How many attempts there were when it was last opened again: its schedule begins there.
+    pub attempts_before: u32,
     /// The event's type.
     pub event_type: EventTypeText,
     /// When the front took the event.
@@ -47,6 +49,17 @@ pub enum Lease {
     Held,
     /// It ran out: all that the worker held may be held by others by now. Take a new worker id.
     Lost,
+}
+
+/// How many workers there are, and how the lanes that have an owner are spread over them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Workers whose lease lives.
+    pub workers: u32,
+    /// Lanes that the worker owns that asked.
+    pub mine: u32,
+    /// Lanes that any living worker owns.
+    pub all: u32,
 }
 
 /// What acknowledging came to.
@@ -73,11 +86,32 @@ pub trait Deliveries: Send + Sync {
     async fn renew(&self, worker: WorkerId, ttl: Duration) -> Result<Lease>;
     /// Ends a worker's lease: what it held is anybody's.
     async fn resign(&self, worker: WorkerId) -> Result<()>;
-    /// The enabled push subscriptions that have due deliveries nobody holds; at most `limit`, those after `after` first
-    /// (so that a caller can go round).
-    async fn lanes_due(&self, after: Option<SubscriptionId>, limit: u32) -> Result<Vec<SubscriptionId>>;
-    /// Takes due deliveries that nobody holds, up to so many a subscription, oldest due first; and no more than come to
-    /// [`CLAIM_BYTES`] of payload, but for the last of them.
+    /// The enabled push subscriptions that have due deliveries nobody holds, and that no other living worker owns; at most
+    /// `limit`, those after `after` first (so that a caller can go round).
+    async fn lanes_due(
+        &self,
+        worker: WorkerId,
+        after: Option<SubscriptionId>,
+        limit: u32,
+    ) -> Result<Vec<SubscriptionId>>;
+    /// How many workers there are, and how the lanes that have an owner are spread over them.
+    async fn standing(&self, worker: WorkerId) -> Result<Standing>;
+    /// Makes the worker the owner of these lanes, but for those that another living worker owns; returns those that it owns
+    /// now. A lane belongs to its owner until that gives it up, or has no living lease any more.
+    async fn own(&self, worker: WorkerId, lanes: &[SubscriptionId]) -> Result<Vec<SubscriptionId>>;
+    /// Gives lanes up that the worker owns.
+    async fn disown(&self, worker: WorkerId, lanes: &[SubscriptionId]) -> Result<()>;
+    /// Tells the owners of these lanes, as [`Change::Lane`], that there is something new in them.
+    async fn tell_owners(&self, lanes: &[SubscriptionId]) -> Result<()>;
+    /// Takes the first deliveries of a lane that is served in order, which the worker must own: in order of `seq`, up to the
+    /// first that is not due, or is held by anybody, or that another might still come before; at most `most`, and about
+    /// [`CLAIM_BYTES`].
+    async fn claim_in_order(&self, worker: WorkerId, lane: SubscriptionId, most: u32)
+    -> Result<Vec<Claimed>>;
+    /// Puts open deliveries of a lane that became one in order into their order, `most` at a time; how many they were.
+    async fn put_in_order(&self, lane: SubscriptionId, most: u32) -> Result<u32>;
+    /// Takes due deliveries that nobody holds, of lanes that no other living worker owns, up to so many a subscription,
+    /// oldest due first; and no more than come to [`CLAIM_BYTES`] of payload, but for the last of them.
     async fn claim(&self, worker: WorkerId, wanted: &[(SubscriptionId, u32)]) -> Result<Vec<Claimed>>;
     /// Gives back what the worker holds of these, as they were.
     async fn release(&self, worker: WorkerId, keys: &[DeliveryKey]) -> Result<()>;

@@ -7,6 +7,8 @@ use async_trait::async_trait;
 #[cfg(doc)]
 use super::{MAX_AHEAD, PAGE_BYTES, StoreError, Subscriptions};
 use super::{Page, PageRequest, Result, SetAside, SetAsidePlace};
+#[cfg(doc)]
+use crate::subscription::Ordering;
 use crate::{
     AcceptedEvent, EventId, EventStatus, FailureKind, OrganizationId, Repeat, SetAsideId, SubscriptionId,
     Timestamp, WorkerId, delivery::Status,
@@ -21,6 +23,8 @@ pub struct PlannedDelivery {
     pub subscription: SubscriptionId,
     /// Whether the worker that takes the batch in holds it from the start, having room in its lane.
     pub held: bool,
+    /// Whether it is one of a lane that is served in order ([`Ordering::Fifo`]). It is held by nobody then.
+    pub in_order: bool,
 }
 
 /// A batch for intake.

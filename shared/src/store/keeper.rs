@@ -16,6 +16,8 @@ use crate::{EventId, SubscriptionId, seal::Sealed};
 pub enum Change {
     /// A subscription was created, changed, deleted, enabled or disabled.
     Subscription(SubscriptionId),
+    /// There is something new in a lane that has an owner.
+    Lane(SubscriptionId),
     /// Deliveries of an event that a worker held were closed.
     Closed(EventId),
     /// Word may have been lost: look at everything.
@@ -43,7 +45,9 @@ pub trait Keeper: Send + Sync {
     /// Keeps `sealed` as the deployment's [check value](crate::seal::Sealer::check_value) if it has none yet, and gives
     /// the one that it has.
     async fn secret_check(&self, sealed: Sealed) -> Result<Sealed>;
-    /// Makes partitions ahead, expires and drops what is older than `retention`, forgets expired deduplication keys. In
+    /// Puts another check value in place of this one; `false` if it is not that (any more).
+    async fn replace_secret_check(&self, before: &Sealed, after: Sealed) -> Result<bool>;
+    /// Makes partitions ahead, forgets secrets that sign no more, expires and drops what is older than `retention`, forgets expired deduplication keys. In
     /// small steps; only one node does it at a time, others return at once.
     async fn keep(&self, retention: Duration) -> Result<Retention>;
     /// Writes `cancelled` to a batch of open deliveries of deleted subscriptions; `true` if there may be more.

@@ -4,6 +4,7 @@
 //! is chosen by URL. Both pass the same black-box tests. All times that decide something (what is due, whose lease
 //! ran out, which key has expired) are the store's own clock, never a caller's.
 
+mod announcements;
 mod deliveries;
 mod events;
 mod keeper;
@@ -12,6 +13,7 @@ mod page;
 pub mod postgres;
 mod range;
 mod rehearsal;
+mod replays;
 mod set_aside;
 pub mod sqlite;
 mod subscriptions;
@@ -19,7 +21,8 @@ mod subscriptions;
 use std::{sync::Arc, time::Duration};
 
 pub use self::{
-    deliveries::{Acknowledged, Backlog, CLAIM_BYTES, Claimed, Deliveries, EventTypeText, Lease},
+    announcements::{Announced, Announcements},
+    deliveries::{Acknowledged, Backlog, CLAIM_BYTES, Claimed, Deliveries, EventTypeText, Lease, Standing},
     events::{
         AttemptRecord, DeliveryRecord, EventFilter, EventRecord, Events, IntakeBatch, IntakeOutcome, Order,
         PlannedDelivery, StoredEvent,
@@ -28,8 +31,9 @@ pub use self::{
     organizations::{NewKey, Organizations},
     page::PAGE_BYTES,
     range::{MAX_AHEAD, is_in_range},
+    replays::{ActedOn, Candidate, NewReplay, REPLAY_KEPT, Replay, ReplayStatus, ReplayStep, Replays},
     set_aside::{ID_OUT_OF_RANGE, SetAside, SetAsidePlace},
-    subscriptions::{InForce, PatchOutcome, SubscriptionPatch, Subscriptions},
+    subscriptions::{InForce, NewSecret, PatchOutcome, SealedSecrets, SubscriptionPatch, Subscriptions},
 };
 use crate::DeliveryState;
 
@@ -81,6 +85,10 @@ pub struct Store {
     pub events: Arc<dyn Events>,
     /// Deliveries: leases, outcomes, acknowledgements.
     pub deliveries: Arc<dyn Deliveries>,
+    /// Opening deliveries again.
+    pub replays: Arc<dyn Replays>,
+    /// Events of the system's own, and which subscriptions fail.
+    pub announcements: Arc<dyn Announcements>,
     /// Schema, partitions, retention, health, and word of changes.
     pub keeper: Arc<dyn Keeper>,
 }

@@ -41,6 +41,7 @@ pub(super) fn delivery() -> PlannedDelivery {
         event: 0,
         subscription: SubscriptionId::new(),
         held: false,
+        in_order: false,
     }
 }
 

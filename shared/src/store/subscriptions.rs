@@ -1,13 +1,18 @@
 //! Subscriptions: which events go where.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
 #[cfg(doc)]
 use super::{Change, Keeper};
 use super::{Page, PageRequest, Result};
-use crate::{EventPattern, OrganizationId, Subscription, SubscriptionId, subscription::Target};
+use crate::{
+    EventPattern, OrganizationId, Subscription, SubscriptionId,
+    seal::{KeyId, Sealed},
+    signature::SignatureScheme,
+    subscription::Target,
+};
 
 /// A change to a subscription; what is `None` stays.
 #[derive(Debug, Clone, Default)]
@@ -31,6 +36,28 @@ pub enum PatchOutcome {
     Conflict,
     /// The organization has no such subscription.
     NotFound,
+}
+
+/// A secret to be.
+#[derive(Debug, Clone)]
+pub struct NewSecret {
+    /// How it signs.
+    pub scheme: SignatureScheme,
+    /// The secret, sealed for the subscription.
+    pub secret: Sealed,
+    /// What to verify by, where the scheme has such a thing.
+    pub public_key: Option<String>,
+}
+
+/// The secrets of a subscription.
+#[derive(Debug, Clone)]
+pub struct SealedSecrets {
+    /// Whose it is.
+    pub organization: OrganizationId,
+    /// Which it is.
+    pub id: SubscriptionId,
+    /// The current secret, and the one before it, if it is there.
+    pub secrets: Vec<Sealed>,
 }
 
 /// An organization's subscriptions as intake sees them.
@@ -78,6 +105,25 @@ pub trait Subscriptions: Send + Sync {
         version: i64,
         reason: &str,
     ) -> Result<bool>;
+    /// Gives one of kind `push` another secret, if its version is still `version`; the one before signs beside it for
+    /// `overlap`, by the store's clock, and the one before that not any more.
+    async fn rotate(
+        &self,
+        organization: OrganizationId,
+        id: SubscriptionId,
+        version: i64,
+        secret: NewSecret,
+        overlap: Duration,
+    ) -> Result<PatchOutcome>;
+    /// Subscriptions with a secret that is not sealed under this key, deleted ones included, in order of id.
+    async fn sealed_otherwise(
+        &self,
+        key: KeyId,
+        after: Option<SubscriptionId>,
+        limit: u32,
+    ) -> Result<Vec<SealedSecrets>>;
+    /// Puts what is sealed anew in place of what was, wherever the subscription has it; `false` if it has it no more.
+    async fn reseal(&self, id: SubscriptionId, before: &Sealed, after: Sealed) -> Result<bool>;
     /// The organization's built-in push subscription that `POST /api/webhook/config` sets, if it has one.
     async fn webhook(&self, organization: OrganizationId) -> Result<Option<Subscription>>;
     /// What is in force for these organizations, each read in one snapshot with its version. An organization that does

@@ -48,10 +48,24 @@ pub(crate) async fn held_from_intake(store: &Store) {
         claim(store, me, push, 10).await.is_empty(),
         "not even by who holds it"
     );
-    assert!(store.deliveries.lanes_due(None, 10).await.unwrap().is_empty());
+    assert!(
+        store
+            .deliveries
+            .lanes_due(WorkerId::new(), None, 10)
+            .await
+            .unwrap()
+            .is_empty()
+    );
     let (_, push, events) = lane(store, 1, None).await;
     assert_eq!(delivery(store, &events[0]).await.status, DeliveryStatus::Pending);
-    assert_eq!(store.deliveries.lanes_due(None, 10).await.unwrap(), [push]);
+    assert_eq!(
+        store
+            .deliveries
+            .lanes_due(WorkerId::new(), None, 10)
+            .await
+            .unwrap(),
+        [push]
+    );
     assert_eq!(claim(store, other, push, 10).await, [events[0].id]);
     assert_eq!(delivery(store, &events[0]).await.status, DeliveryStatus::InFlight);
 }
@@ -65,7 +79,14 @@ pub(crate) async fn leases_run_out(store: &Store) {
         Lease::Held
     );
     assert_eq!(delivery(store, &events[0]).await.status, DeliveryStatus::Pending);
-    assert_eq!(store.deliveries.lanes_due(None, 10).await.unwrap(), [push]);
+    assert_eq!(
+        store
+            .deliveries
+            .lanes_due(WorkerId::new(), None, 10)
+            .await
+            .unwrap(),
+        [push]
+    );
     assert_eq!(claim(store, other, push, 1).await, [events[0].id]);
     let applied = store
         .deliveries
@@ -226,7 +247,14 @@ pub(crate) async fn only_served_lanes_are_claimed(store: &Store) {
         .await
         .unwrap();
     assert_eq!(applied, [key(&posted, waiting)]);
-    assert!(store.deliveries.lanes_due(None, 10).await.unwrap().is_empty());
+    assert!(
+        store
+            .deliveries
+            .lanes_due(WorkerId::new(), None, 10)
+            .await
+            .unwrap()
+            .is_empty()
+    );
     for lane in [disabled, deleted, inbox, waiting] {
         assert!(claim(store, me, lane, 10).await.is_empty());
     }
@@ -290,7 +318,13 @@ pub(crate) async fn lanes_go_round(store: &Store) {
         lanes.push(lane(store, 2, None).await.1);
     }
     lanes.sort_unstable();
-    let due = async |after, limit| store.deliveries.lanes_due(after, limit).await.unwrap();
+    let due = async |after, limit| {
+        store
+            .deliveries
+            .lanes_due(WorkerId::new(), after, limit)
+            .await
+            .unwrap()
+    };
     assert_eq!(due(None, 10).await, lanes);
     assert_eq!(due(None, 2).await, lanes[..2]);
     assert_eq!(due(Some(lanes[1]), 2).await, lanes[2..4]);

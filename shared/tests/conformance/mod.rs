@@ -1,11 +1,14 @@
 //! The checks: each takes a store that was just migrated and holds nothing, and panics where it does not do as it says.
 
+pub(crate) mod announcements;
 pub(crate) mod deliveries;
 pub(crate) mod events;
 pub(crate) mod intake;
 pub(crate) mod keeper;
+pub(crate) mod lanes;
 pub(crate) mod organizations;
 pub(crate) mod outcomes;
+pub(crate) mod replays;
 pub(crate) mod subscriptions;
 pub(crate) mod world;
 
@@ -17,7 +20,8 @@ macro_rules! conformance_tests {
                 keys_grant_until_they_end, rotating_ends_the_old_key, a_hash_belongs_to_one_key;
             subscriptions: created_and_read_back, listed_in_pages, patched_by_version, changes_raise_the_version,
                 enabling_clears_the_reason, deleted_ones_are_gone, one_webhook_an_organization,
-                in_force_leaves_out_unknown_organizations, disabled_by_version;
+                in_force_leaves_out_unknown_organizations, disabled_by_version, secrets_are_rotated,
+                secrets_are_sealed_anew;
             intake: payloads_are_kept_byte_for_byte, a_frame_delivered_twice_changes_nothing,
                 a_stale_plan_writes_nothing, an_unknown_organization_is_stale, duplicates_become_aliases,
                 duplicates_within_a_batch, keys_belong_to_an_organization, repeats_count_once,
@@ -31,9 +35,16 @@ macro_rules! conformance_tests {
             deliveries: held_from_intake, leases_run_out, an_ended_lease_does_not_come_back, resigning_frees,
                 claimed_oldest_first, only_served_lanes_are_claimed, claims_never_overlap, lanes_go_round,
                 released_and_still_held, backlog_is_counted, claims_are_bounded_by_bytes;
+            lanes: a_lane_has_one_owner, many_want_a_lane_and_one_has_it, taken_in_order_up_to_what_waits,
+                only_its_owner_takes_in_order, what_was_there_before_is_put_in_order, order_holds_beside_intakes,
+                owners_are_told;
             outcomes: success_is_recorded, failures_are_logged, dead_letters, outcomes_apply_once,
                 outcomes_of_the_stalled_do_not_apply, large_mixed_batches, acknowledged, acknowledged_beats_outcome,
                 acknowledging_leaves_what_was_cancelled, only_open_pushes_have_a_next_attempt;
+            replays: one_is_opened_again, one_is_called_off, a_replay_gets_on_step_by_step, a_replay_is_called_off,
+                opening_is_announced, what_is_opened_again_is_in_order;
+            announcements: a_dead_letter_is_announced_with_its_outcome, disabling_is_announced,
+                failing_is_timed_from_the_first;
             keeper: migrating_again_changes_nothing, changes_are_announced, deleted_subscriptions_are_cancelled,
                 what_retention_ends_is_expired, keeping_concurrently, the_first_check_value_stays,
                 what_was_set_aside_goes_with_retention;

@@ -1,11 +1,14 @@
+use std::time::Duration;
+
 use shared::{
     Builtin, EventPattern, OrganizationId, RetrySchedule, Subscription, SubscriptionId, Timestamp,
     seal::Sealed,
-    store::{PatchOutcome, Store, StoreError, SubscriptionPatch},
-    subscription::{AttemptTimeout, MaxInFlight, Push, Target},
+    signature::SignatureScheme,
+    store::{NewSecret, PatchOutcome, Store, StoreError, SubscriptionPatch},
+    subscription::{AttemptTimeout, MaxInFlight, Ordering, Push, RateLimit, Target},
 };
 
-use super::world::{after, first, inbox, new_push, organization, push};
+use super::world::{MINUTE, after, first, inbox, new_push, organization, push};
 
 async fn version(store: &Store, organization: OrganizationId) -> i64 {
     store.subscriptions.in_force(&[organization]).await.unwrap()[0].version
@@ -94,10 +97,15 @@ pub(crate) async fn patched_by_version(store: &Store) {
     let made = push(store, ours).await;
     let target = Target::Push(Push {
         url: "https://example.org/other".parse_url(),
+        scheme: SignatureScheme::Hmac,
         secret: Sealed(vec![9]),
+        public_key: None,
+        former: None,
         retry_schedule: RetrySchedule::new(vec![1, 2]).unwrap(),
         timeout: AttemptTimeout::new(1_000).unwrap(),
         max_in_flight: MaxInFlight::new(1).unwrap(),
+        rate_limit: Some(RateLimit::new(7).unwrap()),
+        ordering: Ordering::Fifo,
     });
     let patch = SubscriptionPatch {
         target: Some(target.clone()),
@@ -377,4 +385,145 @@ pub(crate) async fn in_force_leaves_out_unknown_organizations(store: &Store) {
         "{ids:?}"
     );
     assert!(store.subscriptions.in_force(&[]).await.unwrap().is_empty());
+}
+
+pub(crate) async fn secrets_are_rotated(store: &Store) {
+    let (ours, theirs) = (organization(store).await.id, organization(store).await.id);
+    let made = push(store, ours).await;
+    let new = |byte| NewSecret {
+        scheme: SignatureScheme::Ed25519,
+        secret: Sealed(vec![byte; 40]),
+        public_key: Some(format!("whpk_{byte}")),
+    };
+    let rotate = async |organization, version, byte, overlap| {
+        let rotated = store
+            .subscriptions
+            .rotate(organization, made.id, version, new(byte), overlap);
+        rotated.await.unwrap()
+    };
+    assert!(matches!(
+        rotate(theirs, 1, 1, MINUTE).await,
+        PatchOutcome::NotFound
+    ));
+    assert!(matches!(rotate(ours, 7, 1, MINUTE).await, PatchOutcome::Conflict));
+    let before = version(store, ours).await;
+    let rotated = changed(rotate(ours, 1, 1, MINUTE).await);
+    assert!(
+        version(store, ours).await > before,
+        "plans and routes are made anew"
+    );
+    let (old, now) = (made.push().unwrap().clone(), rotated.push().unwrap().clone());
+    assert_eq!(
+        (now.scheme, &now.secret),
+        (SignatureScheme::Ed25519, &Sealed(vec![1; 40]))
+    );
+    assert_eq!(now.public_key.as_deref(), Some("whpk_1"));
+    let former = now.former.clone().expect("the one before");
+    assert_eq!(
+        (former.scheme, former.secret),
+        (SignatureScheme::Hmac, old.secret)
+    );
+    let left = former.until.since(Timestamp::now());
+    assert!(left > MINUTE / 2 && left <= MINUTE, "{left:?}");
+    // What a client changes leaves the secrets alone.
+    let patch = SubscriptionPatch {
+        description: Some(None),
+        ..SubscriptionPatch::default()
+    };
+    let patched = store.subscriptions.patch(ours, made.id, 2, patch).await.unwrap();
+    assert_eq!(changed(patched).push(), Some(&now));
+
+    let again = changed(rotate(ours, 3, 2, MINUTE).await);
+    assert_eq!(
+        again.push().unwrap().former.as_ref().unwrap().secret,
+        Sealed(vec![1; 40]),
+        "two at most"
+    );
+    let last = changed(rotate(ours, 4, 3, Duration::ZERO).await);
+    assert_eq!(last.push().unwrap().former, None);
+    let short = changed(rotate(ours, 5, 4, Duration::from_millis(30)).await);
+    let until = short.push().unwrap().former.as_ref().map(|former| former.until);
+    while until.is_some_and(|until| Timestamp::now() <= until) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let ended = store.subscriptions.get(ours, made.id).await.unwrap().unwrap();
+    assert_eq!(ended.push().unwrap().former, None, "its time is over");
+    store.keeper.keep(MINUTE * 60 * 24).await.unwrap();
+    let nobody = store
+        .subscriptions
+        .sealed_otherwise([4; 4], None, 10)
+        .await
+        .unwrap();
+    assert!(nobody.is_empty(), "and it is gone from its row: {nobody:?}");
+}
+
+pub(crate) async fn secrets_are_sealed_anew(store: &Store) {
+    let ours = organization(store).await.id;
+    let mut ids = Vec::new();
+    for _ in 0..3 {
+        ids.push(push(store, ours).await.id);
+    }
+    let subscriptions = &store.subscriptions;
+    let rotated = NewSecret {
+        scheme: SignatureScheme::Hmac,
+        secret: Sealed(vec![9; 40]),
+        public_key: None,
+    };
+    subscriptions
+        .rotate(ours, ids[1], 1, rotated, MINUTE)
+        .await
+        .unwrap();
+    let found = subscriptions.sealed_otherwise([9; 4], None, 2).await.unwrap();
+    assert_eq!(found.iter().map(|found| found.id).collect::<Vec<_>>(), ids[..2]);
+    assert_eq!(found[1].secrets.len(), 2, "the former one, too");
+    let rest = subscriptions
+        .sealed_otherwise([9; 4], Some(ids[1]), 2)
+        .await
+        .unwrap();
+    assert_eq!(rest.iter().map(|found| found.id).collect::<Vec<_>>(), ids[2..]);
+    let before = found[0].secrets[0].clone();
+    assert!(
+        !subscriptions
+            .reseal(ids[0], &Sealed(vec![7; 40]), Sealed(vec![9; 41]))
+            .await
+            .unwrap()
+    );
+    assert!(
+        subscriptions
+            .reseal(ids[0], &before, Sealed(vec![9; 41]))
+            .await
+            .unwrap()
+    );
+    assert!(
+        subscriptions
+            .reseal(ids[1], &before, Sealed(vec![9; 42]))
+            .await
+            .unwrap()
+    );
+    let one = subscriptions.get(ours, ids[0]).await.unwrap().unwrap();
+    assert_eq!(
+        (one.version, &one.push().unwrap().secret),
+        (1, &Sealed(vec![9; 41])),
+        "the same secret as before"
+    );
+    let other = subscriptions.get(ours, ids[1]).await.unwrap().unwrap();
+    let other = other.push().unwrap();
+    assert_eq!(other.secret, Sealed(vec![9; 40]));
+    assert_eq!(other.former.as_ref().unwrap().secret, Sealed(vec![9; 42]));
+    let left = subscriptions.sealed_otherwise([9; 4], None, 10).await.unwrap();
+    assert_eq!(left.iter().map(|found| found.id).collect::<Vec<_>>(), ids[2..]);
+
+    let keeper = &store.keeper;
+    let kept = keeper.secret_check(Sealed(vec![1])).await.unwrap();
+    assert!(
+        !keeper
+            .replace_secret_check(&Sealed(vec![5]), Sealed(vec![2]))
+            .await
+            .unwrap()
+    );
+    assert!(keeper.replace_secret_check(&kept, Sealed(vec![2])).await.unwrap());
+    assert_eq!(
+        keeper.secret_check(Sealed(vec![3])).await.unwrap(),
+        Sealed(vec![2])
+    );
 }

@@ -9,10 +9,11 @@ use shared::{
     SubscriptionUrl, Tier, Timestamp, WorkerId,
     delivery::{AttemptOutcome, AttemptResult, Failure, Next},
     seal::Sealed,
+    signature::SignatureScheme,
     store::{
         EventRecord, IntakeBatch, IntakeOutcome, NewKey, PageRequest, PlannedDelivery, Store, StoredEvent,
     },
-    subscription::{AttemptTimeout, MaxInFlight, Push, Target},
+    subscription::{AttemptTimeout, MaxInFlight, Ordering, Push, Target},
 };
 
 pub(crate) const MINUTE: Duration = Duration::from_mins(1);
@@ -46,10 +47,15 @@ pub(crate) fn new_push(organization: OrganizationId) -> Subscription {
         builtin: None,
         target: Target::Push(Push {
             url: SubscriptionUrl::parse("https://example.com/hook?a=b").expect("a url"),
+            scheme: SignatureScheme::Hmac,
             secret: Sealed(vec![0, 1, 2, 255]),
+            public_key: None,
+            former: None,
             retry_schedule: RetrySchedule::default(),
             timeout: AttemptTimeout::default(),
             max_in_flight: MaxInFlight::default(),
+            rate_limit: None,
+            ordering: Ordering::None,
         }),
         event_types: vec![EventPattern::all()],
         enabled: true,
@@ -147,6 +153,7 @@ pub(crate) async fn try_take_in(
                     event,
                     subscription: *subscription,
                     held: *held,
+                    in_order: false,
                 })
         })
         .collect();
@@ -199,6 +206,7 @@ pub(crate) fn succeeded(event: &AcceptedEvent, subscription: SubscriptionId, num
         started_at: Timestamp::from_millis(1_700_000_000_123),
         duration: Duration::from_millis(42),
         result: AttemptResult::Delivered { status_code: 204 },
+        announcement: None,
     }
 }
 

@@ -112,7 +112,7 @@ async fn a_backlog_elsewhere_is_not_read_through() {
             store.deliveries.still_held(me, &keys).await.unwrap();
             get(&store, ours, events[0].id).await;
             store.deliveries.acknowledge(ours, &[events[0].id, events[1].id]).await.unwrap();
-            assert_eq!(store.deliveries.lanes_due(None, 10).await.unwrap(), [full]);
+            assert_eq!(store.deliveries.lanes_due(shared::WorkerId::new(), None, 10).await.unwrap(), [full]);
             let pending = EventFilter { statuses: vec![EventStatus::Pending], ..EventFilter::default() };
             for order in [Order::OldestFirst, Order::NewestFirst] {
                 store.events.list(ours, &pending, order, first(50), 0).await.unwrap();

@@ -64,7 +64,13 @@ impl Intake {
             let mut plan = Plan::default();
             for (index, event) in events.iter().enumerate() {
                 if let Some(known) = in_force.get(&event.organization) {
-                    plan.event(index, event, &known.subscriptions, &self.dispatch);
+                    plan.event(
+                        index,
+                        event,
+                        &known.subscriptions,
+                        &self.dispatch,
+                        &self.ownership,
+                    );
                 }
             }
             let batch = IntakeBatch {
@@ -94,6 +100,7 @@ impl Intake {
             self.progress.note(events);
             self.registry.confirm(plan.held());
             self.start(&plan, events, &stored, &holding);
+            plan.tell(&self.wake, &self.ownership);
             return Ok(());
         }
         Err(IntakeError::NeverFresh)
@@ -119,6 +126,7 @@ impl Intake {
                 },
                 organization: event.organization,
                 attempts: 0,
+                attempts_before: 0,
                 event: Arc::clone(body),
                 holding: Arc::clone(holding),
                 since: Instant::now(),

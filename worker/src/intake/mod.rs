@@ -28,7 +28,7 @@ use shared::{
 use tokio_util::sync::CancellationToken;
 
 use self::aside::{Reason, frame_aside};
-use crate::{dispatch::Dispatch, lease::Lease, registry::Registry};
+use crate::{dispatch::Dispatch, lease::Lease, ownership::Ownership, registry::Registry, scheduler::Wake};
 
 /// The most events of one transaction.
 const BATCH_EVENTS: usize = 500;
@@ -46,6 +46,10 @@ pub struct Intake {
     pub registry: Arc<Registry>,
     /// Where deliveries go once they are stored.
     pub dispatch: Arc<Dispatch>,
+    /// Which lanes are this worker's alone.
+    pub ownership: Arc<Ownership>,
+    /// To give word of what is stored and not held.
+    pub wake: Wake,
     /// As whom this worker holds them.
     pub lease: Arc<Lease>,
     /// How far intake has come.
@@ -94,6 +98,12 @@ impl IntakeError {
 }
 
 impl Intake {
+    /// Takes in events that come from no queue.
+    pub async fn take_in_events(&self, events: &[AcceptedEvent]) -> Result<(), String> {
+        let stored = self.store_batch(events, &[]).await;
+        stored.map_err(|error| error.to_string())
+    }
+
     /// Takes frames in until the soft signal.
     pub async fn run(self, lane: SourceLane, soft: CancellationToken) -> anyhow::Result<()> {
         let mut pauses = pauses();

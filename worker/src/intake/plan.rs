@@ -1,10 +1,15 @@
 //! The plan of a batch: its deliveries, and the room that is reserved for some of them.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use shared::{AcceptedEvent, Builtin, Subscription, SubscriptionId, store::PlannedDelivery};
 
-use crate::dispatch::Dispatch;
+use tokio::time::Instant;
+
+use crate::{dispatch::Dispatch, lane::Terms, ownership::Ownership, scheduler::Wake};
 
 /// The deliveries of a batch.
 #[derive(Default)]
@@ -12,6 +17,8 @@ pub(super) struct Plan {
     pub(super) deliveries: Vec<PlannedDelivery>,
     /// The subscriptions, as the plan saw them, of those deliveries that are held.
     held: HashMap<SubscriptionId, i64>,
+    /// Lanes with one owner for which something is stored that nobody holds.
+    solo: HashSet<SubscriptionId>,
 }
 
 impl Plan {
@@ -22,18 +29,27 @@ impl Plan {
         event: &AcceptedEvent,
         subscriptions: &[Arc<Subscription>],
         dispatch: &Dispatch,
+        ownership: &Ownership,
     ) {
         let before = self.deliveries.len();
         for subscription in subscriptions
             .iter()
             .filter(|subscription| subscription.wants(&event.event_type))
         {
-            let held = match subscription.push() {
-                Some(push) if subscription.enabled => dispatch
-                    .lanes()
-                    .reserve(subscription.id, usize::from(push.max_in_flight.get())),
-                _ => false,
-            };
+            let terms = subscription
+                .push()
+                .map(|push| Terms::of(subscription, push, ownership.workers()));
+            let held = terms.is_some_and(|terms| {
+                subscription.enabled
+                    && !ownership.is_joining()
+                    && !terms.in_order
+                    && (!terms.solo || ownership.owns(subscription.id))
+                    && dispatch.lanes().reserve(subscription.id, terms, Instant::now())
+            });
+            let solo = terms.is_some_and(|terms| terms.solo);
+            if solo && !held && subscription.enabled {
+                self.solo.insert(subscription.id);
+            }
             if held {
                 self.held.insert(subscription.id, subscription.version);
             }
@@ -41,9 +57,11 @@ impl Plan {
                 event: index,
                 subscription: subscription.id,
                 held,
+                in_order: terms.is_some_and(|terms| terms.in_order),
             });
         }
-        if self.deliveries.len() == before {
+        // The system's own events are for those who ask for them alone.
+        if self.deliveries.len() == before && !event.event_type.as_str().starts_with("triggers.") {
             let inbox = subscriptions
                 .iter()
                 .find(|subscription| subscription.builtin == Some(Builtin::Inbox));
@@ -52,6 +70,7 @@ impl Plan {
                     event: index,
                     subscription: inbox.id,
                     held: false,
+                    in_order: false,
                 });
             }
         }
@@ -60,6 +79,20 @@ impl Plan {
     /// The subscriptions of the deliveries that are held, with their versions.
     pub(super) fn held(&self) -> impl Iterator<Item = (SubscriptionId, i64)> {
         self.held.iter().map(|(id, version)| (*id, *version))
+    }
+
+    /// Once it is stored: sees to it that owners come to know of what is theirs.
+    pub(super) fn tell(&self, wake: &Wake, ownership: &Ownership) {
+        for lane in &self.solo {
+            if ownership.is_anothers(*lane) {
+                wake.tell(*lane);
+            } else {
+                if !ownership.owns(*lane) {
+                    wake.tell(*lane);
+                }
+                wake.feed(*lane);
+            }
+        }
     }
 
     /// Gives the reserved room back: the plan came to nothing.

@@ -17,6 +17,7 @@ fn gone(real: &RealStore, lease: &Lease, deliveries: &[DeliveryKey], version: i6
             organization: real.organization(),
             number: 1,
             started_at: Timestamp::now(),
+            announcement: None,
             duration: Duration::from_millis(1),
             result: AttemptResult::Failed {
                 failure: Failure {
@@ -29,6 +30,7 @@ fn gone(real: &RealStore, lease: &Lease, deliveries: &[DeliveryKey], version: i6
         },
         version,
         holding: lease.current(),
+        in_order: false,
         received_at: Timestamp::now(),
     };
     deliveries.iter().map(ended).collect()

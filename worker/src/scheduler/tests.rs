@@ -17,6 +17,8 @@ async fn scheduler(real: &RealStore) -> Scheduler {
     };
     let lease = Arc::new(Lease::enlist(&*real.store.deliveries).await.unwrap());
     let registry = real.registry();
+    let ownership = Ownership::begin(real.store.clone(), Arc::clone(&lease));
+    let ownership = Arc::new(ownership.await.unwrap());
     let (wake, words) = wake();
     let (ended, _) = outcome::channel();
     let dispatch = Dispatch::new(
@@ -32,6 +34,7 @@ async fn scheduler(real: &RealStore) -> Scheduler {
         dispatch,
         lease,
         registry,
+        ownership,
         store: real.store.clone(),
         words,
     }
@@ -40,7 +43,7 @@ async fn scheduler(real: &RealStore) -> Scheduler {
 impl Scheduler {
     /// Deliveries that wait in lanes, and room that is promised.
     fn held(&self) -> usize {
-        self.dispatch.lanes().load().1
+        self.dispatch.lanes().load().held
     }
 }
 
@@ -76,7 +79,7 @@ async fn a_claim_that_fails_gives_its_room_back() {
     );
     assert_eq!(scheduler.held(), 0);
     assert_eq!(
-        scheduler.dispatch.lanes().hungry(),
+        scheduler.dispatch.lanes().rouse(Instant::now()),
         [lane],
         "it is looked at again: what was to be claimed is still due"
     );

@@ -180,7 +180,7 @@ struct Sink {
 
 #[async_trait]
 impl FrameSink for Sink {
-    async fn write(&mut self, frame: Bytes) -> Result<Confirmation> {
+    async fn write(&mut self, _way: usize, frame: Bytes) -> Result<Confirmation> {
         let reserved = self.state.reserve(frame)?;
         let (answer, answered) = oneshot::channel();
         self.inserts

@@ -6,9 +6,19 @@ use sqlx::{ConnectOptions as _, sqlite::SqliteConnectOptions};
 use tokio::{runtime::Handle, time::timeout};
 
 use super::*;
-use crate::queue::{Received, SourceLane, embedded};
+use crate::{
+    OrganizationId,
+    queue::{Received, SourceLane, embedded},
+};
 
 const LONG: Duration = Duration::from_secs(20);
+
+fn entry(bytes: impl Into<Bytes>) -> Encoded {
+    Encoded {
+        organization: OrganizationId::new(),
+        bytes: bytes.into(),
+    }
+}
 
 struct Setting {
     queue: DynQueue,
@@ -58,9 +68,7 @@ async fn what_nobody_waits_for_is_written_and_takes_no_task() {
     let setting = Setting::new().await;
     let tasks = || Handle::current().metrics().num_alive_tasks();
     let before = tasks();
-    setting
-        .publisher
-        .publish_unconfirmed(Bytes::from_static(b"a note"));
+    setting.publisher.publish_unconfirmed(entry(&b"a note"[..]));
     assert_eq!(tasks(), before);
     let frames = setting.frames(1).await;
     assert_eq!(frames[0].body, "a note");
@@ -72,11 +80,11 @@ async fn frames_are_bounded() {
     // 64 of them are what a consumer may be sent at once.
     const MOST: usize = 256 * 1024;
     let setting = Setting::new().await;
-    let publish = |_| setting.publisher.publish(Bytes::from(vec![b'x'; ENTRY]));
+    let publish = |_| setting.publisher.publish(entry(vec![b'x'; ENTRY]));
     let all = futures_util::future::join_all((0..40).map(publish)).await;
     assert!(all.iter().all(Result::is_ok), "{all:?}");
     let large = MOST + 1;
-    let alone = setting.publisher.publish(Bytes::from(vec![b'x'; large]));
+    let alone = setting.publisher.publish(entry(vec![b'x'; large]));
     alone.await.unwrap();
     let frames = setting.frames(40 * ENTRY + large).await;
     let mut sizes: Vec<_> = frames.iter().map(|frame| frame.body.len()).collect();
@@ -96,10 +104,7 @@ async fn a_caller_waits_no_longer_than_its_deadline() {
     // While somebody else holds the file, nothing is confirmed.
     sqlx::query("BEGIN IMMEDIATE").execute(&mut file).await.unwrap();
     let deadline = tokio::time::Instant::now() + Duration::from_millis(50);
-    let late = setting
-        .publisher
-        .publish_by(Bytes::from_static(b"late"), deadline)
-        .await;
+    let late = setting.publisher.publish_by(entry(&b"late"[..]), deadline).await;
     assert_eq!(late, Err(PublishError::TimedOut));
     assert!(
         deadline.elapsed() < Duration::from_millis(500),
@@ -107,9 +112,5 @@ async fn a_caller_waits_no_longer_than_its_deadline() {
         deadline.elapsed()
     );
     sqlx::query("ROLLBACK").execute(&mut file).await.unwrap();
-    setting
-        .publisher
-        .publish(Bytes::from_static(b"in time"))
-        .await
-        .unwrap();
+    setting.publisher.publish(entry(&b"in time"[..])).await.unwrap();
 }

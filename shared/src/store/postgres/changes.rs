@@ -138,6 +138,7 @@ fn change(notice: &str) -> Option<Change> {
     let id = Uuid::try_parse(id).ok()?;
     match kind {
         "s" => Some(Change::Subscription(SubscriptionId::from_uuid(id))),
+        "l" => Some(Change::Lane(SubscriptionId::from_uuid(id))),
         "c" => Some(Change::Closed(EventId::from_uuid(id))),
         _ => None,
     }

@@ -7,13 +7,13 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use sqlx::query;
+use sqlx::{postgres::PgRow, query};
 
-use super::{Engine, Result, StoreError, organizations::uuids, rows, rows::Columns};
+use super::{Engine, Result, StoreError, lists::SETTLED_BELOW, organizations::uuids, rows, rows::Columns};
 use crate::{
     DeliveryKey, EventId, OrganizationId, SubscriptionId, WorkerId,
     delivery::AttemptOutcome,
-    store::{Acknowledged, Backlog, CLAIM_BYTES, Claimed, Deliveries, Lease},
+    store::{Acknowledged, Backlog, CLAIM_BYTES, Claimed, Deliveries, Lease, Standing},
 };
 
 /// How far [`Backlog`] counts.
@@ -34,6 +34,19 @@ macro_rules! enlisted {
     };
 }
 
+/// Whether a worker other than the one given, that lives, owns the lane given.
+macro_rules! owned_by_another {
+    ($lane:literal, $worker:literal) => {
+        concat!(
+            "EXISTS (SELECT FROM lanes l WHERE l.subscription_id = ",
+            $lane,
+            " AND l.owner <> ",
+            $worker,
+            " AND l.owner = ANY (ARRAY(SELECT id FROM workers WHERE lease_until > now())))"
+        )
+    };
+}
+
 /// `enlist` may be repeated, but does not revive a lease that ran out.
 const ENLIST: &str = "
     INSERT INTO workers (id, lease_until) VALUES ($1, now() + make_interval(secs => $2))
@@ -41,35 +54,105 @@ const ENLIST: &str = "
 
 const RENEW: &str = "
     WITH forgotten AS (
-        DELETE FROM workers WHERE lease_until < now() - interval '1 hour'
+        DELETE FROM workers WHERE lease_until < now() - interval '1 hour' RETURNING id
+    ), given_up AS (
+        DELETE FROM lanes WHERE owner IN (SELECT id FROM forgotten)
     )
     UPDATE workers SET lease_until = now() + make_interval(secs => $2)
     WHERE id = $1 AND lease_until > now() RETURNING id";
 
+const RESIGN: &str = "
+    WITH given_up AS (DELETE FROM lanes WHERE owner = $1)
+    DELETE FROM workers WHERE id = $1";
+
 /// Hops from one subscription that has open deliveries to the next, and looks at the due ones of each alone.
 const LANES_DUE: &str = concat!(
-    "WITH RECURSIVE lanes AS (
+    "WITH RECURSIVE hops AS (
         (SELECT subscription_id FROM deliveries
          WHERE due_at IS NOT NULL AND ($1::uuid IS NULL OR subscription_id > $1)
          ORDER BY subscription_id LIMIT 1)
         UNION ALL
-        SELECT next.subscription_id FROM lanes CROSS JOIN LATERAL (
+        SELECT next.subscription_id FROM hops CROSS JOIN LATERAL (
             SELECT subscription_id FROM deliveries
-            WHERE due_at IS NOT NULL AND subscription_id > lanes.subscription_id AND ($2::uuid IS NULL OR subscription_id <= $2)
+            WHERE due_at IS NOT NULL AND subscription_id > hops.subscription_id AND ($2::uuid IS NULL OR subscription_id <= $2)
             ORDER BY subscription_id LIMIT 1
         ) next
     )
-    SELECT s.id FROM lanes JOIN LATERAL (
+    SELECT s.id FROM hops JOIN LATERAL (
         SELECT s.id FROM subscriptions s
-        WHERE s.id = lanes.subscription_id AND ($2::uuid IS NULL OR s.id <= $2)
+        WHERE s.id = hops.subscription_id AND ($2::uuid IS NULL OR s.id <= $2)
           AND s.kind = 'push' AND s.enabled AND s.deleted_at IS NULL LIMIT 1
     ) s ON true
     WHERE EXISTS (
-        SELECT FROM deliveries d WHERE d.subscription_id = lanes.subscription_id AND d.due_at <= now() AND ",
+        SELECT FROM deliveries d WHERE d.subscription_id = hops.subscription_id AND d.due_at <= now() AND ",
     free!(),
-    " OFFSET 0)
-    LIMIT $3"
+    " OFFSET 0) AND NOT ",
+    owned_by_another!("hops.subscription_id", "$4"),
+    " LIMIT $3"
 );
+
+const STANDING: &str = "
+    WITH living AS MATERIALIZED (SELECT id FROM workers WHERE lease_until > now())
+    SELECT (SELECT count(*) FROM living) AS workers,
+           (SELECT count(*) FROM lanes WHERE owner = $1) AS mine,
+           (SELECT count(*) FROM lanes WHERE owner = ANY (ARRAY(SELECT id FROM living))) AS all_owned";
+
+/// Whoever loses the race for a lane sees that in the row itself.
+const OWN: &str = concat!(
+    "INSERT INTO lanes AS l (subscription_id, owner)
+     SELECT wanted.id, $1 FROM unnest($2::uuid[]) AS wanted (id) WHERE ",
+    enlisted!(),
+    " ORDER BY wanted.id
+     ON CONFLICT (subscription_id) DO UPDATE SET owner = excluded.owner
+     WHERE l.owner = excluded.owner
+        OR l.owner <> ALL (ARRAY(SELECT id FROM workers WHERE lease_until > now()))
+     RETURNING subscription_id"
+);
+
+const DISOWN: &str = "DELETE FROM lanes WHERE owner = $1 AND subscription_id = ANY($2)";
+
+const TELL_OWNERS: &str =
+    "SELECT count(pg_notify('triggers_changes', 'l:' || id)) FROM unnest($1::uuid[]) AS lane (id)";
+
+/// The beginning of the lane, as far as nothing in it keeps the rest waiting; `$4` is where intakes that are still under way
+/// may yet put something. It was asked for by a statement of its own, before: what lies below is seen by this one.
+const CLAIM_IN_ORDER: &str = concat!(
+    "WITH head AS MATERIALIZED (
+        SELECT d.event_id, d.fifo_seq, d.due_at <= now() AND ",
+    free!(),
+    " AS ready
+        FROM deliveries d
+        WHERE d.subscription_id = $2 AND d.fifo_seq IS NOT NULL AND d.due_at IS NOT NULL AND d.fifo_seq < $4
+          AND EXISTS (SELECT FROM lanes WHERE subscription_id = $2 AND owner = $1) AND ",
+    enlisted!(),
+    "     AND EXISTS (SELECT FROM subscriptions s WHERE s.id = $2 AND s.kind = 'push' AND s.enabled AND s.deleted_at IS NULL)
+        ORDER BY d.fifo_seq LIMIT $3
+    ), weighed AS (
+        SELECT head.event_id, head.fifo_seq, e.bytes, bool_and(head.ready) OVER (ORDER BY head.fifo_seq) AS ready,
+               sum(e.bytes) OVER (ORDER BY head.fifo_seq) AS total
+        FROM head CROSS JOIN LATERAL (
+            SELECT octet_length(payload) AS bytes FROM events WHERE id = head.event_id LIMIT 1
+        ) e
+    ), claimed AS (
+        UPDATE deliveries d SET lease_owner = $1
+        FROM unnest((SELECT array_agg(event_id ORDER BY event_id) FROM weighed WHERE ready AND total - bytes < $5))
+            AS f (event_id)
+        WHERE d.event_id = f.event_id AND d.subscription_id = $2 AND d.due_at IS NOT NULL
+        RETURNING d.event_id, d.subscription_id, d.organization_id, d.seq, d.attempts, d.attempts_before
+    )
+    SELECT c.*, e.type, e.received_at, e.occurred_at, e.trace, e.payload
+    FROM claimed c CROSS JOIN LATERAL (
+        SELECT type, received_at, occurred_at, trace, payload FROM events WHERE id = c.event_id LIMIT 1
+    ) e
+    ORDER BY c.seq"
+);
+
+const PUT_IN_ORDER: &str = "
+    UPDATE deliveries d SET fifo_seq = d.seq
+    FROM (SELECT event_id FROM deliveries
+          WHERE subscription_id = $1 AND due_at IS NOT NULL AND fifo_seq IS NULL LIMIT $2) loose
+    WHERE d.event_id = loose.event_id AND d.subscription_id = $1
+    RETURNING 1 AS one";
 
 /// Lane by lane, by the index of each; then no more than fit the bytes; then, by their keys, taken.
 const CLAIM: &str = concat!(
@@ -78,7 +161,9 @@ const CLAIM: &str = concat!(
         FROM unnest($2::uuid[], $3::bigint[]) AS wanted (subscription_id, most)
         JOIN LATERAL (
             SELECT FROM subscriptions s
-            WHERE s.id = wanted.subscription_id AND s.kind = 'push' AND s.enabled AND s.deleted_at IS NULL LIMIT 1
+            WHERE s.id = wanted.subscription_id AND s.kind = 'push' AND s.enabled AND s.deleted_at IS NULL AND NOT ",
+    owned_by_another!("wanted.subscription_id", "$1"),
+    "       LIMIT 1
         ) served ON true
         CROSS JOIN LATERAL (
             SELECT d.event_id, d.subscription_id, d.due_at FROM deliveries d
@@ -101,7 +186,7 @@ const CLAIM: &str = concat!(
                     (SELECT array_agg(subscription_id ORDER BY event_id, subscription_id) FROM fitting))
             AS f (event_id, subscription_id)
         WHERE d.event_id = f.event_id AND d.subscription_id = f.subscription_id
-        RETURNING d.event_id, d.subscription_id, d.organization_id, d.seq, d.attempts, d.due_at
+        RETURNING d.event_id, d.subscription_id, d.organization_id, d.seq, d.attempts, d.attempts_before, d.due_at
     )
     SELECT c.*, e.type, e.received_at, e.occurred_at, e.trace, e.payload
     FROM claimed c CROSS JOIN LATERAL (
@@ -207,16 +292,19 @@ impl Deliveries for Engine {
     }
 
     async fn resign(&self, worker: WorkerId) -> Result<()> {
-        self.rows(query("DELETE FROM workers WHERE id = $1").bind(worker.uuid()))
-            .await
-            .map(drop)
+        self.rows(query(RESIGN).bind(worker.uuid())).await.map(drop)
     }
 
-    async fn lanes_due(&self, after: Option<SubscriptionId>, limit: u32) -> Result<Vec<SubscriptionId>> {
-        let mut lanes = self.lanes_between(after, None, i64::from(limit)).await?;
+    async fn lanes_due(
+        &self,
+        worker: WorkerId,
+        after: Option<SubscriptionId>,
+        limit: u32,
+    ) -> Result<Vec<SubscriptionId>> {
+        let mut lanes = self.lanes_between(worker, after, None, i64::from(limit)).await?;
         let missing = i64::from(limit) - i64::try_from(lanes.len()).unwrap_or(i64::MAX);
         if after.is_some() && missing > 0 {
-            lanes.extend(self.lanes_between(None, after, missing).await?);
+            lanes.extend(self.lanes_between(worker, None, after, missing).await?);
         }
         Ok(lanes)
     }
@@ -231,26 +319,53 @@ impl Deliveries for Engine {
             .bind(lanes)
             .bind(most)
             .bind(i64::try_from(CLAIM_BYTES).unwrap_or(i64::MAX));
-        self.rows(statement)
-            .await?
-            .iter()
-            .map(|row| {
-                Ok(Claimed {
-                    key: DeliveryKey {
-                        event: row.id("event_id")?,
-                        subscription: row.id("subscription_id")?,
-                    },
-                    organization: row.id("organization_id")?,
-                    seq: row.value("seq")?,
-                    attempts: row.count("attempts")?,
-                    event_type: Arc::from(row.value::<&str>("type")?),
-                    received_at: row.at("received_at")?,
-                    occurred_at: row.optional_at("occurred_at")?,
-                    trace: row.value("trace")?,
-                    payload: row.value::<String>("payload")?.into(),
-                })
-            })
-            .collect()
+        self.rows(statement).await?.iter().map(claimed).collect()
+    }
+
+    async fn standing(&self, worker: WorkerId) -> Result<Standing> {
+        let row = self.one(query(STANDING).bind(worker.uuid())).await?;
+        Ok(Standing {
+            workers: row.number("workers")?,
+            mine: row.number("mine")?,
+            all: row.number("all_owned")?,
+        })
+    }
+
+    async fn own(&self, worker: WorkerId, lanes: &[SubscriptionId]) -> Result<Vec<SubscriptionId>> {
+        let statement = query(OWN).bind(worker.uuid()).bind(uuids(lanes));
+        let owned = self.rows(statement).await?;
+        owned.iter().map(|row| row.id("subscription_id")).collect()
+    }
+
+    async fn disown(&self, worker: WorkerId, lanes: &[SubscriptionId]) -> Result<()> {
+        let statement = query(DISOWN).bind(worker.uuid()).bind(uuids(lanes));
+        self.rows(statement).await.map(drop)
+    }
+
+    async fn tell_owners(&self, lanes: &[SubscriptionId]) -> Result<()> {
+        self.rows(query(TELL_OWNERS).bind(uuids(lanes))).await.map(drop)
+    }
+
+    async fn claim_in_order(
+        &self,
+        worker: WorkerId,
+        lane: SubscriptionId,
+        most: u32,
+    ) -> Result<Vec<Claimed>> {
+        let settled: i64 = self.one(query(SETTLED_BELOW)).await?.value("seq")?;
+        let statement = query(CLAIM_IN_ORDER)
+            .bind(worker.uuid())
+            .bind(lane.uuid())
+            .bind(i64::from(most))
+            .bind(settled)
+            .bind(i64::try_from(CLAIM_BYTES).unwrap_or(i64::MAX));
+        self.rows(statement).await?.iter().map(claimed).collect()
+    }
+
+    async fn put_in_order(&self, lane: SubscriptionId, most: u32) -> Result<u32> {
+        let statement = query(PUT_IN_ORDER).bind(lane.uuid()).bind(i64::from(most));
+        let put = self.rows(statement).await?.len();
+        Ok(u32::try_from(put).unwrap_or(u32::MAX))
     }
 
     async fn release(&self, worker: WorkerId, keys: &[DeliveryKey]) -> Result<()> {
@@ -305,9 +420,28 @@ impl Deliveries for Engine {
     }
 }
 
+fn claimed(row: &PgRow) -> Result<Claimed> {
+    Ok(Claimed {
+        key: DeliveryKey {
+            event: row.id("event_id")?,
+            subscription: row.id("subscription_id")?,
+        },
+        organization: row.id("organization_id")?,
+        seq: row.value("seq")?,
+        attempts: row.count("attempts")?,
+        attempts_before: row.count("attempts_before")?,
+        event_type: Arc::from(row.value::<&str>("type")?),
+        received_at: row.at("received_at")?,
+        occurred_at: row.optional_at("occurred_at")?,
+        trace: row.value("trace")?,
+        payload: row.value::<String>("payload")?.into(),
+    })
+}
+
 impl Engine {
     async fn lanes_between(
         &self,
+        worker: WorkerId,
         after: Option<SubscriptionId>,
         until: Option<SubscriptionId>,
         limit: i64,
@@ -315,7 +449,8 @@ impl Engine {
         let statement = query(LANES_DUE)
             .bind(after.map(SubscriptionId::uuid))
             .bind(until.map(SubscriptionId::uuid))
-            .bind(limit);
+            .bind(limit)
+            .bind(worker.uuid());
         self.rows(statement)
             .await?
             .iter()

@@ -19,7 +19,7 @@ use super::{Engine, Result, Statement, classify, rows, rows::Columns};
 use crate::{
     EventId,
     event::Digest16,
-    store::{DEDUPLICATION_WINDOW, IntakeBatch, IntakeOutcome, StoreError, StoredEvent},
+    store::{DEDUPLICATION_WINDOW, IntakeBatch, IntakeOutcome, PlannedDelivery, StoreError, StoredEvent},
 };
 
 /// `$1`, `$2`: the versions.
@@ -41,14 +41,14 @@ macro_rules! seq {
     };
 }
 
-/// `$3`, `$4`, `$5`: the planned deliveries; `$6`: the worker.
+/// `$3`, `$4`, `$5`: the planned deliveries, with how each is to be: 1 held, 2 in order, 0 neither; `$6`: the worker.
 macro_rules! fan_out_and_answer {
     () => {
         "fanned_out AS (
-            INSERT INTO deliveries (event_id, subscription_id, organization_id, seq, due_at, lease_owner)
+            INSERT INTO deliveries (event_id, subscription_id, organization_id, seq, due_at, lease_owner, fifo_seq)
             SELECT stored.id, planned.subscription_id, stored.organization_id, stored.seq, now(),
-                   CASE WHEN planned.held THEN $6::uuid END
-            FROM unnest($3::uuid[], $4::uuid[], $5::boolean[]) AS planned (event_id, subscription_id, held)
+                   CASE WHEN planned.how = 1 THEN $6::uuid END, CASE WHEN planned.how = 2 THEN stored.seq END
+            FROM unnest($3::uuid[], $4::uuid[], $5::smallint[]) AS planned (event_id, subscription_id, how)
             JOIN stored ON stored.id = planned.event_id
         )
         SELECT EXISTS (SELECT FROM stale) AS stale, array_agg(id) AS ids, array_agg(seq) AS seqs FROM stored"
@@ -186,7 +186,10 @@ fn bind_plain(statement: Statement, batch: &IntakeBatch<'_>) -> Statement {
         .bind(versions)
         .bind(column(batch.deliveries, |delivery| planned_event(delivery.event)))
         .bind(column(batch.deliveries, |delivery| delivery.subscription.uuid()))
-        .bind(column(batch.deliveries, |delivery| delivery.held))
+        .bind(column(batch.deliveries, |delivery| match delivery {
+            PlannedDelivery { in_order: true, .. } => 2_i16,
+            PlannedDelivery { held, .. } => i16::from(*held),
+        }))
         .bind(batch.worker.uuid())
         .bind(column(events, |event| event.id.uuid()))
         .bind(column(events, |event| event.organization.uuid()))

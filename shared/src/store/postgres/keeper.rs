@@ -50,6 +50,26 @@ fn migrator() -> Migrator {
             "set aside",
             include_str!("../../../../migrations/postgres/0003_set_aside.sql"),
         ),
+        (
+            4,
+            "order and rate",
+            include_str!("../../../../migrations/postgres/0004_order_and_rate.sql"),
+        ),
+        (
+            5,
+            "signing",
+            include_str!("../../../../migrations/postgres/0005_signing.sql"),
+        ),
+        (
+            6,
+            "replays",
+            include_str!("../../../../migrations/postgres/0006_replays.sql"),
+        ),
+        (
+            7,
+            "announcements",
+            include_str!("../../../../migrations/postgres/0007_announcements.sql"),
+        ),
     ];
     let migrations = migrations.map(|(version, name, text)| {
         let name = Cow::Borrowed(name);
@@ -186,6 +206,12 @@ impl Keeper for Engine {
             .map(Sealed)
     }
 
+    async fn replace_secret_check(&self, before: &Sealed, after: Sealed) -> Result<bool> {
+        let update = query("UPDATE secret_check SET sealed = $2 WHERE sealed = $1 RETURNING single");
+        let update = update.bind(before.0.clone()).bind(after.0);
+        Ok(self.row(update).await?.is_some())
+    }
+
     async fn keep(&self, retention: Duration) -> Result<Retention> {
         within(KEEP, async {
             let mut connection = upkeep(&self.connect).await?;
@@ -246,6 +272,14 @@ async fn keep(connection: &mut PgConnection, retention: Duration) -> Result<Rete
         return Ok(Retention::default());
     }
     partitions::make_ahead(&mut *connection).await.map_err(classify)?;
+    // Nobody is shown them any more; that they go changes nothing that is in force.
+    query(
+        "UPDATE subscriptions SET former_secret = NULL, former_scheme = NULL, former_until = NULL
+         WHERE former_until <= now()",
+    )
+    .execute(&mut *connection)
+    .await
+    .map_err(classify)?;
     let now: OffsetDateTime = query("SELECT now() AS now")
         .fetch_one(&mut *connection)
         .await

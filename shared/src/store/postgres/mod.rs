@@ -9,6 +9,7 @@
 //! did not end well is closed, not handed to the next. All of that is [`StoreError::Unavailable`]; a transaction that
 //! was under way may still have been committed, and every operation can be repeated after it.
 
+mod announcements;
 mod changes;
 mod deliveries;
 mod events;
@@ -21,6 +22,7 @@ mod outcomes;
 mod partitions;
 mod records;
 mod rehearsal;
+mod replays;
 mod rows;
 mod subscriptions;
 
@@ -76,6 +78,8 @@ pub fn connect(options: &PostgresOptions) -> Result<Store, Invalid> {
         subscriptions: engine.clone(),
         events: engine.clone(),
         deliveries: engine.clone(),
+        replays: engine.clone(),
+        announcements: engine.clone(),
         keeper: engine,
     })
 }

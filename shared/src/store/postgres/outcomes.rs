@@ -7,7 +7,7 @@ use sqlx::query;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Engine, Result, rows, rows::Columns};
+use super::{Engine, Result, announcements::wanted, rows, rows::Columns};
 use crate::{
     DeliveryKey, DeliveryState, WorkerId,
     delivery::{AttemptOutcome, AttemptResult, Failure, Next},
@@ -56,12 +56,18 @@ const SUCCESSES: &str = concat!(
 const MIXED: &str = concat!(
     "WITH applied AS (",
     apply!(
-        ", (SELECT $12::text[]), (SELECT $13::text[]))
+        ", (SELECT $12::text[]), (SELECT $13::text[]), (SELECT $14::uuid[]), (SELECT $15::text[]))
         AS o (event_id, subscription_id, number, state, after_seconds, started_at, duration_ms, status_code, failure,
-              detail) "
+              detail, announcement, announced) "
     ),
     applies!(),
-    " RETURNING o.*
+    " RETURNING o.*, d.organization_id
+    ), told AS (
+        INSERT INTO announcements (id, organization_id, type, payload)
+        SELECT announcement, organization_id, 'triggers.delivery.dead_lettered', announced FROM applied
+        WHERE announcement IS NOT NULL AND ",
+    wanted!("applied.organization_id"),
+    "   ORDER BY announcement ON CONFLICT DO NOTHING
     ), logged AS (
         INSERT INTO attempts (event_id, subscription_id, number, started_at, duration_ms, status_code, failure, detail)
         SELECT event_id, subscription_id, number, started_at, duration_ms, status_code, failure, detail
@@ -109,6 +115,18 @@ impl Engine {
                 }))
                 .bind(column(&sorted, |outcome| {
                     failure(outcome).map(|failure| failure.detail.as_str())
+                }))
+                .bind(column(&sorted, |outcome| {
+                    outcome
+                        .announcement
+                        .as_ref()
+                        .map(|announcement| announcement.id.uuid())
+                }))
+                .bind(column(&sorted, |outcome| {
+                    outcome
+                        .announcement
+                        .as_ref()
+                        .map(|announcement| announcement.payload.as_str())
                 }))
         } else {
             statement

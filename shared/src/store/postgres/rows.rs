@@ -15,8 +15,9 @@ use crate::{
     Timestamp,
     id::Kind,
     seal::Sealed,
+    signature::SignatureScheme,
     store::SetAside,
-    subscription::{AttemptTimeout, MaxInFlight, Push, Target},
+    subscription::{AttemptTimeout, FormerSecret, MaxInFlight, Ordering, Push, RateLimit, Target},
 };
 
 /// A row, read by column.
@@ -165,14 +166,41 @@ fn push(row: &PgRow) -> Result<Push> {
     };
     Ok(Push {
         url: SubscriptionUrl::parse(url).map_err(|_| corrupt("url", url))?,
+        scheme: scheme(row, "signature_scheme")?,
         secret: Sealed(row.value("secret")?),
+        public_key: row.value("public_key")?,
+        former: match row.value::<Option<Vec<u8>>>("former_secret")? {
+            Some(secret) => Some(FormerSecret {
+                scheme: scheme(row, "former_scheme")?,
+                secret: Sealed(secret),
+                until: row.at("former_until")?,
+            }),
+            None => None,
+        },
         retry_schedule: RetrySchedule::new(waits)
             .map_err(|_| corrupt("retry_schedule_seconds", &schedule))?,
         timeout: AttemptTimeout::new(within("timeout_ms")?)
             .map_err(|_| corrupt("timeout_ms", "a value out of range"))?,
         max_in_flight: MaxInFlight::new(within("max_in_flight")?)
             .map_err(|_| corrupt("max_in_flight", "a value out of range"))?,
+        rate_limit: row
+            .value::<Option<i32>>("rate_limit_per_second")?
+            .map(|rate| u64::try_from(rate).unwrap_or(0))
+            .map(RateLimit::new)
+            .transpose()
+            .map_err(|_| corrupt("rate_limit_per_second", "a value out of range"))?,
+        ordering: match row.value::<Option<&str>>("ordering")? {
+            Some(name) => name.parse().map_err(|_| corrupt("ordering", name))?,
+            None => Ordering::None,
+        },
     })
+}
+
+fn scheme(row: &PgRow, column: &str) -> Result<SignatureScheme> {
+    match row.value::<Option<&str>>(column)? {
+        Some(name) => name.parse().map_err(|_| corrupt(column, name)),
+        None => Ok(SignatureScheme::Hmac),
+    }
 }
 
 pub(super) fn set_aside(row: &PgRow) -> Result<SetAside> {

@@ -1,7 +1,7 @@
 //! Subscriptions. Every change is one statement that also raises the organization's subscriptions version (which locks
 //! its row, so that changes within an organization come one after the other) and gives notice.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use sqlx::{postgres::PgRow, query};
@@ -9,13 +9,18 @@ use uuid::Uuid;
 
 use super::{
     Engine, Result, Statement,
+    announcements::wanted,
     organizations::{paged, uuids},
     rows,
     rows::Columns,
 };
 use crate::{
     OrganizationId, Subscription, SubscriptionId,
-    store::{InForce, Page, PageRequest, PatchOutcome, SubscriptionPatch, Subscriptions},
+    announcement::Announcement,
+    seal::{KeyId, Sealed},
+    store::{
+        InForce, NewSecret, Page, PageRequest, PatchOutcome, SealedSecrets, SubscriptionPatch, Subscriptions,
+    },
     subscription::Target,
 };
 
@@ -35,6 +40,18 @@ macro_rules! columns {
             $table,
             ".secret, ",
             $table,
+            ".signature_scheme, ",
+            $table,
+            ".public_key, CASE WHEN ",
+            $table,
+            ".former_until > now() THEN ",
+            $table,
+            ".former_secret END AS former_secret, ",
+            $table,
+            ".former_scheme, ",
+            $table,
+            ".former_until, ",
+            $table,
             ".event_types, ",
             $table,
             ".enabled, ",
@@ -49,6 +66,10 @@ macro_rules! columns {
             $table,
             ".max_in_flight, ",
             $table,
+            ".rate_limit_per_second, ",
+            $table,
+            ".ordering, ",
+            $table,
             ".version, ",
             $table,
             ".created_at, ",
@@ -61,14 +82,18 @@ macro_rules! columns {
 /// A change to rows of `subscriptions` that returns them, with all that a change entails.
 macro_rules! changing {
     ($change:literal) => {
+        changing!($change, "")
+    };
+    ($change:literal, $beside:expr) => {
         concat!(
             "WITH changed AS (",
             $change,
             " RETURNING *), raised AS (
                 UPDATE organizations SET subscriptions_version = subscriptions_version + 1
                 WHERE id IN (SELECT organization_id FROM changed)
-            )
-            SELECT ",
+            )",
+            $beside,
+            " SELECT ",
             columns!("changed"),
             ", pg_notify('triggers_changes', 's:' || changed.id) FROM changed"
         )
@@ -77,8 +102,9 @@ macro_rules! changing {
 
 const CREATE: &str = changing!(
     "INSERT INTO subscriptions (id, organization_id, builtin, kind, url, secret, retry_schedule_seconds, timeout_ms,
-        max_in_flight, event_types, enabled, disabled_reason, description)
-     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
+        max_in_flight, rate_limit_per_second, ordering, event_types, enabled, disabled_reason, description,
+        signature_scheme, public_key)
+     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)"
 );
 
 const PATCH: &str = changing!(
@@ -89,10 +115,12 @@ const PATCH: &str = changing!(
         retry_schedule_seconds = CASE WHEN $4 IS NULL THEN retry_schedule_seconds ELSE $7 END,
         timeout_ms = CASE WHEN $4 IS NULL THEN timeout_ms ELSE $8 END,
         max_in_flight = CASE WHEN $4 IS NULL THEN max_in_flight ELSE $9 END,
-        event_types = coalesce($10, event_types),
-        enabled = coalesce($11, enabled),
-        disabled_reason = CASE WHEN $11::boolean IS NULL THEN disabled_reason END,
-        description = CASE WHEN $12 THEN $13 ELSE description END,
+        rate_limit_per_second = CASE WHEN $4 IS NULL THEN rate_limit_per_second ELSE $10 END,
+        ordering = CASE WHEN $4 IS NULL THEN ordering ELSE $11 END,
+        event_types = coalesce($12, event_types),
+        enabled = coalesce($13, enabled),
+        disabled_reason = CASE WHEN $13::boolean IS NULL THEN disabled_reason END,
+        description = CASE WHEN $14 THEN $15 ELSE description END,
         version = version + 1,
         updated_at = now()
      WHERE id = $1 AND organization_id = $2 AND version = $3 AND deleted_at IS NULL"
@@ -105,8 +133,40 @@ const DELETE: &str = changing!(
 
 const DISABLE: &str = changing!(
     "UPDATE subscriptions SET enabled = false, disabled_reason = $4, updated_at = now(), version = version + 1
-     WHERE id = $1 AND organization_id = $2 AND version = $3 AND deleted_at IS NULL AND enabled"
+     WHERE id = $1 AND organization_id = $2 AND version = $3 AND deleted_at IS NULL AND enabled",
+    concat!(
+        ", told AS (
+            INSERT INTO announcements (id, organization_id, type, payload)
+            SELECT $5, organization_id, 'triggers.subscription.disabled', $6 FROM changed WHERE ",
+        wanted!("changed.organization_id"),
+        "   ON CONFLICT DO NOTHING
+        ), forgotten AS (
+            DELETE FROM subscription_failures WHERE subscription_id IN (SELECT id FROM changed)
+        )"
+    )
 );
+
+const ROTATE: &str = changing!(
+    "UPDATE subscriptions SET
+        former_secret = CASE WHEN $7 > 0 THEN secret END,
+        former_scheme = CASE WHEN $7 > 0 THEN signature_scheme END,
+        former_until = CASE WHEN $7 > 0 THEN now() + make_interval(secs => $7) END,
+        signature_scheme = $4, secret = $5, public_key = $6,
+        version = version + 1, updated_at = now()
+     WHERE id = $1 AND organization_id = $2 AND version = $3 AND deleted_at IS NULL AND kind = 'push'"
+);
+
+const SEALED_OTHERWISE: &str = "
+    SELECT organization_id, id, secret, former_secret FROM subscriptions
+    WHERE ($2::uuid IS NULL OR id > $2)
+      AND (substring(secret FROM 1 FOR 4) <> $1 OR substring(former_secret FROM 1 FOR 4) <> $1)
+    ORDER BY id LIMIT $3";
+
+const RESEAL: &str = "
+    UPDATE subscriptions SET
+        secret = CASE WHEN secret = $2 THEN $3 ELSE secret END,
+        former_secret = CASE WHEN former_secret = $2 THEN $3 ELSE former_secret END
+    WHERE id = $1 AND (secret = $2 OR former_secret = $2) RETURNING id";
 
 const GET: &str = concat!(
     "SELECT ",
@@ -162,6 +222,11 @@ fn bind_target(statement: Statement, target: Option<&Target>) -> Statement {
         }))
         .bind(push.map(|push| i32::try_from(push.timeout.get()).unwrap_or(i32::MAX)))
         .bind(push.map(|push| i32::from(push.max_in_flight.get())))
+        .bind(
+            push.and_then(|push| push.rate_limit)
+                .map(|rate| i32::try_from(rate.get()).unwrap_or(i32::MAX)),
+        )
+        .bind(push.map(|push| push.ordering.as_str()))
 }
 
 fn shared(rows: &[PgRow]) -> Result<Vec<Arc<Subscription>>> {
@@ -180,8 +245,10 @@ impl Subscriptions for Engine {
         let statement = bind_target(statement, Some(&subscription.target))
             .bind(patterns(&subscription.event_types))
             .bind(subscription.enabled)
-            .bind(subscription.disabled_reason)
-            .bind(subscription.description);
+            .bind(subscription.disabled_reason.clone())
+            .bind(subscription.description.clone())
+            .bind(subscription.push().map(|push| push.scheme.as_str()))
+            .bind(subscription.push().and_then(|push| push.public_key.clone()));
         rows::subscription(&self.one(statement).await?)
     }
 
@@ -254,6 +321,63 @@ impl Subscriptions for Engine {
             .bind(organization.uuid())
             .bind(version)
             .bind(reason.to_owned());
+        let announcement = Announcement::disabled(id, reason);
+        let statement = statement.bind(announcement.id.uuid()).bind(announcement.payload);
+        Ok(self.row(statement).await?.is_some())
+    }
+
+    async fn rotate(
+        &self,
+        organization: OrganizationId,
+        id: SubscriptionId,
+        version: i64,
+        secret: NewSecret,
+        overlap: Duration,
+    ) -> Result<PatchOutcome> {
+        let statement = query(ROTATE)
+            .bind(id.uuid())
+            .bind(organization.uuid())
+            .bind(version)
+            .bind(secret.scheme.as_str())
+            .bind(secret.secret.0)
+            .bind(secret.public_key)
+            .bind(rows::seconds(overlap));
+        if let Some(row) = self.row(statement).await? {
+            return Ok(PatchOutcome::Changed(Box::new(rows::subscription(&row)?)));
+        }
+        Ok(match Subscriptions::get(self, organization, id).await? {
+            Some(_) => PatchOutcome::Conflict,
+            None => PatchOutcome::NotFound,
+        })
+    }
+
+    async fn sealed_otherwise(
+        &self,
+        key: KeyId,
+        after: Option<SubscriptionId>,
+        limit: u32,
+    ) -> Result<Vec<SealedSecrets>> {
+        let statement = query(SEALED_OTHERWISE)
+            .bind(key.to_vec())
+            .bind(after.map(SubscriptionId::uuid))
+            .bind(i64::from(limit));
+        let found = self.rows(statement).await?;
+        let read = found.iter().map(|row| {
+            let secrets = [
+                row.value::<Option<Vec<u8>>>("secret")?,
+                row.value("former_secret")?,
+            ];
+            Ok(SealedSecrets {
+                organization: row.id("organization_id")?,
+                id: row.id("id")?,
+                secrets: secrets.into_iter().flatten().map(Sealed).collect(),
+            })
+        });
+        read.collect()
+    }
+
+    async fn reseal(&self, id: SubscriptionId, before: &Sealed, after: Sealed) -> Result<bool> {
+        let statement = query(RESEAL).bind(id.uuid()).bind(before.0.clone()).bind(after.0);
         Ok(self.row(statement).await?.is_some())
     }
 

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use sqlx::{AssertSqlSafe, SqliteConnection};
+use sqlx::{AssertSqlSafe, SqliteConnection, sqlite::SqliteRow};
 
 use super::{
     Engine,
@@ -14,7 +14,7 @@ use super::{
 use crate::{
     DeliveryKey, EventId, OrganizationId, SubscriptionId, Timestamp, WorkerId,
     delivery::AttemptOutcome,
-    store::{Acknowledged, Backlog, CLAIM_BYTES, Claimed, Deliveries, Lease, Result},
+    store::{Acknowledged, Backlog, CLAIM_BYTES, Change, Claimed, Deliveries, Lease, Result, Standing},
 };
 
 /// Leases that ran out longer ago than this are forgotten.
@@ -24,6 +24,10 @@ const MOST_COUNTED: i64 = 100_000;
 /// That nobody holds the delivery `d`.
 const FREE: &str = "(d.lease_owner IS NULL OR NOT EXISTS \
      (SELECT 1 FROM workers w WHERE w.id = d.lease_owner AND w.lease_until > ?))";
+
+/// Of a delivery `d` and its event `e`, all that is needed to send it.
+const CLAIMED: &str = "d.event_id, d.organization_id, d.seq, d.attempts, e.type, e.received_at, e.trace, e.payload, e.occurred_at, \
+     d.attempts_before";
 
 /// Whether the worker's lease lives: the fence before all that it writes.
 pub(super) async fn lives(
@@ -93,6 +97,21 @@ async fn fitting(tx: &mut Tx, subscription: SubscriptionId, limit: u32, room: us
     Ok((count, bytes))
 }
 
+/// Whether another worker that lives owns the lane.
+async fn is_anothers(tx: &mut Tx, worker: WorkerId, lane: SubscriptionId) -> Result<bool> {
+    sqlx::query(
+        "SELECT 1 FROM lanes l JOIN workers w ON w.id = l.owner \
+         WHERE l.subscription_id = ? AND l.owner <> ? AND w.lease_until > ?",
+    )
+    .bind(lane.uuid())
+    .bind(worker.uuid())
+    .bind(tx.now.millis())
+    .fetch_optional(&mut tx.connection)
+    .await
+    .map(|row| row.is_some())
+    .map_err(failed)
+}
+
 async fn claim(tx: &mut Tx, worker: WorkerId, wanted: Vec<(SubscriptionId, u32)>) -> Result<Vec<Claimed>> {
     if !lives(&mut tx.connection, worker, tx.now).await? {
         return Ok(Vec::new());
@@ -100,39 +119,51 @@ async fn claim(tx: &mut Tx, worker: WorkerId, wanted: Vec<(SubscriptionId, u32)>
     let mut claimed = Vec::new();
     let mut room = CLAIM_BYTES;
     for (subscription, limit) in wanted {
+        if is_anothers(tx, worker, subscription).await? {
+            continue;
+        }
         let (limit, bytes) = fitting(tx, subscription, limit, room).await?;
         room = room.saturating_sub(bytes);
         if limit == 0 {
             continue;
         }
-        // Text is read as it is stored, and only the payload is shared on.
-        let rows = sqlx::query(due(
-            "d.event_id, d.organization_id, d.seq, d.attempts, e.type, e.received_at, e.trace, e.payload, e.occurred_at",
-        ))
-        .bind(subscription.uuid())
-        .bind(tx.now.millis())
-        .bind(tx.now.millis())
-        .bind(limit)
-        .fetch_all(&mut tx.connection)
-        .await
-        .map_err(failed)?;
-        for row in rows {
-            claimed.push(Claimed {
-                key: DeliveryKey {
-                    event: row.id(0)?,
-                    subscription,
-                },
-                organization: row.id(1)?,
-                seq: row.value(2)?,
-                attempts: row.number(3)?,
-                event_type: Arc::from(row.value::<&str>(4)?),
-                received_at: row.time(5)?,
-                trace: row.value(6)?,
-                payload: row.value::<Vec<u8>>(7)?.into(),
-                occurred_at: row.time_if_any(8)?,
-            });
+        let rows = sqlx::query(due(CLAIMED))
+            .bind(subscription.uuid())
+            .bind(tx.now.millis())
+            .bind(tx.now.millis())
+            .bind(limit)
+            .fetch_all(&mut tx.connection)
+            .await
+            .map_err(failed)?;
+        for row in &rows {
+            claimed.push(read_claimed(row, subscription)?);
         }
     }
+    hold(tx, worker, &claimed).await?;
+    Ok(claimed)
+}
+
+/// From a row of [`CLAIMED`].
+fn read_claimed(row: &SqliteRow, subscription: SubscriptionId) -> Result<Claimed> {
+    Ok(Claimed {
+        key: DeliveryKey {
+            event: row.id(0)?,
+            subscription,
+        },
+        organization: row.id(1)?,
+        seq: row.value(2)?,
+        attempts: row.number(3)?,
+        attempts_before: row.number(9)?,
+        event_type: Arc::from(row.value::<&str>(4)?),
+        received_at: row.time(5)?,
+        trace: row.value(6)?,
+        // Text is read as it is stored, and only the payload is shared on.
+        payload: row.value::<Vec<u8>>(7)?.into(),
+        occurred_at: row.time_if_any(8)?,
+    })
+}
+
+async fn hold(tx: &mut Tx, worker: WorkerId, claimed: &[Claimed]) -> Result<()> {
     let keys: Vec<DeliveryKey> = claimed.iter().map(|claimed| claimed.key).collect();
     for portion in portions(&keys) {
         let sql = format!(
@@ -146,7 +177,96 @@ async fn claim(tx: &mut Tx, worker: WorkerId, wanted: Vec<(SubscriptionId, u32)>
         }
         query.execute(&mut tx.connection).await.map_err(failed)?;
     }
+    Ok(())
+}
+
+/// The first of a lane in order, up to the first that has to wait, or that makes more than [`CLAIM_BYTES`].
+async fn claim_in_order(
+    tx: &mut Tx,
+    worker: WorkerId,
+    lane: SubscriptionId,
+    most: u32,
+) -> Result<Vec<Claimed>> {
+    if !lives(&mut tx.connection, worker, tx.now).await? {
+        return Ok(Vec::new());
+    }
+    let rows = sqlx::query(AssertSqlSafe(format!(
+        "SELECT {CLAIMED}, d.due_at <= ? AND {FREE} FROM deliveries d INDEXED BY deliveries_in_order \
+         CROSS JOIN events e ON e.seq = d.seq \
+         WHERE d.subscription_id = ? AND d.fifo_seq IS NOT NULL AND d.due_at IS NOT NULL \
+         AND EXISTS (SELECT 1 FROM lanes l WHERE l.subscription_id = d.subscription_id AND l.owner = ?) \
+         AND EXISTS (SELECT 1 FROM subscriptions s WHERE s.id = d.subscription_id AND s.kind = 'push' AND s.enabled \
+         AND s.deleted_at IS NULL) ORDER BY d.fifo_seq LIMIT ?"
+    )))
+    .bind(tx.now.millis())
+    .bind(tx.now.millis())
+    .bind(lane.uuid())
+    .bind(worker.uuid())
+    .bind(most)
+    .fetch_all(&mut tx.connection)
+    .await
+    .map_err(failed)?;
+    let (mut claimed, mut bytes) = (Vec::new(), 0);
+    for row in &rows {
+        if bytes >= CLAIM_BYTES || !row.value::<bool>(10)? {
+            break;
+        }
+        let read = read_claimed(row, lane)?;
+        bytes += read.payload.len();
+        claimed.push(read);
+    }
+    hold(tx, worker, &claimed).await?;
     Ok(claimed)
+}
+
+async fn own(tx: &mut Tx, worker: WorkerId, lanes: Vec<SubscriptionId>) -> Result<Vec<SubscriptionId>> {
+    let mut owned = Vec::with_capacity(lanes.len());
+    if !lives(&mut tx.connection, worker, tx.now).await? {
+        return Ok(owned);
+    }
+    for lane in lanes {
+        let done = sqlx::query(
+            "INSERT INTO lanes (subscription_id, owner) VALUES (?, ?) ON CONFLICT (subscription_id) \
+             DO UPDATE SET owner = excluded.owner WHERE lanes.owner = excluded.owner OR NOT EXISTS \
+             (SELECT 1 FROM workers w WHERE w.id = lanes.owner AND w.lease_until > ?)",
+        )
+        .bind(lane.uuid())
+        .bind(worker.uuid())
+        .bind(tx.now.millis())
+        .execute(&mut tx.connection)
+        .await
+        .map_err(failed)?;
+        if done.rows_affected() > 0 {
+            owned.push(lane);
+        }
+    }
+    Ok(owned)
+}
+
+async fn disown(tx: &mut Tx, worker: WorkerId, lanes: Vec<SubscriptionId>) -> Result<()> {
+    for lane in lanes {
+        sqlx::query("DELETE FROM lanes WHERE subscription_id = ? AND owner = ?")
+            .bind(lane.uuid())
+            .bind(worker.uuid())
+            .execute(&mut tx.connection)
+            .await
+            .map_err(failed)?;
+    }
+    Ok(())
+}
+
+async fn put_in_order(tx: &mut Tx, lane: SubscriptionId, most: u32) -> Result<u32> {
+    let put = sqlx::query(
+        "UPDATE deliveries SET fifo_seq = seq WHERE subscription_id = ? AND event_id IN (SELECT event_id FROM deliveries \
+         WHERE subscription_id = ? AND due_at IS NOT NULL AND fifo_seq IS NULL LIMIT ?)",
+    )
+    .bind(lane.uuid())
+    .bind(lane.uuid())
+    .bind(most)
+    .execute(&mut tx.connection)
+    .await
+    .map_err(failed)?;
+    Ok(u32::try_from(put.rows_affected()).unwrap_or(u32::MAX))
 }
 
 async fn release(tx: &mut Tx, worker: WorkerId, keys: Vec<DeliveryKey>) -> Result<()> {
@@ -196,26 +316,40 @@ impl Deliveries for Engine {
         self.writer
             .run(move |tx| {
                 Box::pin(async move {
-                    sqlx::query("DELETE FROM workers WHERE id = ?")
-                        .bind(worker.uuid())
-                        .execute(&mut tx.connection)
-                        .await
-                        .map(drop)
-                        .map_err(failed)
+                    for sql in [
+                        "DELETE FROM lanes WHERE owner = ?",
+                        "DELETE FROM workers WHERE id = ?",
+                    ] {
+                        sqlx::query(sql)
+                            .bind(worker.uuid())
+                            .execute(&mut tx.connection)
+                            .await
+                            .map_err(failed)?;
+                    }
+                    Ok(())
                 })
             })
             .await
     }
 
-    async fn lanes_due(&self, after: Option<SubscriptionId>, limit: u32) -> Result<Vec<SubscriptionId>> {
+    async fn lanes_due(
+        &self,
+        worker: WorkerId,
+        after: Option<SubscriptionId>,
+        limit: u32,
+    ) -> Result<Vec<SubscriptionId>> {
         let now = Timestamp::now().millis();
         sqlx::query(AssertSqlSafe(format!(
             "SELECT s.id FROM subscriptions s \
              WHERE s.kind = 'push' AND s.enabled AND s.deleted_at IS NULL AND EXISTS (SELECT 1 FROM deliveries d \
              WHERE d.subscription_id = s.id AND d.due_at <= ? AND {FREE}) \
+             AND NOT EXISTS (SELECT 1 FROM lanes l JOIN workers w ON w.id = l.owner \
+             WHERE l.subscription_id = s.id AND l.owner <> ? AND w.lease_until > ?) \
              ORDER BY s.id <= ?, s.id LIMIT ?"
         )))
         .bind(now)
+        .bind(now)
+        .bind(worker.uuid())
         .bind(now)
         .bind(after.map_or_else(uuid::Uuid::nil, SubscriptionId::uuid))
         .bind(limit)
@@ -231,6 +365,68 @@ impl Deliveries for Engine {
         let wanted = wanted.to_vec();
         self.writer
             .run(move |tx| Box::pin(claim(tx, worker, wanted)))
+            .await
+    }
+
+    async fn standing(&self, worker: WorkerId) -> Result<Standing> {
+        let row = sqlx::query(
+            "SELECT count(*), (SELECT count(*) FROM lanes WHERE owner = ?), \
+             (SELECT count(*) FROM lanes l JOIN workers w ON w.id = l.owner WHERE w.lease_until > ?) \
+             FROM workers WHERE lease_until > ?",
+        )
+        .bind(worker.uuid())
+        .bind(Timestamp::now().millis())
+        .bind(Timestamp::now().millis())
+        .fetch_one(&self.readers)
+        .await
+        .map_err(failed)?;
+        Ok(Standing {
+            workers: row.number(0)?,
+            mine: row.number(1)?,
+            all: row.number(2)?,
+        })
+    }
+
+    async fn own(&self, worker: WorkerId, lanes: &[SubscriptionId]) -> Result<Vec<SubscriptionId>> {
+        let lanes = lanes.to_vec();
+        self.writer.run(move |tx| Box::pin(own(tx, worker, lanes))).await
+    }
+
+    async fn disown(&self, worker: WorkerId, lanes: &[SubscriptionId]) -> Result<()> {
+        let lanes = lanes.to_vec();
+        self.writer
+            .run(move |tx| Box::pin(disown(tx, worker, lanes)))
+            .await
+    }
+
+    async fn tell_owners(&self, lanes: &[SubscriptionId]) -> Result<()> {
+        let lanes = lanes.to_vec();
+        self.writer
+            .run(move |tx| {
+                Box::pin(async move {
+                    for lane in lanes {
+                        tx.announce(Change::Lane(lane));
+                    }
+                    Ok(())
+                })
+            })
+            .await
+    }
+
+    async fn claim_in_order(
+        &self,
+        worker: WorkerId,
+        lane: SubscriptionId,
+        most: u32,
+    ) -> Result<Vec<Claimed>> {
+        self.writer
+            .run(move |tx| Box::pin(claim_in_order(tx, worker, lane, most)))
+            .await
+    }
+
+    async fn put_in_order(&self, lane: SubscriptionId, most: u32) -> Result<u32> {
+        self.writer
+            .run(move |tx| Box::pin(put_in_order(tx, lane, most)))
             .await
     }
 

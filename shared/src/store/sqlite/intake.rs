@@ -226,26 +226,29 @@ impl Batch {
             seq: i64,
             subscription: SubscriptionId,
             owner: Option<Uuid>,
+            fifo_seq: Option<i64>,
         }
         let rows: Vec<Row> = self
             .deliveries
             .iter()
             .filter_map(|planned| {
                 let event = self.events.get(planned.event)?;
+                let seq = *seqs.get(&planned.event)?;
                 Some(Row {
                     event: event.id,
                     organization: event.organization,
-                    seq: *seqs.get(&planned.event)?,
+                    seq,
                     subscription: planned.subscription,
-                    owner: planned.held.then_some(self.worker.uuid()),
+                    owner: (planned.held && !planned.in_order).then_some(self.worker.uuid()),
+                    fifo_seq: planned.in_order.then_some(seq),
                 })
             })
             .collect();
         for portion in portions(&rows) {
             let sql = format!(
                 "INSERT INTO deliveries (event_id, subscription_id, organization_id, seq, state, attempts, due_at, \
-                 lease_owner, updated_at) VALUES {}",
-                values(portion.len(), 9)
+                 lease_owner, updated_at, fifo_seq) VALUES {}",
+                values(portion.len(), 10)
             );
             let mut query = sqlx::query(AssertSqlSafe(sql));
             for row in portion {
@@ -258,7 +261,8 @@ impl Batch {
                     .bind(0)
                     .bind(now.millis())
                     .bind(row.owner)
-                    .bind(now.millis());
+                    .bind(now.millis())
+                    .bind(row.fifo_seq);
             }
             query.execute(&mut *connection).await.map_err(failed)?;
         }

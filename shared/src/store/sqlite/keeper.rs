@@ -58,7 +58,39 @@ impl Keeper for Engine {
             .await
     }
 
+    async fn replace_secret_check(&self, before: &Sealed, after: Sealed) -> Result<bool> {
+        let before = before.clone();
+        self.writer
+            .run(move |tx| {
+                Box::pin(async move {
+                    sqlx::query("UPDATE secret_check SET sealed = ? WHERE sealed = ?")
+                        .bind(after.0)
+                        .bind(before.0)
+                        .execute(&mut tx.connection)
+                        .await
+                        .map(|done| done.rows_affected() > 0)
+                        .map_err(failed)
+                })
+            })
+            .await
+    }
+
     async fn keep(&self, retention: Duration) -> Result<Retention> {
+        self.writer
+            .run(|tx| {
+                Box::pin(async move {
+                    sqlx::query(
+                        "UPDATE subscriptions SET former_secret = NULL, former_scheme = NULL, former_until = NULL \
+                         WHERE former_until <= ?",
+                    )
+                    .bind(tx.now.millis())
+                    .execute(&mut tx.connection)
+                    .await
+                    .map(drop)
+                    .map_err(failed)
+                })
+            })
+            .await?;
         self.keep_for(retention).await
     }
 

@@ -7,6 +7,7 @@
 //! The store's clock is this process's, read once in each transaction. Rows are written and looked up many at a time,
 //! in [`portions`](many::portions) of a few fixed sizes, so that each statement is prepared once.
 
+mod announcements;
 mod deliveries;
 mod events;
 mod former;
@@ -16,6 +17,7 @@ mod list;
 mod many;
 mod organizations;
 mod outcomes;
+mod replays;
 mod retention;
 mod row;
 mod set_aside;
@@ -53,6 +55,26 @@ const MIGRATIONS: Migrations = &[
         3,
         "set aside",
         include_str!("../../../../migrations/sqlite/store/0003_set_aside.sql"),
+    ),
+    (
+        4,
+        "order and rate",
+        include_str!("../../../../migrations/sqlite/store/0004_order_and_rate.sql"),
+    ),
+    (
+        5,
+        "signing",
+        include_str!("../../../../migrations/sqlite/store/0005_signing.sql"),
+    ),
+    (
+        6,
+        "replays",
+        include_str!("../../../../migrations/sqlite/store/0006_replays.sql"),
+    ),
+    (
+        7,
+        "announcements",
+        include_str!("../../../../migrations/sqlite/store/0007_announcements.sql"),
     ),
 ];
 /// Changes that a receiver may lag behind before it is told that it lost some.
@@ -125,6 +147,8 @@ pub async fn open(dir: &Path) -> Result<Store> {
         subscriptions: engine.clone(),
         events: engine.clone(),
         deliveries: engine.clone(),
+        replays: engine.clone(),
+        announcements: engine.clone(),
         keeper: engine,
     })
 }

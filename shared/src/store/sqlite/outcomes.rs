@@ -6,6 +6,7 @@ use sqlx::AssertSqlSafe;
 
 use super::{
     Engine,
+    announcements::announce,
     deliveries::lives,
     events::resolve,
     many::{marks, portions, values},
@@ -67,6 +68,13 @@ async fn record(tx: &mut Tx, worker: WorkerId, outcomes: Vec<AttemptOutcome>) ->
         }
     }
     insert_failures(tx, &outcomes, &applied).await?;
+    for outcome in &outcomes {
+        if let Some(announcement) = &outcome.announcement
+            && applied.contains(&outcome.delivery)
+        {
+            announce(tx, outcome.organization, announcement).await?;
+        }
+    }
     Ok(applied)
 }
 

@@ -1,6 +1,6 @@
 //! Subscriptions.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use sqlx::{
@@ -11,6 +11,7 @@ use sqlx::{
 
 use super::{
     Engine,
+    announcements::announce,
     many::{marks, portions},
     organizations::paged,
     row::{Columns as _, corrupt, failed},
@@ -19,14 +20,20 @@ use super::{
 use crate::{
     Builtin, EventPattern, OrganizationId, RetrySchedule, Subscription, SubscriptionId, SubscriptionUrl,
     Timestamp,
-    seal::Sealed,
-    store::{Change, InForce, Page, PageRequest, PatchOutcome, Result, SubscriptionPatch, Subscriptions},
-    subscription::{AttemptTimeout, MaxInFlight, Push, Target},
+    announcement::Announcement,
+    seal::{KeyId, Sealed},
+    signature::SignatureScheme,
+    store::{
+        Change, InForce, NewSecret, Page, PageRequest, PatchOutcome, Result, SealedSecrets,
+        SubscriptionPatch, Subscriptions,
+    },
+    subscription::{AttemptTimeout, FormerSecret, MaxInFlight, Ordering, Push, RateLimit, Target},
 };
 
 const SUBSCRIPTION: &str = "s.id, s.organization_id, s.builtin, s.kind, s.url, s.secret, s.retry_schedule, \
      s.timeout_ms, s.max_in_flight, s.event_types, s.enabled, s.disabled_reason, s.description, s.version, \
-     s.created_at, s.updated_at";
+     s.created_at, s.updated_at, s.rate_limit_per_second, s.ordering, \
+     s.signature_scheme, s.public_key, s.former_secret, s.former_scheme, s.former_until";
 
 /// From a row of [`SUBSCRIPTION`].
 fn subscription(row: &SqliteRow) -> Result<Subscription> {
@@ -59,14 +66,40 @@ fn push(row: &SqliteRow) -> Result<Push> {
     let waits: Vec<u32> = serde_json::from_str(row.value(6)?).map_err(corrupt)?;
     Ok(Push {
         url: SubscriptionUrl::parse(row.value(4)?).map_err(corrupt)?,
+        scheme: scheme(row, 18)?,
         secret: Sealed(row.value(5)?),
+        public_key: row.value(19)?,
+        former: match (row.value::<Option<Vec<u8>>>(20)?, row.time_if_any(22)?) {
+            (Some(secret), Some(until)) if until > Timestamp::now() => Some(FormerSecret {
+                scheme: scheme(row, 21)?,
+                secret: Sealed(secret),
+                until,
+            }),
+            _ => None,
+        },
         retry_schedule: RetrySchedule::new(waits).map_err(corrupt)?,
         timeout: AttemptTimeout::new(row.number(7)?).map_err(corrupt)?,
         max_in_flight: MaxInFlight::new(row.number(8)?).map_err(corrupt)?,
+        rate_limit: row
+            .value::<Option<u32>>(16)?
+            .map(|rate| RateLimit::new(rate.into()))
+            .transpose()
+            .map_err(corrupt)?,
+        ordering: match row.value::<Option<&str>>(17)? {
+            Some(name) => name.parse().map_err(corrupt)?,
+            None => Ordering::None,
+        },
     })
 }
 
-/// Binds what a client may set: kind, url, secret, schedule, timeout, limit, types, enabled, reason, description.
+fn scheme(row: &SqliteRow, column: usize) -> Result<SignatureScheme> {
+    match row.value::<Option<&str>>(column)? {
+        Some(name) => name.parse().map_err(corrupt),
+        None => Ok(SignatureScheme::Hmac),
+    }
+}
+
+/// Binds what a client may set: kind, url, secret, schedule, timeout, limit, rate, ordering, types, enabled, reason, description.
 fn bind_settings<'q>(
     query: Query<'q, Sqlite, SqliteArguments>,
     subscription: &Subscription,
@@ -83,6 +116,8 @@ fn bind_settings<'q>(
         .bind(waits.map_err(corrupt)?)
         .bind(push.map(|push| push.timeout.get()))
         .bind(push.map(|push| i64::from(push.max_in_flight.get())))
+        .bind(push.and_then(|push| push.rate_limit).map(RateLimit::get))
+        .bind(push.map(|push| push.ordering.as_str()))
         .bind(patterns.map_err(corrupt)?)
         .bind(subscription.enabled)
         .bind(subscription.disabled_reason.clone())
@@ -92,8 +127,9 @@ fn bind_settings<'q>(
 async fn insert(connection: &mut SqliteConnection, subscription: &Subscription) -> Result<()> {
     let query = sqlx::query(
         "INSERT INTO subscriptions (id, organization_id, builtin, version, created_at, updated_at, kind, url, secret, \
-         retry_schedule, timeout_ms, max_in_flight, event_types, enabled, disabled_reason, description) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+         retry_schedule, timeout_ms, max_in_flight, rate_limit_per_second, ordering, event_types, enabled, \
+         disabled_reason, description, signature_scheme, public_key) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(subscription.id.uuid())
     .bind(subscription.organization.uuid())
@@ -102,6 +138,8 @@ async fn insert(connection: &mut SqliteConnection, subscription: &Subscription) 
     .bind(subscription.created_at.millis())
     .bind(subscription.updated_at.millis());
     bind_settings(query, subscription)?
+        .bind(subscription.push().map(|push| push.scheme.as_str()))
+        .bind(subscription.push().and_then(|push| push.public_key.clone()))
         .execute(connection)
         .await
         .map(drop)
@@ -181,7 +219,7 @@ async fn patch(
 
     let query = sqlx::query(
         "UPDATE subscriptions SET kind = ?, url = ?, secret = ?, retry_schedule = ?, timeout_ms = ?, \
-         max_in_flight = ?, event_types = ?, enabled = ?, disabled_reason = ?, description = ?, version = ?, \
+         max_in_flight = ?, rate_limit_per_second = ?, ordering = ?, event_types = ?, enabled = ?, disabled_reason = ?, description = ?, version = ?, \
          updated_at = ? WHERE id = ?",
     );
     bind_settings(query, &subscription)?
@@ -221,6 +259,7 @@ async fn disable(
     version: i64,
     reason: String,
 ) -> Result<bool> {
+    let announcement = Announcement::disabled(id, &reason);
     let disabled = sqlx::query(
         "UPDATE subscriptions SET enabled = 0, disabled_reason = ?, version = version + 1, updated_at = ? \
          WHERE id = ? AND organization_id = ? AND version = ? AND deleted_at IS NULL AND enabled",
@@ -236,8 +275,73 @@ async fn disable(
     if disabled.rows_affected() == 0 {
         return Ok(false);
     }
+    announce(tx, organization, &announcement).await?;
+    sqlx::query("DELETE FROM subscription_failures WHERE subscription_id = ?")
+        .bind(id.uuid())
+        .execute(&mut tx.connection)
+        .await
+        .map_err(failed)?;
     changed(tx, organization, id).await?;
     Ok(true)
+}
+
+async fn rotate(
+    tx: &mut Tx,
+    organization: OrganizationId,
+    id: SubscriptionId,
+    version: i64,
+    secret: NewSecret,
+    overlap: Duration,
+) -> Result<PatchOutcome> {
+    let until = (!overlap.is_zero()).then(|| tx.now.plus(overlap).millis());
+    let rotated = sqlx::query(
+        "UPDATE subscriptions SET former_secret = CASE WHEN ?1 IS NOT NULL THEN secret END, \
+         former_scheme = CASE WHEN ?1 IS NOT NULL THEN signature_scheme END, former_until = ?1, \
+         signature_scheme = ?2, secret = ?3, public_key = ?4, version = version + 1, updated_at = ?5 \
+         WHERE id = ?6 AND organization_id = ?7 AND version = ?8 AND deleted_at IS NULL AND kind = 'push'",
+    )
+    .bind(until)
+    .bind(secret.scheme.as_str())
+    .bind(secret.secret.0)
+    .bind(secret.public_key)
+    .bind(tx.now.millis())
+    .bind(id.uuid())
+    .bind(organization.uuid())
+    .bind(version)
+    .execute(&mut tx.connection)
+    .await
+    .map_err(failed)?;
+    let row = sqlx::query(AssertSqlSafe(format!(
+        "SELECT {SUBSCRIPTION} FROM subscriptions s WHERE s.id = ? AND s.organization_id = ? AND s.deleted_at IS NULL"
+    )))
+    .bind(id.uuid())
+    .bind(organization.uuid())
+    .fetch_optional(&mut tx.connection)
+    .await
+    .map_err(failed)?;
+    let Some(row) = row else {
+        return Ok(PatchOutcome::NotFound);
+    };
+    if rotated.rows_affected() == 0 {
+        return Ok(PatchOutcome::Conflict);
+    }
+    changed(tx, organization, id).await?;
+    Ok(PatchOutcome::Changed(Box::new(subscription(&row)?)))
+}
+
+async fn reseal(tx: &mut Tx, id: SubscriptionId, before: Sealed, after: Sealed) -> Result<bool> {
+    let done = sqlx::query(
+        "UPDATE subscriptions SET secret = CASE WHEN secret = ?2 THEN ?3 ELSE secret END, \
+         former_secret = CASE WHEN former_secret = ?2 THEN ?3 ELSE former_secret END \
+         WHERE id = ?1 AND (secret = ?2 OR former_secret = ?2)",
+    )
+    .bind(id.uuid())
+    .bind(before.0)
+    .bind(after.0)
+    .execute(&mut tx.connection)
+    .await
+    .map_err(failed)?;
+    Ok(done.rows_affected() > 0)
 }
 
 #[async_trait]
@@ -323,6 +427,54 @@ impl Subscriptions for Engine {
             .await
     }
 
+    async fn rotate(
+        &self,
+        organization: OrganizationId,
+        id: SubscriptionId,
+        version: i64,
+        secret: NewSecret,
+        overlap: Duration,
+    ) -> Result<PatchOutcome> {
+        self.writer
+            .run(move |tx| Box::pin(rotate(tx, organization, id, version, secret, overlap)))
+            .await
+    }
+
+    async fn sealed_otherwise(
+        &self,
+        key: KeyId,
+        after: Option<SubscriptionId>,
+        limit: u32,
+    ) -> Result<Vec<SealedSecrets>> {
+        let rows = sqlx::query(
+            "SELECT organization_id, id, secret, former_secret FROM subscriptions \
+             WHERE id > ? AND (substr(secret, 1, 4) <> ? OR substr(former_secret, 1, 4) <> ?) ORDER BY id LIMIT ?",
+        )
+        .bind(after.map_or_else(uuid::Uuid::nil, SubscriptionId::uuid))
+        .bind(key.to_vec())
+        .bind(key.to_vec())
+        .bind(limit)
+        .fetch_all(&self.readers)
+        .await
+        .map_err(failed)?;
+        let read = rows.iter().map(|row| {
+            let secrets = [row.value::<Option<Vec<u8>>>(2)?, row.value(3)?];
+            Ok(SealedSecrets {
+                organization: row.id(0)?,
+                id: row.id(1)?,
+                secrets: secrets.into_iter().flatten().map(Sealed).collect(),
+            })
+        });
+        read.collect()
+    }
+
+    async fn reseal(&self, id: SubscriptionId, before: &Sealed, after: Sealed) -> Result<bool> {
+        let before = before.clone();
+        self.writer
+            .run(move |tx| Box::pin(reseal(tx, id, before, after)))
+            .await
+    }
+
     async fn webhook(&self, organization: OrganizationId) -> Result<Option<Subscription>> {
         sqlx::query(AssertSqlSafe(format!(
             "SELECT {SUBSCRIPTION} FROM subscriptions s \
@@ -359,7 +511,7 @@ impl Subscriptions for Engine {
                     }
                     _ => found.push(InForce {
                         organization: subscription.organization,
-                        version: row.value(16)?,
+                        version: row.value(23)?,
                         subscriptions: vec![subscription],
                     }),
                 }

@@ -1,0 +1,81 @@
+//! `POST /v1/subscriptions/{id}/rotate-secret`: another signing secret, with an overlap in which both sign.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{extract::State, response::IntoResponse};
+use shared::{
+    Invalid,
+    http::{ApiError, Code, FieldError, Fields, JsonBody, Unknown, fields},
+    id::SubscriptionKind,
+    signature::{SignatureScheme, SigningKey, SigningSecret},
+    store::{NewSecret, PatchOutcome},
+};
+
+use super::{MAX_TRIES, busy, found, view::SubscriptionView};
+use crate::{
+    Control,
+    access::{Caller, Subscriptions},
+    answer::Answer,
+    path::PathId,
+};
+
+/// How long the former secret signs, too, unless the caller says.
+const OVERLAP: Duration = Duration::from_hours(24);
+/// How long it may.
+const MAX_OVERLAP: u64 = 7 * 24 * 3600;
+
+pub(super) async fn rotate(
+    State(control): State<Arc<Control>>,
+    caller: Caller<Subscriptions>,
+    PathId(id): PathId<SubscriptionKind>,
+    JsonBody(body): JsonBody,
+) -> Result<impl IntoResponse, ApiError> {
+    let mut fields = Fields::parse(&body, Unknown::Refuse)?;
+    let overlap = fields.optional("overlap_seconds", fields::number(overlap));
+    let scheme: Option<SignatureScheme> = fields.optional("signature_scheme", fields::string(str::parse));
+    let secret = fields.optional("secret", fields::string(SigningSecret::parse));
+    fields.finish(Some(()))?;
+    let organization = caller.organization();
+    for _ in 0..MAX_TRIES {
+        let current = found(&control, organization, id).await?;
+        let Some(push) = current.push() else {
+            let detail = "nothing is sent to a subscription of kind pull, so it has no secret";
+            return Err(ApiError::new(Code::Conflict, detail));
+        };
+        let key = match (scheme.unwrap_or(push.scheme), &secret) {
+            (SignatureScheme::Hmac, Some(secret)) => SigningKey::Hmac(secret.clone()),
+            (SignatureScheme::Ed25519, Some(_)) => {
+                let rule = "is for the scheme hmac: the private half of an ed25519 key is nobody's but ours";
+                return Err(ApiError::invalid(vec![FieldError::at(&["secret"], rule)]));
+            }
+            (scheme, None) => SigningKey::generate(scheme),
+        };
+        let new = NewSecret {
+            scheme: key.scheme(),
+            secret: control.api.sealer.seal(organization, id.uuid(), key.as_bytes()),
+            public_key: key.public_text(),
+        };
+        let rotated = control.api.store.subscriptions.rotate(
+            organization,
+            id,
+            current.version,
+            new,
+            overlap.unwrap_or(OVERLAP),
+        );
+        match rotated.await? {
+            PatchOutcome::Changed(changed) => {
+                return Ok(Answer::ok(SubscriptionView::of(*changed, Some(&key))).secret());
+            }
+            PatchOutcome::Conflict => {}
+            PatchOutcome::NotFound => return Err(ApiError::not_found("subscription")),
+        }
+    }
+    Err(busy())
+}
+
+fn overlap(seconds: u64) -> Result<Duration, Invalid> {
+    if seconds > MAX_OVERLAP {
+        return Err(Invalid::new("must be a whole number from 0 to 604800"));
+    }
+    Ok(Duration::from_secs(seconds))
+}

@@ -1,0 +1,16 @@
+-- How a subscription wants its deliveries; NULL is as before: in no order, at no rate.
+ALTER TABLE subscriptions
+    ADD COLUMN rate_limit_per_second integer,
+    ADD COLUMN ordering text;
+
+-- The delivery's seq, where its lane is served in that order. Others are not in the index, and cost nothing.
+ALTER TABLE deliveries ADD COLUMN fifo_seq bigint;
+CREATE INDEX deliveries_in_order ON deliveries (subscription_id, fifo_seq)
+    WHERE fifo_seq IS NOT NULL AND due_at IS NOT NULL;
+
+-- Which worker alone serves a lane that must act as one. It counts for as long as that worker's lease lives.
+CREATE TABLE lanes (
+    subscription_id uuid PRIMARY KEY,
+    owner uuid NOT NULL
+);
+CREATE INDEX lanes_of_owner ON lanes (owner);

@@ -1,0 +1,244 @@
+//! Opening deliveries again.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use sqlx::{postgres::PgRow, query};
+use time::OffsetDateTime;
+
+use super::{Engine, Result, lists::SETTLED_BELOW, organizations::uuids, partitions, rows::Columns};
+use crate::{
+    DeliveryKey, DeliveryState, EventPattern, OrganizationId, ReplayId, SubscriptionId,
+    store::{
+        ActedOn, Candidate, NewReplay, REPLAY_KEPT, Replay, ReplayStep, Replays, StoreError, parse_state,
+    },
+};
+
+/// Further than any clock is from the time in an event's id.
+const CLOCKS_APART: Duration = Duration::from_hours(4 * 24);
+
+/// What a delivery `d` that is opened again becomes, of a subscription `s`.
+macro_rules! opened {
+    () => {
+        "state = 'pending', due_at = now(), lease_owner = NULL, attempts_before = d.attempts, updated_at = now(),
+         started_at = NULL, duration_ms = NULL, status_code = NULL,
+         fifo_seq = CASE WHEN s.ordering = 'fifo' THEN d.seq ELSE d.fifo_seq END"
+    };
+}
+
+const RETRY_CLOSED: &str = concat!(
+    "WITH opened AS (UPDATE deliveries d SET ",
+    opened!(),
+    " FROM subscriptions s
+     WHERE d.event_id = $1 AND d.subscription_id = $2 AND d.organization_id = $3 AND d.due_at IS NULL
+       AND s.id = $2 AND s.deleted_at IS NULL
+     RETURNING d.subscription_id)
+     SELECT pg_notify('triggers_changes', 's:' || subscription_id) FROM opened"
+);
+
+const RETRY_OPEN: &str = "
+    WITH sooner AS (
+        UPDATE deliveries d SET due_at = least(due_at, now()), updated_at = now()
+        FROM subscriptions s
+        WHERE d.event_id = $1 AND d.subscription_id = $2 AND d.organization_id = $3 AND d.due_at IS NOT NULL
+          AND s.id = $2 AND s.deleted_at IS NULL
+        RETURNING d.subscription_id)
+    SELECT pg_notify('triggers_changes', 's:' || subscription_id) FROM sooner";
+
+const CANCEL: &str = "
+    UPDATE deliveries SET state = 'cancelled', due_at = NULL, updated_at = now()
+    WHERE event_id = $1 AND subscription_id = $2 AND organization_id = $3 AND due_at IS NOT NULL
+    RETURNING 1 AS one";
+
+const CREATE: &str = "
+    INSERT INTO replays (id, organization_id, subscription_id, since, until, statuses, event_types, state)
+    SELECT $1, $2, $3, $4, coalesce($5, now()), $6, $7, 'running'
+    WHERE (SELECT count(*) FROM replays WHERE organization_id = $2 AND state = 'running') < $8
+    RETURNING *";
+
+const STEP: &str = concat!(
+    "WITH job AS (
+        SELECT r.id, r.subscription_id, r.statuses FROM replays r
+        WHERE r.id = $1 AND r.state = 'running' AND r.after_seq = $2 FOR UPDATE
+    ), opened AS (
+        UPDATE deliveries d SET ",
+    opened!(),
+    "   FROM job, subscriptions s, unnest((SELECT $6::uuid[])) AS e (id)
+        WHERE s.id = job.subscription_id AND s.deleted_at IS NULL
+          AND d.event_id = e.id AND d.event_id BETWEEN $7 AND $8 AND d.subscription_id = job.subscription_id
+          AND d.due_at IS NULL AND d.state = ANY (job.statuses)
+        RETURNING d.event_id
+    )
+    UPDATE replays r SET after_seq = $3, looked_at = looked_at + $4, opened = opened + (SELECT count(*) FROM opened),
+        state = CASE WHEN $5 THEN 'done' ELSE 'running' END, updated_at = now()
+    FROM job WHERE r.id = job.id
+    RETURNING (SELECT count(*) FROM opened) AS opened,
+        (SELECT pg_notify('triggers_changes', 's:' || job.subscription_id) WHERE EXISTS (SELECT FROM opened))"
+);
+
+fn replay(row: &PgRow) -> Result<Replay> {
+    let corrupt = |what: &str| StoreError::Corrupt(format!("a replay holds {what:?}"));
+    let statuses: Vec<String> = row.value("statuses")?;
+    let patterns: Vec<String> = row.value("event_types")?;
+    Ok(Replay {
+        id: row.id("id")?,
+        organization: row.id("organization_id")?,
+        subscription: row.id("subscription_id")?,
+        since: row.optional_at("since")?,
+        until: row.at("until")?,
+        statuses: statuses
+            .iter()
+            .map(|name| parse_state(name))
+            .collect::<Result<_>>()?,
+        event_types: patterns
+            .iter()
+            .map(|pattern| EventPattern::parse(pattern).map_err(|_| corrupt(pattern)))
+            .collect::<Result<_>>()?,
+        status: row.parsed("state")?,
+        after_seq: row.value("after_seq")?,
+        looked_at: row.number("looked_at")?,
+        opened: row.number("opened")?,
+        created_at: row.at("created_at")?,
+        updated_at: row.at("updated_at")?,
+    })
+}
+
+#[async_trait]
+impl Replays for Engine {
+    async fn retry(&self, organization: OrganizationId, delivery: DeliveryKey) -> Result<ActedOn> {
+        for sql in [RETRY_CLOSED, RETRY_OPEN] {
+            if self
+                .row(of_delivery(sql, organization, delivery))
+                .await?
+                .is_some()
+            {
+                return Ok(ActedOn::Done);
+            }
+        }
+        Ok(ActedOn::Refused)
+    }
+
+    async fn cancel(&self, organization: OrganizationId, delivery: DeliveryKey) -> Result<ActedOn> {
+        Ok(
+            match self.row(of_delivery(CANCEL, organization, delivery)).await? {
+                Some(_) => ActedOn::Done,
+                None => ActedOn::Refused,
+            },
+        )
+    }
+
+    async fn create_replay(&self, new: NewReplay, most: u32) -> Result<Option<Replay>> {
+        let forget =
+            "DELETE FROM replays WHERE state <> 'running' AND updated_at < now() - make_interval(secs => $1)";
+        self.rows(query(forget).bind(super::rows::seconds(REPLAY_KEPT)))
+            .await?;
+        let statuses = new
+            .statuses
+            .iter()
+            .map(|status| DeliveryState::as_str(*status).to_owned());
+        let patterns = new.event_types.iter().map(|pattern| pattern.as_str().to_owned());
+        let statement = query(CREATE)
+            .bind(new.id.uuid())
+            .bind(new.organization.uuid())
+            .bind(new.subscription.uuid())
+            .bind(new.since.map(OffsetDateTime::from))
+            .bind(new.until.map(OffsetDateTime::from))
+            .bind(statuses.collect::<Vec<_>>())
+            .bind(patterns.collect::<Vec<_>>())
+            .bind(i64::from(most));
+        self.row(statement).await?.as_ref().map(replay).transpose()
+    }
+
+    async fn get_replay(&self, organization: OrganizationId, id: ReplayId) -> Result<Option<Replay>> {
+        let statement = query("SELECT * FROM replays WHERE id = $1 AND organization_id = $2");
+        let statement = statement.bind(id.uuid()).bind(organization.uuid());
+        self.row(statement).await?.as_ref().map(replay).transpose()
+    }
+
+    async fn list_replays(
+        &self,
+        organization: OrganizationId,
+        subscription: SubscriptionId,
+        limit: u32,
+    ) -> Result<Vec<Replay>> {
+        let statement = query(
+            "SELECT * FROM replays WHERE subscription_id = $1 AND organization_id = $2 ORDER BY id DESC LIMIT $3",
+        )
+        .bind(subscription.uuid())
+        .bind(organization.uuid())
+        .bind(i64::from(limit));
+        self.rows(statement).await?.iter().map(replay).collect()
+    }
+
+    async fn cancel_replay(&self, organization: OrganizationId, id: ReplayId) -> Result<bool> {
+        let statement = query(
+            "UPDATE replays SET state = 'cancelled', updated_at = now()
+             WHERE id = $1 AND organization_id = $2 AND state = 'running' RETURNING 1 AS one",
+        );
+        let statement = statement.bind(id.uuid()).bind(organization.uuid());
+        Ok(self.row(statement).await?.is_some())
+    }
+
+    async fn running_replays(&self, limit: u32) -> Result<Vec<(Replay, bool)>> {
+        let statement = query(
+            "SELECT r.*, s.id IS NOT NULL AS is_there FROM replays r
+             LEFT JOIN subscriptions s ON s.id = r.subscription_id AND s.deleted_at IS NULL
+             WHERE r.state = 'running' ORDER BY r.updated_at LIMIT $1",
+        );
+        let rows = self.rows(statement.bind(i64::from(limit))).await?;
+        rows.iter()
+            .map(|row| Ok((replay(row)?, row.value("is_there")?)))
+            .collect()
+    }
+
+    async fn replay_candidates(&self, replay: &Replay, limit: u32) -> Result<Vec<Candidate>> {
+        let settled: i64 = self.one(query(SETTLED_BELOW)).await?.value("seq")?;
+        let since = replay
+            .since
+            .unwrap_or(crate::Timestamp::from_millis(0))
+            .minus(CLOCKS_APART);
+        let statement = query(
+            "SELECT id, seq, type, received_at FROM events
+             WHERE organization_id = $1 AND seq > $2 AND seq < $3 AND id BETWEEN $4 AND $5 ORDER BY seq LIMIT $6",
+        )
+        .bind(replay.organization.uuid())
+        .bind(replay.after_seq)
+        .bind(settled)
+        .bind(partitions::first_id_at(since.into()))
+        .bind(partitions::first_id_at(replay.until.plus(CLOCKS_APART).into()))
+        .bind(i64::from(limit));
+        let rows = self.rows(statement).await?;
+        let read = rows.iter().map(|row| {
+            Ok(Candidate {
+                event: row.id("id")?,
+                seq: row.value("seq")?,
+                event_type: row.value("type")?,
+                received_at: row.at("received_at")?,
+            })
+        });
+        read.collect()
+    }
+
+    async fn replay_step(&self, replay: &Replay, step: &ReplayStep) -> Result<Option<u64>> {
+        let mut events = step.events.clone();
+        events.sort_unstable();
+        let statement = query(STEP)
+            .bind(replay.id.uuid())
+            .bind(replay.after_seq)
+            .bind(step.after_seq)
+            .bind(i64::try_from(step.looked_at).unwrap_or(i64::MAX))
+            .bind(step.done)
+            .bind(uuids(&events))
+            .bind(events.first().map(|id| id.uuid()))
+            .bind(events.last().map(|id| id.uuid()));
+        let stepped = self.row(statement).await?;
+        stepped.as_ref().map(|row| row.number("opened")).transpose()
+    }
+}
+
+fn of_delivery(sql: &'static str, organization: OrganizationId, delivery: DeliveryKey) -> super::Statement {
+    query(sql)
+        .bind(delivery.event.uuid())
+        .bind(delivery.subscription.uuid())
+        .bind(organization.uuid())
+}

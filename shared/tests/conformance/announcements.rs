@@ -1,0 +1,135 @@
+//! Events of the system's own on their way, and which subscriptions fail.
+
+use std::{slice::from_ref, time::Duration};
+
+use shared::{
+    EventPattern, OrganizationId,
+    announcement::{Announcement, DEAD_LETTERED, DISABLED},
+    delivery::{AttemptOutcome, AttemptResult, Next},
+    store::{Store, SubscriptionPatch},
+};
+
+use super::{
+    deliveries::lane,
+    world::{MINUTE, failed, new_push, worker},
+};
+
+/// Somebody who asks for the system's own events.
+async fn listener(store: &Store, organization: OrganizationId) {
+    let mut subscription = new_push(organization);
+    subscription.event_types = vec![EventPattern::parse("triggers.**").unwrap()];
+    store.subscriptions.create(subscription).await.unwrap();
+}
+
+fn dead(outcome: AttemptOutcome) -> AttemptOutcome {
+    let AttemptResult::Failed { failure, .. } = &outcome.result else {
+        panic!("it failed")
+    };
+    let (delivery, number) = (outcome.delivery, outcome.number);
+    AttemptOutcome {
+        announcement: Announcement::dead_lettered(
+            delivery.event,
+            "a.b",
+            delivery.subscription,
+            number,
+            failure,
+        ),
+        ..outcome
+    }
+}
+
+pub(crate) async fn a_dead_letter_is_announced_with_its_outcome(store: &Store) {
+    let me = worker(store).await;
+    let (ours, push, events) = lane(store, 3, Some(me)).await;
+    let record = async |outcome: AttemptOutcome| {
+        store
+            .deliveries
+            .record(me, from_ref(&outcome))
+            .await
+            .unwrap()
+            .len()
+    };
+    let outcome = |at: usize| dead(failed(&events[at], push, 1, Next::DeadLetter));
+    assert_eq!(record(outcome(0)).await, 1);
+    let announcements = &store.announcements;
+    assert!(
+        announcements.announcements(10).await.unwrap().is_empty(),
+        "nobody asks for it"
+    );
+    listener(store, ours).await;
+    let second = outcome(1);
+    assert_eq!(record(second.clone()).await, 1);
+    assert_eq!(record(second.clone()).await, 0, "it does not apply twice");
+    let waiting = announcements.announcements(10).await.unwrap();
+    let expected = second.announcement.unwrap();
+    assert_eq!(waiting.len(), 1);
+    assert_eq!((waiting[0].id, waiting[0].organization), (expected.id, ours));
+    assert_eq!(
+        (waiting[0].event_type.as_str(), &waiting[0].payload),
+        (DEAD_LETTERED, &expected.payload)
+    );
+    announcements.announced(&[expected.id]).await.unwrap();
+    assert!(announcements.announcements(10).await.unwrap().is_empty());
+    let of_its_own = Announcement::dead_lettered(
+        events[2].id,
+        "triggers.delivery.dead_lettered",
+        push,
+        1,
+        &shared::delivery::Failure {
+            kind: shared::FailureKind::Status,
+            status_code: None,
+            detail: String::new(),
+        },
+    );
+    assert_eq!(of_its_own, None, "they beget no others");
+}
+
+pub(crate) async fn disabling_is_announced(store: &Store) {
+    let (ours, push, _) = lane(store, 0, None).await;
+    listener(store, ours).await;
+    store.announcements.failed(&[push]).await.unwrap();
+    assert!(store.subscriptions.disable(ours, push, 1, "gone").await.unwrap());
+    assert!(!store.subscriptions.disable(ours, push, 1, "gone").await.unwrap());
+    let waiting = store.announcements.announcements(10).await.unwrap();
+    assert_eq!(waiting.len(), 1);
+    assert_eq!(waiting[0].event_type, DISABLED);
+    let payload: serde_json::Value = serde_json::from_str(&waiting[0].payload).unwrap();
+    assert_eq!(
+        (&payload["subscription"], &payload["reason"]),
+        (&push.to_string().into(), &"gone".into())
+    );
+    // Once it is enabled again, its time begins anew.
+    assert!(store.announcements.succeeded(&[push]).await.unwrap().is_empty());
+    let off = SubscriptionPatch {
+        enabled: Some(false),
+        ..SubscriptionPatch::default()
+    };
+    store.subscriptions.patch(ours, push, 2, off).await.unwrap();
+    assert_eq!(
+        store.announcements.announcements(10).await.unwrap().len(),
+        1,
+        "what a client does is no news to it"
+    );
+}
+
+pub(crate) async fn failing_is_timed_from_the_first(store: &Store) {
+    let (_, ill, _) = lane(store, 0, None).await;
+    let (_, well, _) = lane(store, 0, None).await;
+    let announcements = &store.announcements;
+    assert!(announcements.succeeded(&[ill, well]).await.unwrap().is_empty());
+    let first = announcements.failed(&[ill]).await.unwrap();
+    assert_eq!(first.len(), 1);
+    assert!(first[0].0 == ill && first[0].1 < MINUTE);
+    tokio::time::sleep(Duration::from_millis(60)).await;
+    let later = announcements.failed(&[ill, well]).await.unwrap();
+    let age = |of| later.iter().find(|(id, _)| *id == of).unwrap().1;
+    assert!(age(ill) >= Duration::from_millis(50), "{later:?}");
+    assert!(age(well) < age(ill));
+    let recovered = announcements.succeeded(&[ill]).await.unwrap();
+    assert_eq!(recovered.len(), 1);
+    assert!(recovered[0].1 >= Duration::from_millis(50));
+    assert!(
+        announcements.succeeded(&[ill]).await.unwrap().is_empty(),
+        "said once"
+    );
+}

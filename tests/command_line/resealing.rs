@@ -1,0 +1,78 @@
+//! The secret key of a deployment is changed: what was sealed under the old one is sealed anew, and nothing is lost.
+
+use harness::{Ended, Engine, Receiver, Spec, World};
+use serde_json::json;
+
+const NEW: &str = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
+
+fn with(world: &World, keys: &[(&str, &str)]) -> Vec<(String, String)> {
+    let mut settings = world.settings().to_vec();
+    settings.retain(|(name, _)| !keys.iter().any(|(given, _)| name == given));
+    settings.extend(
+        keys.iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
+    );
+    settings
+}
+
+async fn run(arguments: &[&str], settings: Vec<(String, String)>) -> Ended {
+    let spec = Spec {
+        program: "triggers",
+        arguments: arguments.iter().map(|argument| (*argument).to_owned()).collect(),
+        settings,
+    };
+    spec.run().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_secret_key_is_changed_and_pushes_still_verify() {
+    let world = World::start(Engine::Servers).await;
+    let receiver = Receiver::start().await;
+    let client = world.organization().await;
+    let mut subscriptions = Vec::new();
+    for at in 0..3 {
+        subscriptions.push(client.subscribe_url(&receiver.url(&format!("/{at}"))).await);
+    }
+    let rotate = format!("/v1/subscriptions/{}/rotate-secret", subscriptions[0].id);
+    client.post(&rotate, &json!({})).await.expect(200);
+    let old = world
+        .settings()
+        .iter()
+        .find(|(name, _)| name == "TRIGGERS_SECRET_KEY")
+        .map(|(_, value)| value.clone())
+        .expect("a key");
+    crate::starting::key_is_known(&world.database_url()).await;
+    for node in world.nodes() {
+        assert!(node.terminate().await.success());
+    }
+    let both = [
+        ("TRIGGERS_SECRET_KEY", NEW),
+        ("TRIGGERS_FORMER_SECRET_KEYS", &old),
+    ];
+    let refused = run(&["reseal"], with(&world, &both[..1])).await;
+    assert_eq!(refused.code, Some(2), "the old key is needed: {refused:?}");
+    for expected in ["4 were not", "0 were not"] {
+        let ended = run(&["reseal"], with(&world, &both)).await;
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+        assert!(ended.out.contains(expected), "{ended:?}");
+    }
+    let stale = run(&["reseal"], world.settings().to_vec()).await;
+    assert_eq!(
+        stale.code,
+        Some(2),
+        "the old key alone is another deployment's now: {stale:?}"
+    );
+
+    for node in world.nodes() {
+        node.set("TRIGGERS_SECRET_KEY", NEW);
+        node.start_again().await;
+    }
+    let id = client.event("order.placed").await;
+    client.event_becomes(&id, "delivered").await;
+    for (at, subscription) in subscriptions.iter().enumerate() {
+        let webhook = receiver.wait_for(&format!("/{at}"), 1).await.remove(0);
+        webhook
+            .verify(&subscription.secret)
+            .expect("by the secret that was answered");
+    }
+}

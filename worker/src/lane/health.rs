@@ -1,0 +1,335 @@
+//! How a lane's subscriber fares, as this worker has seen it: whether to trust it, and whether to send to it at all.
+//!
+//! A circuit: closed, everything is sent; after failures in a row it opens, and one delivery at a time is sent as a probe,
+//! at an interval that doubles while probes fail. A success closes it, and what has gathered is then sent at a rate that
+//! grows with each success (a slow start), so that a subscriber that has just come back is not run over.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// How much failing in a row opens the circuit.
+const OPENS_AT: u32 = 10;
+/// How much a failure weighs that took all of its time: a subscriber that hangs costs more than one that refuses.
+const TIMEOUT_WEIGHS: u32 = 4;
+/// The interval of the first probe.
+const FIRST_PROBE: Duration = Duration::from_secs(1);
+/// The longest interval between probes.
+const LAST_PROBE: Duration = Duration::from_mins(5);
+/// Attempts under way at once after the circuit has closed, to begin with.
+const FIRST_WINDOW: usize = 2;
+/// The attempts under way at once that a subscriber may have whose last attempt failed.
+const WHILE_FAILING: usize = 2;
+/// How long a lane waits for what this process lacks.
+const STARVED: Duration = Duration::from_secs(1);
+/// The longest a subscriber may ask to be left alone.
+pub const LONGEST_PAUSE: Duration = Duration::from_hours(1);
+
+/// How an attempt went, as far as its lane is concerned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// The subscriber took it.
+    Delivered,
+    /// It did not.
+    Failed {
+        /// It let the deadline pass.
+        timed_out: bool,
+    },
+    /// It asked to be left alone for this long.
+    AskedToWait(Duration),
+    /// There was none: it says nothing of the subscriber.
+    NotMade,
+    /// There was none, for want of something of our own (file descriptors): none is made for a moment.
+    Starved,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Circuit {
+    /// With the attempts that may be under way at once, while it starts slowly.
+    Closed(Option<usize>),
+    Open {
+        /// When the next probe may be sent.
+        until: Instant,
+        interval: Duration,
+        probing: bool,
+    },
+}
+
+/// How a lane's subscriber fares.
+#[derive(Debug, Clone)]
+pub struct Health {
+    circuit: Circuit,
+    failing: u32,
+    slow: bool,
+    paused_until: Option<Instant>,
+}
+
+/// What a circuit is to those who look at it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CircuitState {
+    /// Everything is sent.
+    Closed,
+    /// Nothing but probes is.
+    Open {
+        /// When the next may be.
+        next_probe: Instant,
+    },
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self {
+            circuit: Circuit::Closed(None),
+            failing: 0,
+            slow: false,
+            paused_until: None,
+        }
+    }
+}
+
+impl Health {
+    /// Whether its attempts go into the pool of the trusted: it neither hangs nor fails.
+    pub fn is_trusted(&self) -> bool {
+        !self.slow && self.failing == 0 && matches!(self.circuit, Circuit::Closed(_))
+    }
+
+    /// Whether there is nothing to remember.
+    pub fn is_spotless(&self) -> bool {
+        self.is_trusted() && self.circuit == Circuit::Closed(None) && self.paused_until.is_none()
+    }
+
+    /// Until when nothing may be sent, if that is after `now`.
+    pub fn put_off(&self, now: Instant) -> Option<Instant> {
+        let probe = match self.circuit {
+            Circuit::Open { until, .. } => Some(until),
+            Circuit::Closed(_) => None,
+        };
+        probe.max(self.paused_until).filter(|until| *until > now)
+    }
+
+    /// How many attempts may be under way at once, of `most`, with `in_flight` of them under way now.
+    pub fn allowed(&self, most: usize, in_flight: usize) -> usize {
+        match self.circuit {
+            Circuit::Closed(window) => {
+                let most = window.map_or(most, |window| window.min(most));
+                if self.failing > 0 {
+                    most.min(WHILE_FAILING)
+                } else {
+                    most
+                }
+            }
+            Circuit::Open { probing: true, .. } => 0,
+            // Beside what was begun before it opened.
+            Circuit::Open { probing: false, .. } => in_flight + 1,
+        }
+    }
+
+    /// How many deliveries are worth holding for it, of `most`.
+    pub fn worth_holding(&self, most: usize) -> usize {
+        match self.circuit {
+            Circuit::Open { .. } => most.min(1),
+            Circuit::Closed(_) => most,
+        }
+    }
+
+    /// An attempt begins; `true` if it is a probe.
+    pub fn begins(&mut self) -> bool {
+        match &mut self.circuit {
+            Circuit::Open { probing, .. } => {
+                *probing = true;
+                true
+            }
+            Circuit::Closed(_) => false,
+        }
+    }
+
+    /// An attempt takes long.
+    pub fn turned_slow(&mut self) {
+        self.slow = true;
+    }
+
+    /// An attempt ended; `random`, in [0, 1), spreads probes. Says whether the circuit has opened or closed by it.
+    pub fn ended(
+        &mut self,
+        ending: Ending,
+        was_probe: bool,
+        was_slow: bool,
+        now: Instant,
+        random: f64,
+    ) -> bool {
+        let was_open = self.is_open();
+        self.paused_until = self.paused_until.filter(|until| *until > now);
+        match ending {
+            Ending::Delivered => {
+                self.failing = 0;
+                self.slow = was_slow;
+                self.circuit = match self.circuit {
+                    Circuit::Open { .. } => Circuit::Closed(Some(FIRST_WINDOW)),
+                    Circuit::Closed(window) => Circuit::Closed(
+                        window
+                            .map(|window| window + 1)
+                            .filter(|window| *window < MAX_WINDOW),
+                    ),
+                };
+            }
+            Ending::Failed { timed_out } => {
+                self.failing = self
+                    .failing
+                    .saturating_add(if timed_out { TIMEOUT_WEIGHS } else { 1 });
+                self.circuit = match self.circuit {
+                    Circuit::Closed(_) if self.failing >= OPENS_AT => open(FIRST_PROBE, now, random),
+                    Circuit::Open { interval, .. } if was_probe => {
+                        open((interval * 2).min(LAST_PROBE), now, random)
+                    }
+                    same => same,
+                };
+            }
+            Ending::AskedToWait(pause) => {
+                let until = now + pause.min(LONGEST_PAUSE);
+                self.paused_until = self.paused_until.max(Some(until));
+                self.probe_came_to_nothing(was_probe);
+            }
+            Ending::Starved => {
+                self.paused_until = self.paused_until.max(Some(now + STARVED));
+                self.probe_came_to_nothing(was_probe);
+            }
+            Ending::NotMade => self.probe_came_to_nothing(was_probe),
+        }
+        self.is_open() != was_open
+    }
+
+    /// Whether what is known is too old to mean anything.
+    pub fn is_stale(&self, now: Instant, age: Duration) -> bool {
+        match self.circuit {
+            Circuit::Open { until, .. } => until + age < now,
+            Circuit::Closed(_) => self.paused_until.is_none_or(|until| until < now),
+        }
+    }
+
+    /// For those who look at it.
+    pub fn circuit(&self) -> CircuitState {
+        match self.circuit {
+            Circuit::Closed(_) => CircuitState::Closed,
+            Circuit::Open { until, .. } => CircuitState::Open { next_probe: until },
+        }
+    }
+
+    /// Whether the circuit is open.
+    pub fn is_open(&self) -> bool {
+        matches!(self.circuit, Circuit::Open { .. })
+    }
+
+    fn probe_came_to_nothing(&mut self, was_probe: bool) {
+        if let Circuit::Open { probing, .. } = &mut self.circuit
+            && was_probe
+        {
+            *probing = false;
+        }
+    }
+}
+
+/// Beyond any limit of a lane a window means nothing.
+const MAX_WINDOW: usize = 256;
+
+fn open(interval: Duration, now: Instant, random: f64) -> Circuit {
+    Circuit::Open {
+        until: now + interval.mul_f64(0.8 + 0.4 * random),
+        interval,
+        probing: false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FAILED: Ending = Ending::Failed { timed_out: false };
+    const HUNG: Ending = Ending::Failed { timed_out: true };
+
+    #[test]
+    fn failures_in_a_row_open_it_and_probes_come_ever_less_often() {
+        let (mut health, mut now) = (Health::default(), Instant::now());
+        for _ in 0..9 {
+            assert!(!health.ended(FAILED, false, false, now, 0.5));
+        }
+        assert!(health.ended(FAILED, false, false, now, 0.5), "the tenth opens it");
+        let mut waits = Vec::new();
+        for _ in 0..12 {
+            let until = health.put_off(now).expect("it waits for its probe");
+            assert_eq!(health.worth_holding(100), 1);
+            waits.push(until.duration_since(now).as_secs());
+            now = until;
+            assert_eq!((health.put_off(now), health.allowed(16, 3)), (None, 4));
+            assert!(health.begins(), "a probe");
+            assert_eq!(health.allowed(16, 1), 0, "one at a time");
+            assert!(!health.ended(FAILED, true, false, now, 0.5));
+        }
+        assert_eq!(waits, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300, 300]);
+    }
+
+    #[test]
+    fn one_that_hangs_opens_it_sooner() {
+        let (mut health, now) = (Health::default(), Instant::now());
+        assert!(!health.ended(HUNG, false, true, now, 0.5) && !health.ended(HUNG, false, true, now, 0.5));
+        assert_eq!(health.allowed(16, 0), 2, "while it fails");
+        assert!(health.ended(HUNG, false, true, now, 0.5));
+    }
+
+    #[test]
+    fn a_success_closes_it_and_it_starts_slowly() {
+        let (mut health, now) = (Health::default(), Instant::now());
+        for _ in 0..10 {
+            health.ended(FAILED, false, false, now, 0.0);
+        }
+        assert!(!health.is_trusted());
+        health.begins();
+        assert!(health.ended(Ending::Delivered, true, false, now, 0.0));
+        assert!(health.is_trusted() && !health.is_spotless());
+        let mut windows = Vec::new();
+        for _ in 0..4 {
+            windows.push(health.allowed(4, 0));
+            health.ended(Ending::Delivered, false, false, now, 0.0);
+        }
+        assert_eq!(windows, [2, 3, 4, 4]);
+        for _ in 0..MAX_WINDOW {
+            health.ended(Ending::Delivered, false, false, now, 0.0);
+        }
+        assert!(health.is_spotless());
+    }
+
+    #[test]
+    fn what_was_begun_before_it_opened_does_not_stretch_its_interval() {
+        let (mut health, now) = (Health::default(), Instant::now());
+        for _ in 0..30 {
+            health.ended(FAILED, false, false, now, 0.5);
+        }
+        assert_eq!(health.put_off(now), Some(now + FIRST_PROBE));
+    }
+
+    #[test]
+    fn a_subscriber_that_asks_for_time_gets_it_and_no_more_than_an_hour() {
+        let (mut health, now) = (Health::default(), Instant::now());
+        let asked = |seconds| Ending::AskedToWait(Duration::from_secs(seconds));
+        health.ended(asked(30), false, false, now, 0.5);
+        health.ended(asked(5), false, false, now, 0.5);
+        assert_eq!(
+            health.put_off(now),
+            Some(now + Duration::from_secs(30)),
+            "the longest counts"
+        );
+        health.ended(asked(86_400), false, false, now, 0.5);
+        assert_eq!(health.put_off(now), Some(now + LONGEST_PAUSE));
+        assert!(health.is_trusted(), "to say so is no failure");
+    }
+
+    #[test]
+    fn a_probe_that_was_not_made_can_be_made_again() {
+        let (mut health, now) = (Health::default(), Instant::now());
+        for _ in 0..10 {
+            health.ended(FAILED, false, false, now, 0.5);
+        }
+        health.begins();
+        health.ended(Ending::NotMade, true, false, now, 0.5);
+        assert_eq!(health.allowed(16, 0), 1);
+    }
+}

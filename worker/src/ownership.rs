@@ -1,0 +1,258 @@
+//! Lanes that must act as one over all workers, and which of them this worker owns.
+//!
+//! A lane is served in order, or at a rate, or with fewer attempts under way than there are workers: such a lane is solo, and
+//! has one owner at a time. Every other lane is served by all workers, each with its share of the limit. The owner's name
+//! is a worker's id, which is never used again: an owner that stalled past its lease finds that nothing it does applies.
+//!
+//! Workers own what they come by, give up what they have not needed for a while, and give up some of what they have if it
+//! is more than their share, so that the lanes of a few do not stay with the first for ever.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use shared::{
+    SubscriptionId, WorkerId,
+    store::{self, Store},
+};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    dispatch::Dispatch,
+    lease::{self, Lease},
+};
+
+/// How often ownership is looked over.
+const LOOK_OVER: Duration = Duration::from_secs(3);
+/// How long a worker that joins others leaves the sending to them: until all of them know that their shares are smaller.
+const JOINING: Duration = Duration::from_secs(2 * lease::RENEWAL.as_secs());
+/// A lane that had nothing to send for so long is given up.
+const UNUSED: Duration = Duration::from_secs(30);
+/// How long a lane that another owns, or that was given up, is not asked for.
+const LEFT_ALONE: Duration = Duration::from_secs(5);
+/// The most lanes that are given up at once for being more than this worker's share.
+const GIVEN_UP_AT_ONCE: u32 = 16;
+/// After this long, no intake is under way any more that was planned before a lane came to be in order.
+const SETTLED: Duration = Duration::from_secs(5);
+/// The most deliveries that are put in order at once.
+const PUT_AT_ONCE: u32 = 1_000;
+
+#[derive(Debug)]
+struct Owned {
+    used: Instant,
+    /// By which version of the subscription its deliveries were last put in order, when, and whether for good.
+    put_in_order: Option<(i64, Instant, bool)>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// As whom the lanes are owned.
+    worker: WorkerId,
+    owned: HashMap<SubscriptionId, Owned>,
+    leaving: HashSet<SubscriptionId>,
+    left_alone: HashMap<SubscriptionId, Instant>,
+}
+
+/// What this worker owns, and how many others there are.
+pub struct Ownership {
+    store: Store,
+    lease: Arc<Lease>,
+    state: Mutex<State>,
+    workers: AtomicU32,
+    sends_from: Instant,
+}
+
+impl Ownership {
+    /// Owns nothing yet.
+    pub async fn begin(store: Store, lease: Arc<Lease>) -> store::Result<Self> {
+        let worker = lease.current().worker();
+        let workers = store.deliveries.standing(worker).await?.workers.max(1);
+        let joins = workers > 1;
+        if joins {
+            tracing::info!(workers, "joining other workers: nothing is sent for a moment");
+        }
+        Ok(Self {
+            store,
+            lease,
+            state: Mutex::new(State::of(worker)),
+            workers: AtomicU32::new(workers),
+            sends_from: Instant::now() + if joins { JOINING } else { Duration::ZERO },
+        })
+    }
+
+    /// How many workers share the lanes that are not solo.
+    pub fn workers(&self) -> u32 {
+        self.workers.load(Ordering::Relaxed)
+    }
+
+    /// Whether the others do not know yet that their shares are smaller: nothing is to be sent.
+    pub fn is_joining(&self) -> bool {
+        Instant::now() < self.sends_from
+    }
+
+    /// Whether this worker owns the lane, and goes on with it.
+    pub fn owns(&self, lane: SubscriptionId) -> bool {
+        let state = self.state();
+        state.owned.contains_key(&lane) && !state.leaving.contains(&lane)
+    }
+
+    /// Whether another is known to own the lane.
+    pub fn is_anothers(&self, lane: SubscriptionId) -> bool {
+        let left_alone = self.state().left_alone.get(&lane).copied();
+        left_alone.is_some_and(|until| Instant::now() < until)
+    }
+
+    /// Those of these lanes that this worker owns, or comes to own.
+    pub async fn acquire(&self, lanes: &[SubscriptionId]) -> store::Result<HashSet<SubscriptionId>> {
+        let (mut owned, mut wanted, now) = (HashSet::new(), Vec::new(), Instant::now());
+        let worker = {
+            let state = &mut *self.state();
+            for lane in lanes {
+                if state.leaving.contains(lane) {
+                    continue;
+                }
+                match state.owned.get_mut(lane) {
+                    Some(known) => {
+                        known.used = now;
+                        owned.insert(*lane);
+                    }
+                    None if state.left_alone.get(lane).is_some_and(|until| now < *until) => {}
+                    None => wanted.push(*lane),
+                }
+            }
+            state.worker
+        };
+        if !wanted.is_empty() {
+            // Should the answer be lost, they are asked for again: it is this worker's either way.
+            let got = self.store.deliveries.own(worker, &wanted).await?;
+            let mut state = self.state();
+            if state.worker == worker {
+                for lane in &got {
+                    state.owned.insert(
+                        *lane,
+                        Owned {
+                            used: now,
+                            put_in_order: None,
+                        },
+                    );
+                    owned.insert(*lane);
+                }
+                for lane in wanted.iter().filter(|lane| !got.contains(lane)) {
+                    state.left_alone.insert(*lane, now + LEFT_ALONE);
+                }
+            }
+        }
+        Ok(owned)
+    }
+
+    /// Sees to it that all open deliveries of an owned lane are in order: those, too, that were stored before the subscription
+    /// of this `version` wanted it.
+    pub async fn put_in_order(&self, lane: SubscriptionId, version: i64) -> store::Result<()> {
+        let now = Instant::now();
+        let last = match self.state().owned.get(&lane).map(|owned| owned.put_in_order) {
+            None => return Ok(()),
+            Some(Some((of, _, true))) if of == version => return Ok(()),
+            Some(Some((of, at, false))) if of == version && now < at + SETTLED => return Ok(()),
+            Some(Some((of, _, false))) => of == version,
+            Some(_) => false,
+        };
+        while self.store.deliveries.put_in_order(lane, PUT_AT_ONCE).await? == PUT_AT_ONCE {}
+        if let Some(owned) = self.state().owned.get_mut(&lane) {
+            owned.put_in_order = Some((version, now, last));
+        }
+        Ok(())
+    }
+
+    /// Looks it all over now and then, until the soft signal.
+    pub async fn look_over(
+        self: Arc<Self>,
+        dispatch: Arc<Dispatch>,
+        soft: CancellationToken,
+    ) -> anyhow::Result<()> {
+        let mut every = tokio::time::interval(LOOK_OVER);
+        every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = soft.cancelled() => return Ok(()),
+                _ = every.tick() => {}
+            }
+            if let Err(error) = self.once(&dispatch).await {
+                tracing::debug!(%error, "the lanes that have one owner could not be looked over");
+            }
+        }
+    }
+
+    async fn once(&self, dispatch: &Dispatch) -> store::Result<()> {
+        let worker = self.state().worker;
+        let standing = self.store.deliveries.standing(worker).await?;
+        self.workers.store(standing.workers.max(1), Ordering::Relaxed);
+        let share = standing.all.div_ceil(standing.workers.max(1));
+        let too_many = standing.mine.saturating_sub(share + 1).min(GIVEN_UP_AT_ONCE);
+        let now = Instant::now();
+        let (waiting, quiet) = {
+            let (mut state, mut lanes) = (self.state(), dispatch.lanes());
+            state.left_alone.retain(|_, until| now < *until);
+            let leaving: Vec<SubscriptionId> = {
+                let staying = state.owned.keys().filter(|lane| !state.leaving.contains(lane));
+                let mut staying: Vec<_> = staying.copied().collect();
+                // Those first that nobody would notice.
+                staying.sort_by_key(|lane| lanes.is_quiet(*lane) == Some(false));
+                staying.truncate(too_many as usize);
+                staying
+            };
+            let mut waiting = Vec::new();
+            for lane in leaving {
+                state.leaving.insert(lane);
+                waiting.extend(lanes.drain(lane));
+            }
+            let unused = |lane: &SubscriptionId, owned: &Owned| {
+                state.leaving.contains(lane) || now.duration_since(owned.used) > UNUSED
+            };
+            let quiet: Vec<SubscriptionId> = state
+                .owned
+                .iter()
+                .filter(|(lane, owned)| unused(lane, owned) && lanes.is_quiet(**lane) != Some(false))
+                .map(|(lane, _)| *lane)
+                .collect();
+            for lane in &quiet {
+                lanes.set_hungry(*lane, false);
+                state.owned.remove(lane);
+                state.leaving.remove(lane);
+                state.left_alone.insert(*lane, now + LEFT_ALONE);
+            }
+            (waiting, quiet)
+        };
+        dispatch.give_back(waiting).await;
+        if !quiet.is_empty() {
+            self.store.deliveries.disown(worker, &quiet).await?;
+        }
+        Ok(())
+    }
+
+    /// The state as of the current lease: what was owned by another is not any more.
+    fn state(&self) -> MutexGuard<'_, State> {
+        let worker = self.lease.current().worker();
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.worker != worker {
+            *state = State::of(worker);
+        }
+        state
+    }
+}
+
+impl State {
+    fn of(worker: WorkerId) -> Self {
+        Self {
+            worker,
+            owned: HashMap::new(),
+            leaving: HashSet::new(),
+            left_alone: HashMap::new(),
+        }
+    }
+}
