@@ -14,7 +14,7 @@ use lapin::{Connection, ConnectionProperties, options::QueueDeleteOptions};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
-use crate::floor::Directory;
+use crate::{Args, Engine, floor::Directory};
 
 const ADMIN_TOKEN: &str = "bench-admin-token-0123456789";
 
@@ -39,6 +39,7 @@ pub struct Deployment {
     /// A key of its organization.
     pub key: String,
     api: SocketAddr,
+    client: reqwest::Client,
     processes: Vec<Process>,
     servers: Option<Servers>,
     _directory: Option<Directory>,
@@ -49,6 +50,7 @@ struct Servers {
     database: String,
     amqp_url: String,
     prefix: String,
+    queues: u8,
 }
 
 /// A process's memory.
@@ -63,14 +65,23 @@ pub struct Memory {
 }
 
 impl Deployment {
+    /// What the arguments ask for, with so many workers.
+    pub async fn of(args: &Args, workers: u8) -> anyhow::Result<Self> {
+        match args.engine {
+            Engine::Servers => Self::servers(&args.database_url, &args.amqp_url, workers, args.queues).await,
+            Engine::Embedded => Self::embedded().await,
+        }
+    }
+
     /// `ingest`, workers and `api` on RabbitMQ and PostgreSQL.
-    pub async fn servers(database_url: &str, amqp_url: &str, workers: u8) -> anyhow::Result<Self> {
+    async fn servers(database_url: &str, amqp_url: &str, workers: u8, queues: u8) -> anyhow::Result<Self> {
         let id = uuid::Uuid::now_v7().simple().to_string();
         let servers = Servers {
             database_url: database_url.to_owned(),
             database: format!("triggers_bench_{id}"),
             amqp_url: amqp_url.to_owned(),
             prefix: format!("bench-{id}."),
+            queues,
         };
         let mut admin = PgConnection::connect(database_url)
             .await
@@ -84,6 +95,7 @@ impl Deployment {
             ("TRIGGERS_DATABASE_URL", own.to_string()),
             ("TRIGGERS_AMQP_URL", amqp_url.to_owned()),
             ("TRIGGERS_QUEUE_PREFIX", servers.prefix.clone()),
+            ("TRIGGERS_QUEUES", queues.to_string()),
             (
                 "TRIGGERS_SECRET_KEY",
                 "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=".to_owned(),
@@ -97,7 +109,7 @@ impl Deployment {
     }
 
     /// `triggers serve` on SQLite.
-    pub async fn embedded() -> anyhow::Result<Self> {
+    async fn embedded() -> anyhow::Result<Self> {
         let directory = Directory::new("data")?;
         let env = vec![("TRIGGERS_DATA_DIR", directory.path().display().to_string())];
         let processes = vec![start("triggers", &["serve"], &env).await?];
@@ -112,8 +124,24 @@ impl Deployment {
         directory: Option<Directory>,
     ) -> anyhow::Result<Self> {
         let (api, ingest) = (processes[api].address, processes[ingest].address);
-        let created: Value = reqwest::Client::new()
-            .post(format!("http://{api}/v1/organizations"))
+        let mut deployment = Self {
+            ingest,
+            key: String::new(),
+            api,
+            client: reqwest::Client::new(),
+            processes,
+            servers,
+            _directory: directory,
+        };
+        deployment.key = deployment.organization().await?;
+        Ok(deployment)
+    }
+
+    /// Makes an organization, and gives a key of it.
+    pub async fn organization(&self) -> anyhow::Result<String> {
+        let created: Value = self
+            .client
+            .post(format!("http://{}/v1/organizations", self.api))
             .bearer_auth(ADMIN_TOKEN)
             .json(&json!({"name": "bench", "tier": "unlimited"}))
             .send()
@@ -124,25 +152,25 @@ impl Deployment {
             .pointer("/key/key")
             .or_else(|| created.get("key"))
             .and_then(Value::as_str);
-        let key = key
+        Ok(key
             .with_context(|| format!("no key was answered: {created}"))?
-            .to_owned();
-        Ok(Self {
-            ingest,
-            key,
-            api,
-            processes,
-            servers,
-            _directory: directory,
-        })
+            .to_owned())
     }
 
     /// Subscribes a receiver to everything.
     pub async fn subscribe(&self, receiver: SocketAddr) -> anyhow::Result<()> {
-        let answer = reqwest::Client::new()
+        let url = format!("http://{receiver}/hook");
+        self.subscribe_as(&self.key, &json!({"url": url, "max_in_flight": 256}))
+            .await
+    }
+
+    /// Makes this subscription of the key's organization.
+    pub async fn subscribe_as(&self, key: &str, subscription: &Value) -> anyhow::Result<()> {
+        let answer = self
+            .client
             .post(format!("http://{}/v1/subscriptions", self.api))
-            .bearer_auth(&self.key)
-            .json(&json!({"url": format!("http://{receiver}/hook"), "max_in_flight": 256}))
+            .bearer_auth(key)
+            .json(subscription)
             .send()
             .await?;
         if answer.status() != 201 {
@@ -159,6 +187,32 @@ impl Deployment {
             .collect()
     }
 
+    /// The memory of the processes that deliver.
+    pub fn worker_memory(&self) -> anyhow::Result<Vec<Memory>> {
+        let all = self.memory()?.into_iter();
+        Ok(all
+            .filter(|memory| matches!(memory.process.as_str(), "worker" | "triggers"))
+            .collect())
+    }
+
+    /// What each worker says of these metrics: the sum of those that begin so.
+    pub async fn worker_metrics(&self, name: &str) -> anyhow::Result<Vec<f64>> {
+        let mut values = Vec::new();
+        for process in &self.processes {
+            if matches!(process.name.as_str(), "worker" | "triggers") {
+                let url = format!("http://{}/metrics", process.address);
+                let text = self.client.get(url).send().await?.text().await?;
+                let lines = text.lines().filter(|line| line.starts_with(name));
+                values.push(
+                    lines
+                        .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+                        .sum(),
+                );
+            }
+        }
+        Ok(values)
+    }
+
     /// Ends the processes, and removes what is theirs.
     pub async fn end(self) -> anyhow::Result<()> {
         let Self {
@@ -171,7 +225,11 @@ impl Deployment {
         sqlx::query(AssertSqlSafe(drop)).execute(&mut admin).await?;
         let connection = Connection::connect(&servers.amqp_url, ConnectionProperties::default()).await?;
         let channel = connection.create_channel().await?;
-        for queue in ["events", "events.dead"] {
+        let more = (2..=servers.queues).map(|number| format!("events.{number}"));
+        for queue in ["events".to_owned(), "events.dead".to_owned()]
+            .into_iter()
+            .chain(more)
+        {
             let name = format!("{}{queue}", servers.prefix);
             channel
                 .queue_delete(name.into(), QueueDeleteOptions::default())

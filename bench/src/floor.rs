@@ -48,7 +48,7 @@ pub async fn rabbit(url: &str, shape: Shape, payload: usize, length: Duration) -
         let body = load::payload(0, payload + 250).into_bytes();
         let warm = Duration::from_secs(1);
         let measured = match shape {
-            Shape::Closed { connections } => {
+            Shape::Closed { connections } | Shape::Counted { connections, .. } => {
                 closed(&channel, &queue, &body, connections, warm).await?;
                 closed(&channel, &queue, &body, connections, length).await
             }

@@ -24,6 +24,13 @@ pub enum Shape {
         /// How many.
         connections: u16,
     },
+    /// As closed, until this many are posted, however long that takes.
+    Counted {
+        /// How many connections.
+        connections: u16,
+        /// How many events.
+        count: u64,
+    },
     /// At this rate.
     Open {
         /// Events a second.
@@ -36,8 +43,10 @@ pub enum Shape {
 pub struct Load {
     /// The front.
     pub target: SocketAddr,
-    /// The API key.
-    pub key: String,
+    /// The API keys of the organizations, which take turns.
+    pub keys: Vec<String>,
+    /// How many types events have, which take turns: `bench.event`, or `bench.0` and so on.
+    pub types: u64,
     /// Bytes a payload.
     pub payload: usize,
 }
@@ -78,18 +87,41 @@ pub fn payload(number: u64, bytes: usize) -> String {
     format!("{head}{}\"}}", "x".repeat(bytes.saturating_sub(head.len() + 2)))
 }
 
+/// When a closed loop ends.
+#[derive(Debug, Clone, Copy)]
+enum End {
+    At(Instant),
+    /// Before the event of this number.
+    Before(u64),
+}
+
+impl End {
+    fn is_reached(self, next: u64) -> bool {
+        match self {
+            Self::At(end) => Instant::now() >= end,
+            Self::Before(end) => next >= end,
+        }
+    }
+}
+
 impl Load {
     /// The request of an event, written out.
     fn request(&self, number: u64) -> Vec<u8> {
+        let event_type = match self.types {
+            1 => "event".to_owned(),
+            types => (number % types).to_string(),
+        };
         let body = format!(
-            r#"{{"type":"bench.event","payload":{}}}"#,
+            r#"{{"type":"bench.{event_type}","payload":{}}}"#,
             payload(number, self.payload)
         );
+        // By the type, so that each type is of one organization.
+        let key = &self.keys[((number % self.types) % self.keys.len() as u64) as usize];
         format!(
             "POST /v1/events HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer {}\r\ncontent-type: application/json\r\n\
              content-length: {}\r\n\r\n{body}",
             self.target,
-            self.key,
+            key,
             body.len()
         )
         .into_bytes()
@@ -111,7 +143,12 @@ impl Load {
             .run_until(async {
                 match shape {
                     Shape::Closed { connections } => {
-                        self.closed(connections, begun + length, first, &posts).await
+                        let end = End::At(begun + length);
+                        self.closed(connections, end, first, &posts).await
+                    }
+                    Shape::Counted { connections, count } => {
+                        let end = End::Before(first + count);
+                        self.closed(connections, end, first, &posts).await
                     }
                     Shape::Open { rate } => self.open(rate, length, first, &posts).await,
                 }
@@ -133,7 +170,7 @@ impl Load {
     async fn closed(
         &self,
         connections: u16,
-        end: Instant,
+        end: End,
         first: u64,
         posts: &Rc<RefCell<Vec<Post>>>,
     ) -> anyhow::Result<u64> {
@@ -143,7 +180,7 @@ impl Load {
             let mut wire = self.connect().await?;
             let (load, posts, next) = (self.clone(), Rc::clone(posts), Rc::clone(&next));
             tasks.spawn_local(async move {
-                while Instant::now() < end {
+                while !end.is_reached(*next.borrow()) {
                     let number = *next.borrow();
                     *next.borrow_mut() += 1;
                     let request = load.request(number);

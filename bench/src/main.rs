@@ -1,14 +1,19 @@
 //! Load generator and reports.
 //!
 //! `ingest` measures how fast events are accepted, `e2e` how fast they arrive; both beside the floor of the same run, so
-//! that a noisy machine shows in both. Everything runs on this machine, over loopback, and ends by itself.
+//! that a noisy machine shows in both. `isolation`, `backlog` and `workers` each compare one load under several
+//! conditions. Everything runs on this machine, over loopback, and ends by itself.
 
+mod backlog;
 mod deployment;
 mod floor;
 mod http;
+mod isolation;
 mod load;
 mod receiver;
 mod report;
+mod spread;
+mod workers;
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
@@ -30,6 +35,12 @@ enum Scenario {
     Ingest,
     /// From posting to the arrival of the webhook, with one subscription and the receiver on this machine.
     E2e,
+    /// What subscribers that hang cost the others: one load, and more and more of its subscriptions hanging.
+    Isolation,
+    /// What a backlog for one dead subscriber costs the others, and a worker's memory; and how it drains.
+    Backlog,
+    /// One load on one, two and four workers: the rate, and the share of each.
+    Workers,
 }
 
 /// What the deployment runs on.
@@ -70,6 +81,25 @@ struct Args {
     /// 1 for e2e].
     #[arg(long, value_parser = clap::value_parser!(u8).range(0..=8))]
     workers: Option<u8>,
+    /// Over how many queues events are spread (servers only).
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
+    queues: u8,
+    /// isolation, backlog, workers: how many subscriptions there are, each with a type of its own.
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    subscriptions: u64,
+    /// Of how many organizations they are, in turn; ingest: how many organizations post, in turn [default: 1 for ingest, and
+    /// 100 for the others].
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    organizations: Option<u64>,
+    /// isolation: how many of the subscriptions hang, one number a run; the first is what the others are compared to.
+    #[arg(long, default_value = "0,1,100,500", value_delimiter = ',')]
+    hanging: Vec<u64>,
+    /// isolation: how long an attempt may take.
+    #[arg(long, default_value_t = 15_000, value_parser = clap::value_parser!(u32).range(1_000..=30_000))]
+    timeout_ms: u32,
+    /// backlog: how many events to post for the dead subscriber.
+    #[arg(long, default_value_t = 1_000_000)]
+    count: u64,
     /// Where to write the report as JSON.
     #[arg(long, default_value = "bench-report.json")]
     json: PathBuf,
@@ -90,10 +120,17 @@ struct Args {
 }
 
 impl Args {
+    fn organizations(&self) -> u64 {
+        self.organizations.unwrap_or(match self.scenario {
+            Scenario::Ingest | Scenario::E2e => 1,
+            _ => 100,
+        })
+    }
+
     fn workers(&self) -> u8 {
         self.workers.unwrap_or(match self.scenario {
             Scenario::Ingest => 0,
-            Scenario::E2e => 1,
+            _ => 1,
         })
     }
 }
@@ -115,6 +152,18 @@ fn main() -> ExitCode {
 }
 
 async fn run(args: Args) -> anyhow::Result<()> {
+    let report = match args.scenario {
+        Scenario::Ingest | Scenario::E2e => return measure(args).await,
+        Scenario::Isolation => isolation::run(&args).await?,
+        Scenario::Backlog => backlog::run(&args).await?,
+        Scenario::Workers => workers::run(&args).await?,
+    };
+    std::fs::write(&args.json, serde_json::to_string_pretty(&report)?)?;
+    eprintln!("the report is in {}", args.json.display());
+    Ok(())
+}
+
+async fn measure(args: Args) -> anyhow::Result<()> {
     let shape = match args.rate {
         Some(rate) => load::Shape::Open { rate },
         None => load::Shape::Closed {
@@ -125,10 +174,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let payload = args.payload_bytes as usize;
 
     eprintln!("starting {:?} …", args.engine);
-    let deployment = match args.engine {
-        Engine::Servers => Deployment::servers(&args.database_url, &args.amqp_url, args.workers()).await?,
-        Engine::Embedded => Deployment::embedded().await?,
-    };
+    let deployment = Deployment::of(&args, args.workers()).await?;
     let idle = deployment.memory()?;
     let measured = async {
         let receiver = match args.scenario {
@@ -137,11 +183,18 @@ async fn run(args: Args) -> anyhow::Result<()> {
                 deployment.subscribe(receiver.address).await?;
                 Some(receiver)
             }
-            Scenario::Ingest => None,
+            _ => None,
         };
+        let mut keys = vec![deployment.key.clone()];
+        if args.scenario == Scenario::Ingest {
+            for _ in 1..args.organizations() {
+                keys.push(deployment.organization().await?);
+            }
+        }
         let load = Load {
             target: deployment.ingest,
-            key: deployment.key.clone(),
+            types: keys.len() as u64,
+            keys,
             payload,
         };
         eprintln!("warming up …");

@@ -5,6 +5,7 @@ use std::{
     collections::HashMap,
     net::SocketAddr,
     rc::Rc,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -26,18 +27,44 @@ pub struct Receiver {
     tasks: tokio::task::LocalSet,
 }
 
-/// Starts a receiver on a free port. It runs while this thread's runtime does.
+/// What a receiver does with a webhook.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reply {
+    /// Notes it, and answers 200.
+    Answer,
+    /// Never answers, until the other side closes the connection.
+    Hang,
+    /// Closes the connection.
+    Close,
+}
+
+/// Starts a receiver on a free port, which answers. It runs while this thread's runtime does.
 pub async fn start() -> anyhow::Result<Receiver> {
+    start_with(|_| Reply::Answer).await
+}
+
+/// As [`start`], with a reply by the number of the event.
+pub async fn start_with(reply: impl Fn(u64) -> Reply + Send + Sync + 'static) -> anyhow::Result<Receiver> {
+    let reply = Arc::new(reply);
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
     let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel::<(u64, Instant)>();
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            let sender = sender.clone();
+            let (sender, reply) = (sender.clone(), Arc::clone(&reply));
             tokio::spawn(async move {
                 let Ok(mut wire) = Wire::new(stream) else { return };
                 while let Ok(Some(message)) = wire.receive().await {
-                    if let Some(number) = number(message.body)
+                    let number = number(message.body);
+                    match number.map_or(Reply::Answer, |number| reply(number)) {
+                        Reply::Answer => {}
+                        Reply::Hang => {
+                            let _ = wire.receive().await;
+                            return;
+                        }
+                        Reply::Close => return,
+                    }
+                    if let Some(number) = number
                         && sender.send((number, Instant::now())).is_err()
                     {
                         return;
@@ -91,6 +118,20 @@ impl Receiver {
                 (seen, since) = (now, Instant::now());
             }
         }
+    }
+
+    /// Lets the receiver go on for a while.
+    pub async fn go_on(&self, length: Duration) {
+        self.tasks.run_until(tokio::time::sleep(length)).await;
+    }
+
+    /// How many have arrived of which this is true.
+    pub fn count(&self, of: impl Fn(u64) -> bool) -> usize {
+        self.arrivals
+            .borrow()
+            .keys()
+            .filter(|number| of(**number))
+            .count()
     }
 
     /// What has arrived.

@@ -15,16 +15,19 @@ use crate::{
 
 /// Percentiles, in milliseconds.
 #[derive(Debug, Clone, Copy)]
-struct Times {
-    p50: f64,
+pub struct Times {
+    /// Half are at most this.
+    pub p50: f64,
     p95: f64,
-    p99: f64,
+    /// All but one in a hundred are at most this.
+    pub p99: f64,
     p999: f64,
     max: f64,
 }
 
 impl Times {
-    fn of(times: impl Iterator<Item = Duration>) -> Self {
+    /// Of these.
+    pub fn of(times: impl Iterator<Item = Duration>) -> Self {
         // Up to ten minutes, to three digits.
         let mut histogram = Histogram::<u64>::new_with_bounds(1, 600_000_000_000, 3)
             .unwrap_or_else(|error| unreachable!("the bounds are sound: {error}"));
@@ -41,7 +44,8 @@ impl Times {
         }
     }
 
-    fn to_json(self) -> Value {
+    /// As JSON.
+    pub fn to_json(self) -> Value {
         json!({"p50_ms": self.p50, "p95_ms": self.p95, "p99_ms": self.p99, "p99_9_ms": self.p999, "max_ms": self.max})
     }
 }
