@@ -50,7 +50,7 @@ impl Given {
     fn lines(&self) -> Vec<u8> {
         let mut text = format!("{}\n", self.secret);
         for (name, value) in &self.headers {
-            text.push_str(&format!("{name}: {value}\n"));
+            text.push_str(&[name, ": ", value, "\n"].concat());
         }
         text.push('\n');
         [text.as_bytes(), &self.body].concat()
