@@ -15,9 +15,13 @@ use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberI
 
 use crate::{FailureKind, Invalid, lifecycle::Lifecycle};
 
+/// What is logged unless the filter says otherwise: a frame that the broker returns is looked at where it was published, and
+/// the library's own warning about it tells an operator nothing.
+const QUIET: &str = "lapin::returned_messages=error";
+
 /// Sets up logs by a filter such as `info` or `info,worker=debug`.
 pub fn init_logs(filter: &str) -> Result<(), Invalid> {
-    let filter = EnvFilter::try_new(filter).map_err(|error| {
+    let filter = EnvFilter::try_new(format!("{QUIET},{filter}")).map_err(|error| {
         Invalid::new(format!(
             "is not a log filter ({error}); use for example info or info,worker=debug"
         ))

@@ -233,6 +233,28 @@ async fn a_server_that_is_away_or_hangs_is_unavailable_in_time() {
     accepting.abort();
 }
 
+/// A process is not ready while another one is still at the schema: its statements would fail.
+#[tokio::test]
+async fn a_schema_that_is_not_whole_is_not_ready() {
+    on_a_store_at(|store, url| async move {
+        store.keeper.ping().await.unwrap();
+        let mut database = PgConnection::connect(&url).await.unwrap();
+        let last = "(SELECT max(version) FROM _sqlx_migrations)";
+        for (success, is_ready) in [(false, false), (true, true)] {
+            raw_sql(sqlx::AssertSqlSafe(format!(
+                "UPDATE _sqlx_migrations SET success = {success} WHERE version = {last}"
+            )))
+            .execute(&mut database)
+            .await
+            .unwrap();
+            let looked = store.keeper.ping().await;
+            assert_eq!(looked.is_ok(), is_ready, "{looked:?}");
+            assert!(looked.err().is_none_or(|error| error.is_transient()));
+        }
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_statement_that_waits_for_a_lock_gives_up_and_nothing_is_lost() {
     on_a_store_at(|store, url| async move {

@@ -191,9 +191,19 @@ impl Keeper for Engine {
     }
 
     async fn ping(&self) -> Result<()> {
-        // Of a table: a process that migrates beside its other work is not ready before the schema is there.
-        let look = query("SELECT 1 FROM organizations LIMIT 1");
-        within(PING_TIMEOUT, self.rows(look)).await.map(drop)
+        // A process that migrates beside its other work is not ready before all of its schema is there.
+        let versions: Vec<i64> = migrator().iter().map(|migration| migration.version).collect();
+        let most = i64::try_from(versions.len()).unwrap_or(i64::MAX);
+        let look = query("SELECT count(*) AS done FROM _sqlx_migrations WHERE success AND version = ANY($1)");
+        let done: i64 = within(PING_TIMEOUT, self.one(look.bind(versions)))
+            .await?
+            .value("done")?;
+        if done == most {
+            Ok(())
+        } else {
+            let error = format!("the schema has {done} of the {most} migrations of this version");
+            Err(StoreError::Unavailable(sqlx::Error::Protocol(error)))
+        }
     }
 
     async fn secret_check(&self, sealed: Sealed) -> Result<Sealed> {
