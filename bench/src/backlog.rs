@@ -1,8 +1,8 @@
 //! What a backlog for one dead subscriber costs: the others, and a worker's memory; and how it drains once the subscriber
 //! is back.
 //!
-//! The others get their events at one rate all the while: before it, while it grows as fast as ingest takes it, while it
-//! lies there, while it drains, and after.
+//! The others get their events at one rate all the while: before it, while it grows (at a rate of its own, or as fast as
+//! ingest takes it), while it lies there, while it drains, and after.
 
 use std::{
     cell::Cell,
@@ -178,11 +178,14 @@ async fn phases(
     let at_first = stored().await?;
     let accepted = Cell::new(None);
     let posting = async {
-        let shape = Shape::Counted {
-            connections: args.connections.max(64),
-            count: args.count,
+        let (shape, length) = if let Some(rate) = args.growth {
+            let seconds = args.count as f64 / f64::from(rate);
+            (Shape::Open { rate }, Duration::from_secs_f64(seconds))
+        } else {
+            let (connections, count) = (args.connections.max(64), args.count);
+            (Shape::Counted { connections, count }, Duration::ZERO)
         };
-        let run = backlog.run(shape, Duration::ZERO, 0).await?;
+        let run = backlog.run(shape, length, 0).await?;
         accepted.set(Some(
             run.posts.iter().filter(|post| post.status == 202).count() as u64
         ));

@@ -100,6 +100,9 @@ struct Args {
     /// backlog: how many events to post for the dead subscriber.
     #[arg(long, default_value_t = 1_000_000)]
     count: u64,
+    /// backlog: how many of those a second [default: as fast as ingest takes them, over 64 connections or --connections].
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    growth: Option<u32>,
     /// Where to write the report as JSON.
     #[arg(long, default_value = "bench-report.json")]
     json: PathBuf,
