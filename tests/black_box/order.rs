@@ -95,7 +95,7 @@ async fn a_fifo_that_fails_delays_nobody_else(engine: Engine) {
         client.event("order.placed").await;
     }
     receiver.wait_for("/hook", 30).await;
-    let stuck = receiver.received("/stuck");
+    let stuck = receiver.wait_for("/stuck", 1).await;
     assert_eq!(
         first_arrivals(&stuck).len(),
         1,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use harness::{Client, Engine, Load, Node, PrivatePostgres, Receiver, Turn, World, eventually};
 use lapin::{BasicProperties, Connection, ConnectionProperties, options::BasicPublishOptions};
 use serde_json::{Value, json};
-use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row};
 use uuid::Uuid;
 
 /// Runs statements in a world's database, one by one, whether it writes or not.
@@ -23,6 +23,28 @@ async fn sql(world: &World, statements: &[&str]) {
             .await
             .expect("the statement is run");
     }
+}
+
+/// Lets the database refuse to write, or write again. A server tells its sessions some time after it was asked to.
+async fn read_only(world: &World, read_only: bool) {
+    let (set, expected) = if read_only {
+        ("ALTER SYSTEM SET default_transaction_read_only = on", "on")
+    } else {
+        ("ALTER SYSTEM RESET default_transaction_read_only", "off")
+    };
+    sql(world, &[set, "SELECT pg_reload_conf()"]).await;
+    eventually("the setting is in force", Duration::from_secs(10), async || {
+        let mut connection = PgConnection::connect(&world.database_url())
+            .await
+            .map_err(|error| error.to_string())?;
+        let row = sqlx::query("SHOW default_transaction_read_only")
+            .fetch_one(&mut connection)
+            .await
+            .map_err(|error| error.to_string())?;
+        let shown: String = row.get(0);
+        if shown == expected { Ok(()) } else { Err(shown) }
+    })
+    .await;
 }
 
 /// Waits until a process has logged this.
@@ -68,12 +90,10 @@ async fn postgresql_reads_and_does_not_write() {
     let load = Load::start(&client, 50);
     load.accepts(50, Duration::from_secs(20)).await;
 
-    let read_only = "ALTER SYSTEM SET default_transaction_read_only = on";
-    sql(&world, &[read_only, "SELECT pg_reload_conf()"]).await;
+    read_only(&world, true).await;
     logs(world.worker(), "the store takes nothing in; frames are held").await;
     load.accepts(400, Duration::from_secs(40)).await;
-    let writes = "ALTER SYSTEM RESET default_transaction_read_only";
-    sql(&world, &[writes, "SELECT pg_reload_conf()"]).await;
+    read_only(&world, false).await;
     logs(world.worker(), "the store takes events in again").await;
     load.accepts(50, Duration::from_secs(20)).await;
 
@@ -129,16 +149,14 @@ async fn an_event_that_fails_for_ever_is_set_aside_and_the_rest_flows() {
     ledger.settle(&client, &receiver, "/hook").await;
 
     // While the store writes nothing at all, nothing counts as a try.
-    let read_only = "ALTER SYSTEM SET default_transaction_read_only = on";
-    sql(&world, &[read_only, "SELECT pg_reload_conf()"]).await;
+    read_only(&world, true).await;
     let good = client.event("order.placed").await;
     logs(world.worker(), "the store takes nothing in; frames are held").await;
     // It holds on for nobody who wants it to stop.
     let begun = Instant::now();
     assert!(world.worker().terminate().await.success());
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
-    let writes = "ALTER SYSTEM RESET default_transaction_read_only";
-    sql(&world, &[writes, "SELECT pg_reload_conf()"]).await;
+    read_only(&world, false).await;
     world.worker().start_again().await;
     client_gets(&client, &good, "delivered").await;
     assert_eq!(set_aside(&world, 1).await[0]["times"], 1);
