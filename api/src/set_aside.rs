@@ -9,7 +9,7 @@ use axum::{
     routing::{get, post},
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::StatusCode;
 use serde::Serialize;
 use shared::{
@@ -161,7 +161,11 @@ async fn put_back(
         Some(Entry::Repeat(repeat)) => repeat.organization,
         None => OrganizationId::new(),
     };
-    let frame = frame::Encoded { organization, bytes };
+    let frame = frame::Encoded {
+        organization,
+        bytes,
+        entries: entries.len(),
+    };
     control.api.publisher.publish(frame).await?;
     control
         .api
@@ -176,15 +180,15 @@ async fn put_back(
 
 /// The frame with events that have an id of now. Put back twice, it is stored once: the former id says so.
 fn with_new_ids(entries: &mut [Entry]) -> Bytes {
-    let mut frame = BytesMut::new();
+    let mut frame = Vec::new();
     for entry in entries {
         if let Entry::Event(event) = entry {
             event.former_ids.push(event.id);
             event.id = EventId::new();
         }
-        frame.extend_from_slice(&frame::encode(entry));
+        frame::encode_into(&mut frame, entry);
     }
-    frame.freeze()
+    frame.into()
 }
 
 async fn forget(

@@ -12,6 +12,10 @@ use crate::{EventId, Invalid, OrganizationId, Timestamp, invalid};
 pub const MAX_PAYLOAD_BYTES: usize = 256 * 1024;
 /// The most levels of arrays and objects in a payload.
 pub const MAX_PAYLOAD_DEPTH: usize = 64;
+/// The most characters of a deduplication key.
+const MAX_DEDUP_ID: usize = 256;
+/// What the keys of CloudEvents begin with, and no other.
+const CLOUD_EVENT: &str = "cloudevent:";
 
 macro_rules! text_newtype {
     ($(#[$doc:meta])* $name:ident) => {
@@ -44,7 +48,8 @@ text_newtype! {
     EventType
 }
 text_newtype! {
-    /// The producer's key for deduplication within its organization: 1 to 256 characters.
+    /// The producer's key for deduplication within its organization: 1 to 256 characters. The prefix `cloudevent:` is for
+    /// those of CloudEvents.
     DedupId
 }
 text_newtype! {
@@ -86,9 +91,40 @@ impl EventType {
 }
 
 impl DedupId {
-    /// Checks the rule.
+    /// A key that a producer may post.
     pub fn parse(text: &str) -> Result<Self, Invalid> {
-        invalid::text(text, 1, 256).map(|text| Self(text.into()))
+        let key = Self::parse_any(text)?;
+        if text.starts_with(CLOUD_EVENT) {
+            return Err(Invalid::new(
+                "must not begin with `cloudevent:`, which is for CloudEvents",
+            ));
+        }
+        Ok(key)
+    }
+
+    /// A key that a producer may post, or that a CloudEvent has.
+    pub fn parse_any(text: &str) -> Result<Self, Invalid> {
+        invalid::text(text, 1, MAX_DEDUP_ID).map(|text| Self(text.into()))
+    }
+
+    /// The key of a CloudEvent, which its `source` and `id` are together ([CloudEvents 1.0, `id`][id]): the two with a space
+    /// between, which is unambiguous because a source has none, or their hash if that is too long.
+    ///
+    /// [id]: https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/spec.md#id
+    pub fn of_cloud_event(source: &str, id: &str) -> Result<Self, Invalid> {
+        if source.contains(char::is_whitespace) {
+            return Err(Invalid::new("must be a URI reference, without spaces"));
+        }
+        let readable = format!("{CLOUD_EVENT}{source} {id}");
+        if readable.chars().count() <= MAX_DEDUP_ID {
+            return Self::parse_any(&readable);
+        }
+        let hash = Sha256::digest(&readable[CLOUD_EVENT.len()..]);
+        let mut key = format!("{CLOUD_EVENT}sha256:");
+        for byte in hash {
+            let _: fmt::Result = fmt::Write::write_fmt(&mut key, format_args!("{byte:02x}"));
+        }
+        Self::parse_any(&key)
     }
 }
 
@@ -133,14 +169,34 @@ pub enum PayloadError {
 impl Payload {
     /// Checks size and depth; that it is JSON the raw value guarantees. Copies the bytes.
     pub fn parse(raw: &RawValue) -> Result<Self, PayloadError> {
-        let text = raw.get().as_bytes();
-        if text.len() > MAX_PAYLOAD_BYTES {
+        check(raw.get()).map(|text| Self(Bytes::copy_from_slice(text)))
+    }
+
+    /// As [`Payload::parse`], of a value that was read from `body`: copies nothing, and holds on to the body.
+    pub fn within(body: &Bytes, raw: &RawValue) -> Result<Self, PayloadError> {
+        let text = check(raw.get())?;
+        let inside = body.as_ptr_range();
+        Ok(if inside.contains(&text.as_ptr()) {
+            Self(body.slice_ref(text))
+        } else {
+            Self(Bytes::copy_from_slice(text))
+        })
+    }
+
+    /// A text, as a JSON string.
+    pub fn text(text: &str) -> Result<Self, PayloadError> {
+        // Not written out if it is too large in any case: escapes only make it longer.
+        if text.len() + 2 > MAX_PAYLOAD_BYTES {
             return Err(PayloadError::TooLarge);
         }
-        if deeper_than(text, MAX_PAYLOAD_DEPTH) {
-            return Err(PayloadError::TooDeep);
-        }
-        Ok(Self(Bytes::copy_from_slice(text)))
+        let json = serde_json::Value::from(text).to_string();
+        check(&json)?;
+        Ok(Self(json.into()))
+    }
+
+    /// No payload: `null`.
+    pub fn null() -> Self {
+        Self(Bytes::from_static(b"null"))
     }
 
     /// What a frame or the store gives back: it was checked on its way in. Invalid UTF-8 is refused all the same,
@@ -174,6 +230,17 @@ impl fmt::Debug for Payload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Payload({} bytes)", self.0.len())
     }
+}
+
+fn check(json: &str) -> Result<&[u8], PayloadError> {
+    let text = json.as_bytes();
+    if text.len() > MAX_PAYLOAD_BYTES {
+        return Err(PayloadError::TooLarge);
+    }
+    if deeper_than(text, MAX_PAYLOAD_DEPTH) {
+        return Err(PayloadError::TooDeep);
+    }
+    Ok(text)
 }
 
 /// Whether a valid JSON text nests arrays and objects deeper than `limit`.
@@ -301,7 +368,46 @@ mod tests {
         assert_eq!(payload(&text(MAX_PAYLOAD_BYTES + 1)), Err(PayloadError::TooLarge));
     }
 
+    #[test]
+    fn a_payload_within_a_body_is_not_copied() {
+        let body = Bytes::from_static(br#" {"a": 1.0} "#);
+        let raw: &RawValue = serde_json::from_slice(&body).unwrap();
+        let payload = Payload::within(&body, raw).unwrap();
+        assert_eq!(payload.as_str(), r#"{"a": 1.0}"#);
+        assert_eq!(payload.as_bytes().as_ptr(), body[1..].as_ptr());
+        let elsewhere = Payload::within(&Bytes::new(), raw).unwrap();
+        assert_eq!(elsewhere, payload);
+    }
+
+    #[test]
+    fn a_text_is_a_json_string() {
+        assert_eq!(Payload::text("a\"b\n").unwrap().as_str(), r#""a\"b\n""#);
+        let escapes = "\n".repeat(MAX_PAYLOAD_BYTES / 2);
+        assert_eq!(Payload::text(&escapes), Err(PayloadError::TooLarge));
+        assert_eq!(Payload::null().as_str(), "null");
+    }
+
+    #[test]
+    fn keys_of_cloud_events_are_no_others() {
+        let key = |source: &str, id: &str| DedupId::of_cloud_event(source, id).unwrap();
+        assert_eq!(key("/orders", "7 8").as_str(), "cloudevent:/orders 7 8");
+        assert_ne!(key("/orders", "7"), key("/order", "s7"));
+        assert!(DedupId::parse("cloudevent:/orders 7").is_err());
+        assert!(DedupId::of_cloud_event("/or ders", "7").is_err());
+        let long = key(&"s".repeat(256), "7");
+        assert!(long.as_str().starts_with("cloudevent:sha256:"), "{long}");
+        assert_ne!(long, key(&"s".repeat(255), "s7"));
+    }
+
     proptest! {
+        #[test]
+        fn keys_of_cloud_events_fit(source in "[!-~äß]{1,256}", id in "\\PC{1,256}", other in "\\PC{1,256}") {
+            let key = DedupId::of_cloud_event(&source, &id).unwrap();
+            prop_assert!(DedupId::parse(key.as_str()).is_err());
+            prop_assert_eq!(&DedupId::parse_any(key.as_str()).unwrap(), &key);
+            prop_assert_eq!(key == DedupId::of_cloud_event(&source, &other).unwrap(), id == other);
+        }
+
         #[test]
         fn types_hold_their_rule(text in ".{0,300}") {
             if let Ok(event_type) = EventType::parse(&text) {
@@ -314,7 +420,8 @@ mod tests {
         #[test]
         fn dedup_ids_hold_their_rule(text in "\\PC{0,300}") {
             let characters = text.chars().count();
-            prop_assert_eq!(DedupId::parse(&text).is_ok(), (1..=256).contains(&characters));
+            let fits = (1..=256).contains(&characters) && !text.starts_with("cloudevent:");
+            prop_assert_eq!(DedupId::parse(&text).is_ok(), fits);
         }
     }
 

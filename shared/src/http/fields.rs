@@ -34,13 +34,21 @@ pub struct Fields<'a> {
 impl<'a> Fields<'a> {
     /// Reads the object that `body` must be; an empty body is an empty object.
     pub fn parse(body: &'a [u8], unknown: Unknown) -> Result<Self, ApiError> {
-        let values = if body.is_empty() {
-            Vec::new()
-        } else {
-            serde_json::from_slice::<Object<'a>>(body)
-                .map_err(|error| malformed(&error))?
-                .0
-        };
+        if body.is_empty() {
+            return Ok(Self::of(Vec::new(), unknown));
+        }
+        Self::parse_part("the body", body, unknown)
+    }
+
+    /// Reads an object that is `what` of a body.
+    pub fn parse_part(what: &'static str, text: &'a [u8], unknown: Unknown) -> Result<Self, ApiError> {
+        match serde_json::from_slice::<Object<'a>>(text) {
+            Ok(object) => Ok(Self::of(object.0, unknown)),
+            Err(error) => Err(malformed(what, "a JSON object", &error)),
+        }
+    }
+
+    fn of(values: Vec<(Cow<'a, str>, &'a RawValue)>, unknown: Unknown) -> Self {
         let mut fields = Self {
             values,
             errors: Vec::new(),
@@ -48,7 +56,7 @@ impl<'a> Fields<'a> {
             unknown,
         };
         fields.refuse_repeated();
-        Ok(fields)
+        fields
     }
 
     fn refuse_repeated(&mut self) {
@@ -273,14 +281,21 @@ fn borrowed<'a>(value: &'a RawValue, rule: &'static str) -> Result<Cow<'a, str>,
         .map_err(|_| Invalid::new(rule))
 }
 
-/// What serde's own words say of a body that does not parse, with the place.
-fn malformed(error: &serde_json::Error) -> ApiError {
-    let what = if error.is_data() {
-        "the body must be a JSON object"
+/// 400, in serde's own words, with the place: a text is not JSON, or not `shape`.
+pub fn malformed(what: &'static str, shape: &'static str, error: &serde_json::Error) -> ApiError {
+    /// Serde repeats a value that it does not expect, however long.
+    const SHOWN: usize = 200;
+    let mut why = error.to_string();
+    if let Some((end, _)) = why.char_indices().nth(SHOWN) {
+        why.truncate(end);
+        why.push('…');
+    }
+    let detail = if error.is_data() {
+        format!("{what} must be {shape}: {why}")
     } else {
-        "the body is not JSON"
+        format!("{what} is not JSON: {why}")
     };
-    ApiError::new(Code::InvalidJson, format!("{what}: {error}"))
+    ApiError::new(Code::InvalidJson, detail)
 }
 
 /// An object whose names are borrowed where they can be, and whose values stay raw.

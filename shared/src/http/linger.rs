@@ -17,8 +17,8 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio_util::task::TaskTracker;
 
-/// The most bytes that are read and dropped.
-const MAX_BYTES: usize = 4 * 1024 * 1024;
+/// The most bytes that are read and dropped: twice the largest body that any route takes.
+const MAX_BYTES: usize = 8 * 1024 * 1024;
 /// How long they may take.
 const TIMEOUT: Duration = Duration::from_secs(2);
 

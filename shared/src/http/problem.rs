@@ -11,6 +11,12 @@ use serde_json::{Map, Value, json};
 
 use crate::{Scope, queue::PublishError, store::StoreError};
 
+/// The most broken rules that are named: more than any request has fields. Past that a body is noise, and its answer would
+/// be larger than it.
+const MAX_NAMED: usize = 20;
+/// The most characters of a field's name that are shown: more than any of ours has.
+const MAX_NAME: usize = 100;
+
 /// What kind of problem it is: the stable `code`, from which status and title follow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Code {
@@ -137,11 +143,16 @@ enum Place {
 }
 
 impl FieldError {
-    /// In the body, by [JSON pointer](https://www.rfc-editor.org/rfc/rfc6901) from the names on the way.
+    /// In the body, by [JSON pointer](https://www.rfc-editor.org/rfc/rfc6901) from the names on the way, each cut after 100
+    /// characters.
     pub fn at(path: &[&str], detail: impl Into<String>) -> Self {
+        let shown = |name: &str| match name.char_indices().nth(MAX_NAME) {
+            Some((end, _)) => format!("{}…", &name[..end]),
+            None => name.to_owned(),
+        };
         let names: Vec<String> = path
             .iter()
-            .map(|name| name.replace('~', "~0").replace('/', "~1"))
+            .map(|name| shown(name).replace('~', "~0").replace('/', "~1"))
             .collect();
         let pointer = format!("/{}", names.join("/"));
         Self {
@@ -210,8 +221,9 @@ impl ApiError {
         }
     }
 
-    /// 422: these break their rules. The sentence is made of them.
-    pub fn invalid(fields: Vec<FieldError>) -> Self {
+    /// 422: these break their rules. The sentence is made of them, and both of the first 20.
+    pub fn invalid(mut fields: Vec<FieldError>) -> Self {
+        fields.truncate(MAX_NAMED);
         let detail = fields
             .iter()
             .map(|field| format!("{} {}", field.name(), field.detail))
@@ -315,13 +327,18 @@ impl ApiError {
         &self.detail
     }
 
-    /// Writes it out. On the `/api` routes existing clients find `error` and `message` beside the problem's members, and
-    /// broken rules are a 400.
-    pub(super) fn into_http(self, request_id: &HeaderValue, compatible: bool) -> Response {
-        let status = match self.code {
-            Code::InvalidRequest if compatible => StatusCode::BAD_REQUEST,
-            code => code.status(),
-        };
+    /// As one of several results in an answer, whose request's id and headers are all of theirs: how long to wait is a
+    /// member.
+    pub fn to_result(&self) -> Value {
+        let mut problem = self.members(self.code.status());
+        problem.extend(self.extra.clone());
+        if let Some(after) = self.retry_after {
+            problem.insert("retry_after_seconds".into(), whole_seconds(after).into());
+        }
+        Value::Object(problem)
+    }
+
+    fn members(&self, status: StatusCode) -> Map<String, Value> {
         let mut problem = Map::new();
         problem.insert(
             "type".into(),
@@ -331,16 +348,27 @@ impl ApiError {
         problem.insert("status".into(), status.as_u16().into());
         problem.insert("detail".into(), self.detail.as_ref().into());
         problem.insert("code".into(), self.code.as_str().into());
-        problem.insert(
-            "request_id".into(),
-            request_id.to_str().unwrap_or_default().into(),
-        );
         if !self.fields.is_empty() {
             problem.insert(
                 "errors".into(),
                 self.fields.iter().map(FieldError::to_json).collect(),
             );
         }
+        problem
+    }
+
+    /// Writes it out. On the `/api` routes existing clients find `error` and `message` beside the problem's members, and
+    /// broken rules are a 400.
+    pub(super) fn into_http(self, request_id: &HeaderValue, compatible: bool) -> Response {
+        let status = match self.code {
+            Code::InvalidRequest if compatible => StatusCode::BAD_REQUEST,
+            code => code.status(),
+        };
+        let mut problem = self.members(status);
+        problem.insert(
+            "request_id".into(),
+            request_id.to_str().unwrap_or_default().into(),
+        );
         if compatible {
             problem.insert("error".into(), self.code.as_str().into());
             problem.insert("message".into(), self.detail.into());
@@ -355,12 +383,15 @@ impl ApiError {
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         headers.extend(*self.headers);
         if let Some(after) = self.retry_after {
-            // Whole seconds, rounded up, at least one (RFC 9110, section 10.2.3).
-            let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(whole_seconds(after)));
         }
         response
     }
+}
+
+/// Rounded up, at least one (RFC 9110, section 10.2.3).
+fn whole_seconds(after: Duration) -> u64 {
+    (after.as_secs() + u64::from(after.subsec_nanos() > 0)).max(1)
 }
 
 impl IntoResponse for ApiError {
@@ -424,6 +455,24 @@ mod tests {
             ApiError::unavailable("away", Duration::from_millis(1_200)),
             false
         ));
+    }
+
+    #[test]
+    fn a_result_is_a_problem_without_a_request() {
+        let limited = ApiError::rate_limited("full", Duration::from_millis(600));
+        insta::assert_snapshot!(limited.to_result());
+        insta::assert_snapshot!(
+            ApiError::invalid(vec![FieldError::at(&["type"], "is required")]).to_result()
+        );
+    }
+
+    #[test]
+    fn what_is_named_is_bounded() {
+        let name = "é~".repeat(50) + "and more";
+        let many = vec![FieldError::at(&[&name], "is not a field of this request"); 1_000];
+        let shown = ApiError::invalid(many).to_result().to_string();
+        assert!(shown.len() < 20 * 600, "{}", shown.len());
+        assert!(shown.contains(&format!("/{}…\"", "é~0".repeat(50))), "{shown}");
     }
 
     #[test]

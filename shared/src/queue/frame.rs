@@ -47,6 +47,8 @@ pub struct Encoded {
     pub organization: OrganizationId,
     /// What is written of them.
     pub bytes: Bytes,
+    /// How many they are.
+    pub entries: usize,
 }
 
 impl std::ops::Deref for Encoded {
@@ -59,6 +61,21 @@ impl std::ops::Deref for Encoded {
 
 /// Writes one entry.
 pub fn encode(entry: &Entry) -> Encoded {
+    let (organization, payload) = match entry {
+        Entry::Event(event) => (event.organization, event.payload.as_bytes().len()),
+        Entry::Repeat(repeat) => (repeat.organization, 0),
+    };
+    let mut bytes = Vec::with_capacity(256 + payload);
+    encode_into(&mut bytes, entry);
+    Encoded {
+        organization,
+        bytes: bytes.into(),
+        entries: 1,
+    }
+}
+
+/// Writes an entry behind others.
+pub fn encode_into(bytes: &mut Vec<u8>, entry: &Entry) {
     let (line, payload): (Line<'_>, &[u8]) = match entry {
         Entry::Event(event) => (
             Line {
@@ -95,17 +112,12 @@ pub fn encode(entry: &Entry) -> Encoded {
             b"",
         ),
     };
-    let mut bytes = Vec::with_capacity(256 + payload.len());
-    if let Err(error) = serde_json::to_writer(&mut bytes, &line) {
+    if let Err(error) = serde_json::to_writer(&mut *bytes, &line) {
         unreachable!("a line of strings, ids and numbers is always written: {error}");
     }
     bytes.push(b'\n');
     bytes.extend_from_slice(payload);
     bytes.push(b'\n');
-    Encoded {
-        organization: line.org,
-        bytes: bytes.into(),
-    }
 }
 
 /// A frame that cannot be read: where, and why.
@@ -159,7 +171,7 @@ fn entry(line: Line<'_>, payload: Bytes) -> Result<Entry, Invalid> {
         former_ids: line.former_ids.into_owned(),
         organization: line.org,
         event_type: EventType::parse_any(&line.r#type.ok_or_else(|| missing("type"))?)?,
-        dedup_id: line.key.as_deref().map(DedupId::parse).transpose()?,
+        dedup_id: line.key.as_deref().map(DedupId::parse_any).transpose()?,
         received_at: line.received_at.ok_or_else(|| missing("received_at"))?,
         occurred_at: line.occurred_at,
         source: line.source.as_deref().map(Source::parse).transpose()?,

@@ -25,7 +25,7 @@ use crate::{lifecycle::Lifecycle, telemetry};
 
 /// How long a caller waits for a confirmation: a 503 must come within two seconds.
 pub const CONFIRM_TIMEOUT: Duration = Duration::from_millis(1_800);
-/// The most events that wait for a frame.
+/// The most events, or parts of batches, that wait for a frame.
 const MAX_EVENTS: usize = 8_192;
 /// The most bytes of events that wait for their confirmation.
 const MAX_BYTES: usize = 32 * 1024 * 1024;
@@ -54,13 +54,15 @@ type Answer = oneshot::Sender<Result<(), PublishError>>;
 
 struct Waiting {
     bytes: Bytes,
+    /// How many entries they are.
+    entries: usize,
     /// Who waits for what comes of it, if anybody does.
     answer: Option<Answer>,
     /// Freed when the answer is given, not when the caller stops waiting for it.
     permit: Permit,
 }
 
-/// The room of one event.
+/// The room of one event, or of a part of a batch.
 struct Permit {
     _bytes: OwnedSemaphorePermit,
     /// Among all that wait, if there are several queues. One queue's channel is bound enough.
@@ -101,7 +103,7 @@ impl Publisher {
         publisher
     }
 
-    /// Puts encoded entries into the queue. `Ok` means that it is on disk.
+    /// Puts encoded entries into the queue, all into one frame and in their order. `Ok` means that they are on disk.
     ///
     /// If the caller goes away, the event is left out if its frame is not written yet; else it goes on.
     pub async fn publish(&self, entry: Encoded) -> Result<(), PublishError> {
@@ -138,7 +140,11 @@ impl Publisher {
     }
 
     fn enqueue(&self, entry: Encoded, answer: Option<Answer>) -> Result<(), PublishError> {
-        let Encoded { organization, bytes } = entry;
+        let Encoded {
+            organization,
+            bytes,
+            entries,
+        } = entry;
         let size = u32::try_from(bytes.len()).map_err(|_| PublishError::Overloaded)?;
         let room = |semaphore: &Arc<Semaphore>, size| {
             let permit = Arc::clone(semaphore).try_acquire_many_owned(size);
@@ -154,6 +160,7 @@ impl Publisher {
         self.ways[way_of(organization, self.ways.len())]
             .try_send(Waiting {
                 bytes,
+                entries,
                 answer,
                 permit,
             })
@@ -164,8 +171,14 @@ impl Publisher {
     }
 }
 
-/// Of each entry in one frame: who waits for it, and its room.
-type Callers = Vec<(Option<Answer>, Permit)>;
+/// Whose entries are in one frame.
+#[derive(Default)]
+struct Callers {
+    /// Who waits for theirs, if anybody does, and their room.
+    waiting: Vec<(Option<Answer>, Permit)>,
+    /// How many entries they are.
+    entries: usize,
+}
 
 /// What is on its way to one queue.
 struct Way {
@@ -245,7 +258,7 @@ impl Task {
                 waiting = self.inlet.next(MAX_FRAMES) => {
                     let Some((way, first)) = waiting else { break Left::Done };
                     let (frame, callers) = self.inlet.ways[way].gather(first);
-                    if callers.is_empty() {
+                    if callers.waiting.is_empty() {
                         continue;
                     }
                     let written = Instant::now();
@@ -339,18 +352,19 @@ impl Way {
 
     /// A frame of `first` and of what else is here already, without those whose callers have gone.
     fn gather(&mut self, first: Waiting) -> (Bytes, Callers) {
-        let mut callers = Callers::new();
+        let mut callers = Callers::default();
         let mut single = Bytes::new();
         let mut gathered = BytesMut::new();
         let mut next = Some(first);
         while let Some(Waiting {
             bytes,
+            entries,
             answer,
             permit,
         }) = next
         {
             if answer.as_ref().is_none_or(|answer| !answer.is_closed()) {
-                if callers.is_empty() {
+                if callers.waiting.is_empty() {
                     single = bytes;
                 } else {
                     if gathered.is_empty() {
@@ -358,7 +372,8 @@ impl Way {
                     }
                     gathered.extend_from_slice(&bytes);
                 }
-                callers.push((answer, permit));
+                callers.waiting.push((answer, permit));
+                callers.entries += entries;
             }
             let size = single.len().max(gathered.len());
             next = self.receiver.try_recv().ok();
@@ -367,7 +382,7 @@ impl Way {
             }
         }
         (
-            if callers.len() > 1 {
+            if callers.waiting.len() > 1 {
                 gathered.freeze()
             } else {
                 single
@@ -402,7 +417,7 @@ fn settle(result: Result<(), QueueError>, callers: Callers, written: Instant) ->
                 clippy::cast_precision_loss,
                 reason = "a frame holds a few thousand events at most"
             )]
-            telemetry::frame_events().record(callers.len() as f64);
+            telemetry::frame_events().record(callers.entries as f64);
             telemetry::publish_seconds().record(written.elapsed());
             (Ok(()), false)
         }
@@ -415,7 +430,7 @@ fn settle(result: Result<(), QueueError>, callers: Callers, written: Instant) ->
             (Err(PublishError::Unavailable), true)
         }
     };
-    for (caller, _permit) in callers {
+    for (caller, _permit) in callers.waiting {
         if let Some(caller) = caller {
             let _ = caller.send(answer);
         }

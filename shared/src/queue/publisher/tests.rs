@@ -17,6 +17,7 @@ fn entry(bytes: impl Into<Bytes>) -> Encoded {
     Encoded {
         organization: OrganizationId::new(),
         bytes: bytes.into(),
+        entries: 1,
     }
 }
 
