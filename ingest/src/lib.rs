@@ -3,8 +3,13 @@
 //! It knows the queue, and never waits for the store: keys are served from a cache. A 202 is sent only once the queue
 //! has confirmed that the event is on disk; everything else is a problem that says what to do.
 
+mod accepted;
+mod batch;
+mod cloud_event;
 mod limit;
 mod post;
+mod posted;
+mod poster;
 mod recent;
 
 use std::sync::Arc;
@@ -22,6 +27,7 @@ pub struct Ingest {
     publisher: Publisher,
     limits: Limits,
     recent: Recent,
+    room: batch::Room,
 }
 
 impl Ingest {
@@ -32,14 +38,16 @@ impl Ingest {
             publisher,
             limits: Limits::default(),
             recent: Recent::default(),
+            room: batch::Room::default(),
         })
     }
 }
 
-/// The routes that post events: `POST /v1/events` and `POST /api/events`.
+/// The routes that post events: `POST /v1/events`, `POST /v1/events/batch` and `POST /api/events`.
 pub fn routes(ingest: Arc<Ingest>) -> Router {
     Router::new()
         .route("/v1/events", post(post::v1))
+        .route("/v1/events/batch", post(batch::plain))
         .route("/api/events", post(post::compatible))
         .with_state(ingest)
 }

@@ -81,10 +81,11 @@ impl Limits {
         Some(self.bucket(grant).state(self.now(), limit))
     }
 
-    /// Gives one event's worth back: the event was not accepted.
-    pub fn give_back(&self, grant: &Grant) {
+    /// Gives so many events' worth back: they were not accepted.
+    pub fn give_back(&self, grant: &Grant, events: usize) {
         if let Some(limit) = grant.tier.events_per_minute() {
-            let give_back = |full_at: u64| Some(full_at.saturating_sub(cost(limit)));
+            let worth = cost(limit).saturating_mul(events as u64);
+            let give_back = |full_at: u64| Some(full_at.saturating_sub(worth));
             let bucket = self.bucket(grant);
             let _ = bucket
                 .full_at
