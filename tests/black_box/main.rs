@@ -3,6 +3,8 @@
 mod again;
 mod announced;
 mod arriving;
+mod batch;
+mod cloud_events;
 mod deduplication;
 mod failing;
 mod hostile;

@@ -152,7 +152,8 @@ impl Client {
 
     /// A request without a key: events are posted to the node for that, all else goes to the api.
     pub fn anonymous(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
-        let posts = method == Method::POST && matches!(path, "/v1/events" | "/api/events");
+        let posts =
+            method == Method::POST && matches!(path, "/v1/events" | "/v1/events/batch" | "/api/events");
         let node = if posts { &self.ingest } else { &self.api };
         self.http.request(method, format!("{}{path}", node.url()))
     }
