@@ -89,7 +89,24 @@ check_code() {
   cargo clippy --workspace --all-targets --locked -- -D warnings
 }
 
+# The CloudEvents SDK for Python, pinned, into a directory of our own; only once a version.
+install_sdk() {
+  local requirements=tests/sdk/requirements.txt directory=target/python
+  if cmp --silent "$requirements" "$directory/requirements.txt"; then
+    return
+  fi
+  python3 -m pip --version >/dev/null 2>&1 ||
+    fail 'Python with pip is missing, for the CloudEvents SDK: on Debian, apt-get install python3-pip'
+  rm -rf -- "$directory"
+  python3 -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps --only-binary :all: \
+    --target "$directory" --requirement "$requirements" ||
+    fail "the CloudEvents SDK cannot be installed: $requirements names what is needed from PyPI"
+  cp -- "$requirements" "$directory/requirements.txt"
+}
+
 run_tests() {
+  section 'CloudEvents SDK'
+  install_sdk
   section 'Build'
   cargo build --workspace --bins --locked
   section 'Tests'
