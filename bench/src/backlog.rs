@@ -110,6 +110,7 @@ pub async fn run(args: &Args) -> anyhow::Result<Value> {
         keys: vec![deployment.key.clone()],
         types: 1,
         payload: args.payload_bytes as usize,
+        batch: 1,
     };
     let others = Others {
         deployment: &deployment,

@@ -27,9 +27,26 @@ pub struct Floor {
     pub per_second: Option<f64>,
 }
 
-/// Publish and confirm with lapin, a message an event, to a quorum queue: as many at once as the load has connections,
+/// What is around a payload in a frame, in bytes.
+pub const AROUND: usize = 250;
+
+impl Floor {
+    /// Each of whose messages is as many events.
+    pub fn of_events(self, events: u64) -> Self {
+        Self {
+            what: match events {
+                1 => self.what,
+                _ => "the same queue, a message or a commit of as many bytes as a batch",
+            },
+            per_second: self.per_second.map(|messages| messages * events as f64),
+            ..self
+        }
+    }
+}
+
+/// Publish and confirm with lapin, a message of so many bytes an event, to a quorum queue: as many at once as the load has connections,
 /// or in open loop at its rate.
-pub async fn rabbit(url: &str, shape: Shape, payload: usize, length: Duration) -> anyhow::Result<Floor> {
+pub async fn rabbit(url: &str, shape: Shape, bytes: usize, length: Duration) -> anyhow::Result<Floor> {
     // Threads of its own, as the front has.
     let url = url.to_owned();
     let measure = move || async move {
@@ -45,7 +62,7 @@ pub async fn rabbit(url: &str, shape: Shape, payload: usize, length: Duration) -
         channel
             .queue_declare(queue.as_str().into(), QueueDeclareOptions::durable(), arguments)
             .await?;
-        let body = load::payload(0, payload + 250).into_bytes();
+        let body = load::payload(0, bytes).into_bytes();
         let warm = Duration::from_secs(1);
         let measured = match shape {
             Shape::Closed { connections } | Shape::Counted { connections, .. } => {
@@ -160,7 +177,7 @@ async fn open(
 
 /// SQLite's own commit of the same bytes, with WAL and `synchronous=FULL`. Many autocommitted statements are run in one
 /// call, so that the way to SQLite's thread and back does not count; a time is the mean of a call's statements.
-pub async fn sqlite(payload: usize) -> anyhow::Result<Floor> {
+pub async fn sqlite(bytes: usize) -> anyhow::Result<Floor> {
     const STATEMENTS: u32 = 20;
     let directory = Directory::new("floor")?;
     let options = SqliteConnectOptions::new()
@@ -173,7 +190,7 @@ pub async fn sqlite(payload: usize) -> anyhow::Result<Floor> {
     sqlx::raw_sql("CREATE TABLE frames (id INTEGER PRIMARY KEY AUTOINCREMENT, body BLOB NOT NULL)")
         .execute(&mut connection)
         .await?;
-    let body = load::payload(0, payload + 250);
+    let body = load::payload(0, bytes);
     let statements = format!("INSERT INTO frames (body) VALUES ('{body}');").repeat(STATEMENTS as usize);
     let mut times = Vec::new();
     for round in 0..120 {

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, bail};
 use tokio::{net::TcpStream, sync::mpsc, task::JoinSet};
 
-use crate::http::Wire;
+use crate::http::{Wire, find};
 
 /// Connections of an open loop.
 const OPEN_CONNECTIONS: u16 = 64;
@@ -49,6 +49,8 @@ pub struct Load {
     pub types: u64,
     /// Bytes a payload.
     pub payload: usize,
+    /// How many events are posted at once: one by one, or in batches of as many.
+    pub batch: u64,
 }
 
 /// One event's fate.
@@ -105,20 +107,30 @@ impl End {
 }
 
 impl Load {
-    /// The request of an event, written out.
+    /// The request of an event, or of a batch that begins with it, written out.
     fn request(&self, number: u64) -> Vec<u8> {
+        let turn = (number / self.batch) % self.types;
         let event_type = match self.types {
             1 => "event".to_owned(),
-            types => (number % types).to_string(),
+            _ => turn.to_string(),
         };
-        let body = format!(
-            r#"{{"type":"bench.{event_type}","payload":{}}}"#,
-            payload(number, self.payload)
-        );
+        let event = |number| {
+            format!(
+                r#"{{"type":"bench.{event_type}","payload":{}}}"#,
+                payload(number, self.payload)
+            )
+        };
+        let (path, body) = match self.batch {
+            1 => ("/v1/events", event(number)),
+            count => {
+                let events: Vec<String> = (number..number + count).map(event).collect();
+                ("/v1/events/batch", format!("[{}]", events.join(",")))
+            }
+        };
         // By the type, so that each type is of one organization.
-        let key = &self.keys[((number % self.types) % self.keys.len() as u64) as usize];
+        let key = &self.keys[(turn % self.keys.len() as u64) as usize];
         format!(
-            "POST /v1/events HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer {}\r\ncontent-type: application/json\r\n\
+            "POST {path} HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer {}\r\ncontent-type: application/json\r\n\
              content-length: {}\r\n\r\n{body}",
             self.target,
             key,
@@ -181,17 +193,19 @@ impl Load {
             let (load, posts, next) = (self.clone(), Rc::clone(posts), Rc::clone(&next));
             tasks.spawn_local(async move {
                 while !end.is_reached(*next.borrow()) {
-                    let number = *next.borrow();
-                    *next.borrow_mut() += 1;
-                    let request = load.request(number);
+                    let first = *next.borrow();
+                    *next.borrow_mut() += load.batch;
+                    let request = load.request(first);
                     let due = Instant::now();
                     let status = exchange(&mut wire, &request).await?;
-                    posts.borrow_mut().push(Post {
+                    let answered = Instant::now();
+                    let events = (first..first + load.batch).map(|number| Post {
                         number,
                         due,
-                        answered: Instant::now(),
+                        answered,
                         status,
                     });
+                    posts.borrow_mut().extend(events);
                 }
                 anyhow::Ok(())
             });
@@ -265,6 +279,10 @@ impl Load {
 async fn exchange(wire: &mut Wire, request: &[u8]) -> anyhow::Result<u16> {
     wire.send(request).await?;
     let message = wire.receive().await?.context("the front closed the connection")?;
+    // Of a batch, all or the run is of no use: what is measured are events that got in.
+    if message.body.starts_with(b"{\"accepted\":") && find(message.body, b"\"refused\":0,").is_none() {
+        bail!("events of a batch were refused");
+    }
     let status = message
         .first_line
         .split(' ')

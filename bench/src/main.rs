@@ -67,6 +67,9 @@ struct Args {
     /// Open loop: this many events a second, whatever the answers (over 64 connections).
     #[arg(long, conflicts_with = "connections", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     rate: Option<u32>,
+    /// ingest: post events in batches of so many, over as many connections; the floor is a message a batch.
+    #[arg(long, default_value_t = 1, conflicts_with = "rate", value_parser = clap::value_parser!(u64).range(1..=1_000))]
+    batch: u64,
     /// How long to post, over all rounds.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3_600))]
     seconds: u64,
@@ -175,6 +178,10 @@ async fn measure(args: Args) -> anyhow::Result<()> {
     };
     let length = Duration::from_secs(args.seconds) / args.rounds;
     let payload = args.payload_bytes as usize;
+    anyhow::ensure!(
+        args.batch == 1 || args.scenario == Scenario::Ingest,
+        "--batch is for ingest"
+    );
 
     eprintln!("starting {:?} …", args.engine);
     let deployment = Deployment::of(&args, args.workers()).await?;
@@ -199,7 +206,10 @@ async fn measure(args: Args) -> anyhow::Result<()> {
             types: keys.len() as u64,
             keys,
             payload,
+            batch: args.batch,
         };
+        // What is around each payload is in the floor, too.
+        let bytes = (payload + floor::AROUND) * args.batch as usize;
         eprintln!("warming up …");
         let mut posted = load.run(shape, Duration::from_secs(2), 0).await?.posted();
         let mut rounds = Vec::new();
@@ -214,16 +224,11 @@ async fn measure(args: Args) -> anyhow::Result<()> {
             );
             let floor = match args.engine {
                 Engine::Servers => {
-                    floor::rabbit(
-                        &args.amqp_url,
-                        shape,
-                        payload,
-                        length.min(Duration::from_secs(10)),
-                    )
-                    .await?
+                    floor::rabbit(&args.amqp_url, shape, bytes, length.min(Duration::from_secs(10))).await?
                 }
-                Engine::Embedded => floor::sqlite(payload).await?,
-            };
+                Engine::Embedded => floor::sqlite(bytes).await?,
+            }
+            .of_events(args.batch);
             let run = load.run(shape, length, posted).await?;
             posted = run.posted();
             rounds.push(Round { floor, run });

@@ -241,6 +241,12 @@ impl Report {
         });
         let shape = match args.rate {
             Some(rate) => format!("open loop at {rate}/s"),
+            None if args.batch > 1 => {
+                format!(
+                    "closed loop, {} connection(s), batches of {}",
+                    args.connections, args.batch
+                )
+            }
             None => format!("closed loop, {} connection(s)", args.connections),
         };
         Self {

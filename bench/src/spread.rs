@@ -57,6 +57,7 @@ impl Spread {
             keys,
             types: args.subscriptions,
             payload: args.payload_bytes as usize,
+            batch: 1,
         };
         Ok(Self { deployment, load })
     }
