@@ -1,6 +1,7 @@
 //! Processes killed and stopped while events are posted at a steady rate: every 202 is delivered, each in one delivery.
 
 mod again;
+mod batches;
 mod killed;
 mod order;
 mod repeated;
