@@ -419,8 +419,49 @@ async fn a_batch_that_is_none_has_one_problem() {
     assert_eq!(front.entries(), []);
 }
 
+#[tokio::test]
+async fn a_body_for_which_there_is_no_room_is_refused() {
+    let front = Front::open().await;
+    let mut held = front.ingest.room.of(front.organization);
+    while held.grow(1_024).is_ok() {}
+    let (status, _, problem) = front.post(Tier::Unlimited, numbered(100, 100)).await;
+    assert_eq!((status, &problem["code"]), (503, &json!("unavailable")));
+    assert_eq!(problem["retry_after_seconds"], 1);
+    drop(held);
+    assert_eq!(front.post(Tier::Unlimited, numbered(100, 100)).await.0, 202);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(30))]
+    #[test]
+    fn payloads_stay_as_they_were_sent(
+        payloads in prop::collection::vec(r#"[ \t]?(\{ ?"\\\\u00e9": ?-?[1-9][0-9]{0,20}\.[0-9]{1,3}[eE]\+?[0-9]{1,4} \}|"\PC{0,8}"|\[ *\])"#, 1..20)
+    ) {
+        let valid = |payload: &String| serde_json::from_str::<&serde_json::value::RawValue>(payload).is_ok();
+        let payloads: Vec<String> = payloads.into_iter().filter(valid).collect();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let front = Front::open().await;
+            let plain = payloads.iter().map(|payload| format!(r#"{{"type":"a","payload":{payload}}}"#));
+            let plain: Vec<String> = plain.collect();
+            let cloud_events = payloads.iter().enumerate().map(|(id, payload)| {
+                format!(r#"{{"specversion":"1.0","source":"/","id":"{id}","type":"a","data":{payload}}}"#)
+            });
+            let cloud_events: Vec<String> = cloud_events.collect();
+            for (content_type, body) in [
+                ("application/json", format!("[{}]", plain.join(","))),
+                ("application/x-ndjson", plain.join("\n")),
+                ("application/cloudevents-batch+json", format!("[{}]", cloud_events.join(","))),
+            ] {
+                front.refuse([]);
+                front.post_as(content_type, Tier::Unlimited, body).await;
+                let stored: Vec<String> = front.events().iter().map(|event| event.payload.as_str().to_owned()).collect();
+                let sent: Vec<&str> = payloads.iter().map(|payload| payload.trim()).collect();
+                assert_eq!(stored, sent, "{content_type}");
+            }
+        });
+    }
+
     #[test]
     fn whatever_fails_the_queue_has_the_beginning(
         sizes in prop::collection::vec(0..60_000_usize, 1..40),
