@@ -1,5 +1,8 @@
 //! Subscriptions: who wants which events, and where they are sent.
 
+mod headers;
+mod metadata;
+
 use std::{fmt, str::FromStr, time::Duration};
 
 use serde::Serialize;
@@ -7,6 +10,11 @@ use url::Url;
 
 use crate::{
     EventType, Invalid, OrganizationId, SubscriptionId, Timestamp, seal::Sealed, signature::SignatureScheme,
+};
+
+pub use self::{
+    headers::{HeaderName, HeaderValue, MASK, MAX_HEADERS, SealedHeaders, StaticHeaders},
+    metadata::{MAX_ENTRIES, Metadata},
 };
 
 /// A subscription as the store keeps it.
@@ -28,6 +36,8 @@ pub struct Subscription {
     pub disabled_reason: Option<String>,
     /// A text for people, at most 1,024 characters.
     pub description: Option<String>,
+    /// What clients note on it for themselves.
+    pub metadata: Metadata,
     /// Counts its changes.
     pub version: i64,
     /// When it was created.
@@ -72,6 +82,43 @@ pub struct Push {
     pub rate_limit: Option<RateLimit>,
     /// In which order events are sent.
     pub ordering: Ordering,
+    /// What a webhook's body is.
+    pub format: Format,
+    /// Headers that each webhook has beside the system's own, if there are any.
+    pub headers: Option<SealedHeaders>,
+}
+
+/// What the body of a webhook is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// `{"id","type","timestamp","data"}`, by Standard Webhooks.
+    #[default]
+    Standard,
+    /// A `CloudEvent` in structured mode.
+    CloudEvents,
+}
+
+impl Format {
+    /// Its name in the API and in the store.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Standard => "standard",
+            Self::CloudEvents => "cloudevents",
+        }
+    }
+}
+
+impl FromStr for Format {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        match text {
+            "standard" => Ok(Self::Standard),
+            "cloudevents" => Ok(Self::CloudEvents),
+            _ => Err(Invalid::new("must be standard or cloudevents")),
+        }
+    }
 }
 
 /// A secret that was rotated, for as long as it signs beside the new one.

@@ -20,4 +20,5 @@ mod set_aside;
 mod signing;
 mod subscriptions;
 mod targets;
+mod webhooks;
 mod zapier;

@@ -3,7 +3,7 @@
 //! Follows [Standard Webhooks](https://www.standardwebhooks.com): 2xx is success, anything else is not, redirects are
 //! not followed. DNS, connecting, TLS, sending, and the answer with its body share one deadline.
 
-use std::{fmt::Write, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
@@ -17,7 +17,8 @@ use shared::{
 use tokio::time::Instant;
 
 use crate::{
-    lane::{Ending, EventBody, Job, LONGEST_PAUSE},
+    envelope::{self, Envelope},
+    lane::{Ending, Job, LONGEST_PAUSE},
     outbound::{self, Outbound},
     registry::Route,
     retry_after,
@@ -194,7 +195,9 @@ fn request(route: &Route, job: &Job, number: u32, at: Timestamp) -> Result<Reque
     let uri = route.uri.clone()?;
     let keys = route.signing.as_ref().map_err(Clone::clone)?;
     let id = job.event.id.to_string();
-    let body = envelope(&id, &job.event);
+    let headers = route.headers.as_ref().map_err(Clone::clone)?;
+    let Envelope { content_type, body } =
+        envelope::seal(route.push.format, &id, job.organization, &job.event);
     let signing = keys
         .iter()
         .filter(|(_, until)| until.is_none_or(|until| at < until));
@@ -204,8 +207,10 @@ fn request(route: &Route, job: &Job, number: u32, at: Timestamp) -> Result<Reque
     let mut request = Request::new(Full::new(Bytes::from(body)));
     *request.method_mut() = Method::POST;
     *request.uri_mut() = uri;
+    // Those of the subscription are none of the system's own, which come after all the same.
+    *request.headers_mut() = headers.clone();
     let headers = request.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
     headers.insert("webhook-timestamp", HeaderValue::from(at.seconds()));
     headers.insert("webhook-attempt", HeaderValue::from(number));
@@ -229,53 +234,11 @@ fn insert(headers: &mut HeaderMap, name: &'static str, value: &str) -> Result<()
     Ok(())
 }
 
-/// `{"id","type","timestamp","data"}`, with `data` byte for byte as it was posted.
-fn envelope(id: &str, event: &Arc<EventBody>) -> Vec<u8> {
-    let mut head = String::with_capacity(160 + event.event_type.len());
-    let timestamp = event.occurred_at.unwrap_or(event.received_at);
-    // A type may hold backslashes, which JSON escapes; ids and times hold nothing of the kind.
-    let event_type = event.event_type.replace('\\', "\\\\");
-    if write!(
-        head,
-        r#"{{"id":"{id}","type":"{event_type}","timestamp":"{timestamp}","data":"#
-    )
-    .is_err()
-    {
-        unreachable!("a string takes all that is written to it");
-    }
-    let mut body = head.into_bytes();
-    body.reserve_exact(event.payload.len() + 1);
-    body.extend_from_slice(&event.payload);
-    body.push(b'}');
-    body
-}
-
 const _: () = assert!(!VERSION.is_empty());
 
 #[cfg(test)]
 mod tests {
-    use shared::EventId;
-
     use super::*;
-
-    #[test]
-    fn data_is_byte_for_byte() {
-        let payload = r#"{"b":1.0,  "a":[1e400,"\u00e9"]}"#;
-        let event = Arc::new(EventBody {
-            id: EventId::new(),
-            event_type: r"odd\type".into(),
-            received_at: Timestamp::from_millis(1_700_000_000_123),
-            occurred_at: None,
-            trace: None,
-            payload: Bytes::from_static(payload.as_bytes()),
-        });
-        let body = String::from_utf8(envelope("evt_1", &event)).unwrap();
-        let expected = format!(
-            r#"{{"id":"evt_1","type":"odd\\type","timestamp":"2023-11-14T22:13:20.123Z","data":{payload}}}"#
-        );
-        assert_eq!(body, expected);
-        assert!(serde_json::from_str::<&serde_json::value::RawValue>(&body).is_ok());
-    }
 
     #[test]
     fn answers_can_be_stored() {

@@ -52,6 +52,8 @@ pub struct EventBody {
     pub received_at: Timestamp,
     /// When it happened, as the producer says.
     pub occurred_at: Option<Timestamp>,
+    /// Where it comes from, as the producer says.
+    pub source: Option<String>,
     /// The trace that it is part of.
     pub trace: Option<String>,
     /// Its payload.

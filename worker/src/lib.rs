@@ -8,6 +8,7 @@
 mod announcing;
 mod attempt;
 mod dispatch;
+mod envelope;
 mod failing;
 mod intake;
 mod keep;

@@ -21,7 +21,7 @@ use shared::{
         InForce, IntakeBatch, IntakeOutcome, NewKey, NewSecret, Page, PageRequest, PatchOutcome,
         PlannedDelivery, Result, SealedSecrets, Store, StoreError, SubscriptionPatch, Subscriptions, sqlite,
     },
-    subscription::{AttemptTimeout, MaxInFlight, Push, Target},
+    subscription::{AttemptTimeout, Format, MaxInFlight, Metadata, Push, Target},
 };
 
 use crate::registry::Registry;
@@ -201,11 +201,14 @@ impl RealStore {
                 max_in_flight: MaxInFlight::default(),
                 rate_limit: None,
                 ordering: shared::subscription::Ordering::None,
+                format: Format::Standard,
+                headers: None,
             }),
             event_types: vec![EventPattern::all()],
             enabled: true,
             disabled_reason: None,
             description: None,
+            metadata: Metadata::default(),
             version: 1,
             created_at: Timestamp::now(),
             updated_at: Timestamp::now(),

@@ -8,14 +8,14 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use http::Uri;
+use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use quick_cache::sync::Cache;
 use shared::{
     OrganizationId, Subscription, SubscriptionId, Timestamp,
     seal::Sealer,
     signature::SigningKey,
     store::{self, InForce, Store},
-    subscription::Push,
+    subscription::{Push, StaticHeaders},
 };
 use tokio::time::Instant;
 
@@ -41,6 +41,8 @@ pub struct Route {
     pub uri: Result<Uri, String>,
     /// What it is signed with, the current one first, each with its end; or why that does not open.
     pub signing: Result<Vec<(SigningKey, Option<Timestamp>)>, String>,
+    /// The headers that its webhooks have of its own; or why they do not open.
+    pub headers: Result<HeaderMap, String>,
 }
 
 impl Route {
@@ -237,11 +239,32 @@ impl Registry {
             .as_str()
             .parse()
             .map_err(|error| format!("the URL cannot be sent to: {error}"));
+        let headers = match &push.headers {
+            None => Ok(HeaderMap::new()),
+            Some(sealed) => sealed
+                .open(&self.sealer, subscription.organization, subscription.id)
+                .map_err(|error| error.to_string())
+                .and_then(|opened| header_map(&opened)),
+        };
         Found::Enabled(Arc::new(Route {
             subscription: Arc::clone(subscription),
             push: push.clone(),
             uri,
             signing,
+            headers,
         }))
     }
+}
+
+fn header_map(headers: &StaticHeaders) -> Result<HeaderMap, String> {
+    let mut map = HeaderMap::new();
+    for (name, value) in headers.iter() {
+        let unsendable = |error: http::Error| format!("the header {name} cannot be sent: {error}");
+        let parsed = HeaderName::try_from(name).map_err(|error| unsendable(error.into()))?;
+        let mut value = HeaderValue::try_from(value).map_err(|error| unsendable(error.into()))?;
+        // Nothing prints it, and HTTP/2 keeps it out of the tables that its compression makes.
+        value.set_sensitive(true);
+        map.insert(parsed, value);
+    }
+    Ok(map)
 }

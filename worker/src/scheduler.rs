@@ -313,6 +313,7 @@ fn job(claimed: Claimed, holding: &Arc<Holding>) -> Job {
         event_type,
         received_at,
         occurred_at,
+        source,
         trace,
         payload,
         ..
@@ -322,6 +323,7 @@ fn job(claimed: Claimed, holding: &Arc<Holding>) -> Job {
         event_type,
         received_at,
         occurred_at,
+        source,
         trace,
         payload,
     };

@@ -28,7 +28,7 @@ use shared::{
 };
 
 use self::{
-    request::{Kind, Settings},
+    request::{Kind, Row, Settings},
     view::SubscriptionView,
 };
 use crate::{
@@ -81,6 +81,8 @@ pub(crate) fn new_push(
         max_in_flight: shared::subscription::MaxInFlight::default(),
         rate_limit: None,
         ordering: shared::subscription::Ordering::None,
+        format: shared::subscription::Format::Standard,
+        headers: None,
     };
     (new(id, organization, Target::Push(push)), secret)
 }
@@ -96,6 +98,7 @@ fn new(id: SubscriptionId, organization: OrganizationId, target: Target) -> Subs
         enabled: true,
         disabled_reason: None,
         description: None,
+        metadata: shared::subscription::Metadata::default(),
         version: 1,
         created_at: now,
         updated_at: now,
@@ -136,10 +139,14 @@ async fn create(
             return Err(ApiError::invalid(vec![FieldError::at(&["url"], rule)]));
         }
     };
+    let row = row(&control, &subscription);
     if let Target::Push(push) = &mut subscription.target
-        && let Some(merged) = settings.merged(push)
+        && let Some(merged) = settings.merged(push, &row)?
     {
         *push = merged;
+    }
+    if let Some(metadata) = settings.metadata(&subscription.metadata)? {
+        subscription.metadata = metadata;
     }
     if let Some(event_types) = settings.event_types {
         subscription.event_types = event_types;
@@ -150,6 +157,15 @@ async fn create(
     let path = format!("/v1/subscriptions/{}", subscription.id);
     let view = SubscriptionView::of(subscription, secret.as_ref());
     Ok(Answer::created(view).at(&path).secret())
+}
+
+/// What the headers of a subscription are sealed by, and for.
+fn row<'a>(control: &'a Control, subscription: &Subscription) -> Row<'a> {
+    Row {
+        sealer: &control.api.sealer,
+        organization: subscription.organization,
+        id: subscription.id,
+    }
 }
 
 async fn list(
@@ -222,13 +238,14 @@ async fn change(
     }
     for _ in 0..MAX_TRIES {
         let patch = SubscriptionPatch {
-            target: current
-                .push()
-                .and_then(|push| settings.merged(push))
-                .map(Target::Push),
+            target: match current.push() {
+                Some(push) => settings.merged(push, &row(&control, &current))?.map(Target::Push),
+                None => None,
+            },
             event_types: settings.event_types.clone(),
             enabled: settings.enabled,
             description: settings.description.clone(),
+            metadata: settings.metadata(&current.metadata)?,
         };
         let subscriptions = &control.api.store.subscriptions;
         match subscriptions

@@ -1,10 +1,12 @@
 //! A subscription as it is shown.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 use shared::{
     Builtin, EventPattern, RetrySchedule, Subscription, SubscriptionId, Timestamp,
     signature::{SignatureScheme, SigningKey},
-    subscription::{AttemptTimeout, MaxInFlight, Ordering, RateLimit, Target},
+    subscription::{AttemptTimeout, Format, MASK, MaxInFlight, Metadata, Ordering, RateLimit, Target},
 };
 
 use super::request::Kind;
@@ -20,6 +22,7 @@ pub(super) struct SubscriptionView {
     enabled: bool,
     disabled_reason: Option<String>,
     description: Option<String>,
+    metadata: Metadata,
     created_at: Timestamp,
     updated_at: Timestamp,
     /// Shown when it is made and never again.
@@ -35,6 +38,9 @@ struct PushView {
     max_in_flight: MaxInFlight,
     rate_limit_per_second: Option<RateLimit>,
     ordering: Ordering,
+    format: Format,
+    /// By name; the values are shown to nobody.
+    headers: BTreeMap<String, &'static str>,
     signature_scheme: SignatureScheme,
     /// What to verify by, where the scheme has such a thing.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -49,6 +55,8 @@ impl SubscriptionView {
         let (kind, push) = match subscription.target {
             Target::Pull => (Kind::Pull, None),
             Target::Push(push) => {
+                let headers = push.headers.iter().flat_map(|headers| &headers.names);
+                let headers = headers.map(|name| (name.as_str().to_owned(), MASK)).collect();
                 let view = PushView {
                     url: push.url.as_str().to_owned(),
                     retry_schedule_seconds: push.retry_schedule,
@@ -56,6 +64,8 @@ impl SubscriptionView {
                     max_in_flight: push.max_in_flight,
                     rate_limit_per_second: push.rate_limit,
                     ordering: push.ordering,
+                    format: push.format,
+                    headers,
                     signature_scheme: push.scheme,
                     public_key: push.public_key,
                     former_secret_until: push.former.map(|former| former.until),
@@ -72,6 +82,7 @@ impl SubscriptionView {
             enabled: subscription.enabled,
             disabled_reason: subscription.disabled_reason,
             description: subscription.description,
+            metadata: subscription.metadata,
             created_at: subscription.created_at,
             updated_at: subscription.updated_at,
             secret: secret.and_then(SigningKey::secret_text),

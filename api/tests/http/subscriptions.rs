@@ -218,3 +218,102 @@ async fn scopes_and_organizations_are_kept_apart() {
     }
     assert_eq!(desk.get(&path, &tenant.key).await.body["enabled"], true);
 }
+
+#[tokio::test]
+async fn headers_are_sealed_masked_and_merged() {
+    let desk = Desk::open().await;
+    let tenant = desk.tenant().await;
+    let body = json!({"url": "https://1.1.1.1/hook", "format": "cloudevents",
+                      "headers": {"Authorization": "Bearer geheim", "X-Team": "a"}});
+    let made = desk.post("/v1/subscriptions", &tenant.key, &body).await;
+    assert_eq!(made.status, 201);
+    assert_eq!(
+        made.body["headers"],
+        json!({"authorization": "********", "x-team": "********"})
+    );
+    assert_eq!(made.body["format"], "cloudevents");
+    let id: SubscriptionId = made.body["id"].as_str().unwrap().parse().unwrap();
+    let opened = async || {
+        let stored = desk
+            .engine
+            .store
+            .subscriptions
+            .get(tenant.id, id)
+            .await
+            .unwrap()
+            .unwrap();
+        let sealed = stored.push().unwrap().headers.clone();
+        let headers = sealed.map(|sealed| sealed.open(&desk.engine.sealer, tenant.id, id).unwrap());
+        let headers = headers.unwrap_or_default();
+        headers
+            .iter()
+            .map(|(name, value)| format!("{name}: {value}"))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(opened().await, ["authorization: Bearer geheim", "x-team: a"]);
+
+    let path = format!("/v1/subscriptions/{id}");
+    let wishes = json!({"headers": {"X-TEAM": "b", "x-new": "c", "x-none": null}});
+    let changed = desk.patch(&path, &tenant.key, &wishes).await;
+    assert_eq!(changed.status, 200);
+    assert_eq!(
+        opened().await,
+        ["authorization: Bearer geheim", "x-new: c", "x-team: b"]
+    );
+    let removed = desk
+        .patch(&path, &tenant.key, &json!({"headers": {"Authorization": null}}))
+        .await;
+    assert_eq!(
+        removed.body["headers"],
+        json!({"x-new": "********", "x-team": "********"})
+    );
+    // What is shown cannot be sent back as a value.
+    let shown = desk
+        .patch(&path, &tenant.key, &json!({"headers": removed.body["headers"]}))
+        .await;
+    insta::assert_snapshot!(shown.problem());
+    let none = desk.patch(&path, &tenant.key, &json!({"headers": null})).await;
+    assert_eq!(
+        (&none.body["headers"], opened().await),
+        (&json!({}), Vec::<String>::new())
+    );
+
+    let many: serde_json::Map<_, _> = (0..20).map(|at| (format!("x-{at}"), json!("v"))).collect();
+    assert_eq!(
+        desk.patch(&path, &tenant.key, &json!({"headers": many}))
+            .await
+            .status,
+        200
+    );
+    for headers in [
+        json!({"x-more": "v"}),
+        json!({"x-0": "v".repeat(1024), "x-1": "v".repeat(1024), "x-2": "v".repeat(1024), "x-3": "v".repeat(1024)}),
+        json!({"Host": "example.com"}),
+        json!({"x-a": "a\r\nb"}),
+    ] {
+        let refused = desk.patch(&path, &tenant.key, &json!({"headers": headers})).await;
+        insta::assert_snapshot!(refused.problem());
+    }
+}
+
+#[tokio::test]
+async fn metadata_is_shown_and_merged() {
+    let desk = Desk::open().await;
+    let tenant = desk.tenant().await;
+    for kind in [json!({"kind": "pull"}), json!({"url": "https://1.1.1.1/hook"})] {
+        let mut body = kind.clone();
+        body["metadata"] = json!({"team": "ü", "tier": ""});
+        let made = desk.post("/v1/subscriptions", &tenant.key, &body).await;
+        assert_eq!(made.body["metadata"], json!({"team": "ü", "tier": ""}));
+        let path = format!("/v1/subscriptions/{}", made.body["id"].as_str().unwrap());
+        let wishes = json!({"metadata": {"team": "b", "tier": null, "new": "c"}});
+        let changed = desk.patch(&path, &tenant.key, &wishes).await;
+        assert_eq!(changed.body["metadata"], json!({"team": "b", "new": "c"}));
+        let many: serde_json::Map<_, _> = (0..50).map(|at| (at.to_string(), json!("v"))).collect();
+        let refused = desk.patch(&path, &tenant.key, &json!({"metadata": many})).await;
+        assert_eq!(refused.status, 422);
+        assert_eq!(desk.get(&path, &tenant.key).await.body, changed.body);
+        let none = desk.patch(&path, &tenant.key, &json!({"metadata": null})).await;
+        assert_eq!(none.body["metadata"], json!({}));
+    }
+}

@@ -255,6 +255,43 @@ pub fn numbers<T>(
     }
 }
 
+/// Reads an object of at most `most` members, each a string or `null`, by rules of its own for names and for strings; what
+/// is broken is named by its member. Names that the rule makes the same are one given twice.
+pub fn members<K: PartialEq, V>(
+    most: usize,
+    name: impl Fn(&str) -> Result<K, Invalid>,
+    text: impl Fn(&str) -> Result<V, Invalid>,
+) -> impl FnOnce(&RawValue) -> Result<Vec<(K, Option<V>)>, Broken> {
+    move |value| {
+        let rule = || Invalid::new(format!("must be an object of at most {most} members"));
+        let object: Object<'_> = serde_json::from_str(value.get()).map_err(|_| rule())?;
+        if object.0.len() > most {
+            return Err(rule().into());
+        }
+        let mut read: Vec<(K, Option<V>)> = Vec::with_capacity(object.0.len());
+        for (given, value) in object.0 {
+            let at = |broken: Broken| Broken {
+                path: vec![given.clone().into_owned()],
+                ..broken
+            };
+            let key = name(&given).map_err(|invalid| at(invalid.into()))?;
+            if read.iter().any(|(known, _)| *known == key) {
+                return Err(at(Invalid::new("is given more than once").into()));
+            }
+            let value = match value.get() {
+                "null" => None,
+                _ => Some(
+                    borrowed(value, "must be a string, or null to remove it")
+                        .and_then(|value| text(&value))
+                        .map_err(|invalid| at(invalid.into()))?,
+                ),
+            };
+            read.push((key, value));
+        }
+        Ok(read)
+    }
+}
+
 fn borrowed<'a>(value: &'a RawValue, rule: &'static str) -> Result<Cow<'a, str>, Invalid> {
     // `Cow` alone would own every text: only this borrows what has no escapes.
     struct Text<'a>(Cow<'a, str>);

@@ -33,6 +33,8 @@ pub struct Claimed {
     pub received_at: Timestamp,
     /// When the producer says that it happened.
     pub occurred_at: Option<Timestamp>,
+    /// Where it comes from, as the producer says.
+    pub source: Option<String>,
     /// The trace that the event is part of.
     pub trace: Option<String>,
     /// The event's payload.

@@ -11,7 +11,7 @@ use crate::{
     EventPattern, OrganizationId, Subscription, SubscriptionId,
     seal::{KeyId, Sealed},
     signature::SignatureScheme,
-    subscription::Target,
+    subscription::{Metadata, Target},
 };
 
 /// A change to a subscription; what is `None` stays.
@@ -25,6 +25,8 @@ pub struct SubscriptionPatch {
     pub enabled: Option<bool>,
     /// A text for people; `Some(None)` removes it.
     pub description: Option<Option<String>>,
+    /// The metadata as a whole: the caller has read the current one and changed it.
+    pub metadata: Option<Metadata>,
 }
 
 /// What came of a change to a subscription.
@@ -49,14 +51,14 @@ pub struct NewSecret {
     pub public_key: Option<String>,
 }
 
-/// The secrets of a subscription.
+/// What is sealed of a subscription.
 #[derive(Debug, Clone)]
 pub struct SealedSecrets {
     /// Whose it is.
     pub organization: OrganizationId,
     /// Which it is.
     pub id: SubscriptionId,
-    /// The current secret, and the one before it, if it is there.
+    /// The current secret, the one before it, and the static headers, as far as they are there.
     pub secrets: Vec<Sealed>,
 }
 
@@ -115,7 +117,7 @@ pub trait Subscriptions: Send + Sync {
         secret: NewSecret,
         overlap: Duration,
     ) -> Result<PatchOutcome>;
-    /// Subscriptions with a secret that is not sealed under this key, deleted ones included, in order of id.
+    /// Subscriptions with a secret or headers that are not sealed under this key, deleted ones included, in order of id.
     async fn sealed_otherwise(
         &self,
         key: KeyId,

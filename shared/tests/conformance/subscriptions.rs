@@ -5,7 +5,10 @@ use shared::{
     seal::Sealed,
     signature::SignatureScheme,
     store::{NewSecret, PatchOutcome, Store, StoreError, SubscriptionPatch},
-    subscription::{AttemptTimeout, MaxInFlight, Ordering, Push, RateLimit, Target},
+    subscription::{
+        AttemptTimeout, Format, HeaderName, MaxInFlight, Metadata, Ordering, Push, RateLimit, SealedHeaders,
+        Target,
+    },
 };
 
 use super::world::{MINUTE, after, first, inbox, new_push, organization, push};
@@ -21,9 +24,32 @@ fn changed(outcome: PatchOutcome) -> Subscription {
     }
 }
 
+fn sealed_headers(names: &[&str], values: Vec<u8>) -> SealedHeaders {
+    SealedHeaders {
+        names: names
+            .iter()
+            .map(|name| HeaderName::parse(name).unwrap())
+            .collect(),
+        values: Sealed(values),
+    }
+}
+
+fn metadata(key: &str, value: &str) -> Metadata {
+    let mut metadata = Metadata::default();
+    metadata
+        .merge([(key.to_owned(), Some(value.to_owned()))])
+        .unwrap();
+    metadata
+}
+
 pub(crate) async fn created_and_read_back(store: &Store) {
     let (ours, theirs) = (organization(store).await.id, organization(store).await.id);
     let mut new = new_push(ours);
+    new.metadata = metadata("team \"ü\"", "");
+    if let Target::Push(push) = &mut new.target {
+        push.format = Format::CloudEvents;
+        push.headers = Some(sealed_headers(&["authorization", "x-a"], vec![0, 255, 10]));
+    }
     new.event_types = vec![
         EventPattern::parse("user.*").unwrap(),
         EventPattern::parse("a.**").unwrap(),
@@ -106,12 +132,15 @@ pub(crate) async fn patched_by_version(store: &Store) {
         max_in_flight: MaxInFlight::new(1).unwrap(),
         rate_limit: Some(RateLimit::new(7).unwrap()),
         ordering: Ordering::Fifo,
+        format: Format::CloudEvents,
+        headers: Some(sealed_headers(&["x-b"], vec![7])),
     });
     let patch = SubscriptionPatch {
         target: Some(target.clone()),
         event_types: Some(vec![EventPattern::parse("x.y").unwrap()]),
         enabled: Some(false),
         description: Some(None),
+        metadata: Some(metadata("a", "b")),
     };
     let outcome = store
         .subscriptions
@@ -125,6 +154,7 @@ pub(crate) async fn patched_by_version(store: &Store) {
     );
     assert_eq!(patched.target, target);
     assert_eq!(patched.event_types, [EventPattern::parse("x.y").unwrap()]);
+    assert_eq!(patched.metadata, metadata("a", "b"));
     assert_eq!(
         store.subscriptions.get(ours, made.id).await.unwrap(),
         Some(patched)
@@ -158,8 +188,8 @@ pub(crate) async fn patched_by_version(store: &Store) {
             .unwrap(),
     );
     assert_eq!(
-        (same.target, same.enabled, same.description),
-        (target, false, None)
+        (same.target, same.enabled, same.description, same.metadata),
+        (target, false, None, metadata("a", "b"))
     );
     let described = SubscriptionPatch {
         description: Some(Some("new".to_owned())),
@@ -510,6 +540,33 @@ pub(crate) async fn secrets_are_sealed_anew(store: &Store) {
     let other = other.push().unwrap();
     assert_eq!(other.secret, Sealed(vec![9; 40]));
     assert_eq!(other.former.as_ref().unwrap().secret, Sealed(vec![9; 42]));
+    let left = subscriptions.sealed_otherwise([9; 4], None, 10).await.unwrap();
+    assert_eq!(left.iter().map(|found| found.id).collect::<Vec<_>>(), ids[2..]);
+
+    // Static headers are sealed, too.
+    let mut with_headers = new_push(ours);
+    if let Target::Push(push) = &mut with_headers.target {
+        push.secret = Sealed(vec![9; 50]);
+        push.headers = Some(sealed_headers(&["x-a"], vec![8; 40]));
+    }
+    let made = subscriptions.create(with_headers).await.unwrap();
+    let found = subscriptions
+        .sealed_otherwise([9; 4], Some(ids[2]), 10)
+        .await
+        .unwrap();
+    assert_eq!(found.iter().map(|found| found.id).collect::<Vec<_>>(), [made.id]);
+    assert_eq!(found[0].secrets[1], Sealed(vec![8; 40]));
+    let before = found[0].secrets[1].clone();
+    assert!(
+        subscriptions
+            .reseal(made.id, &before, Sealed(vec![9; 60]))
+            .await
+            .unwrap()
+    );
+    let read = subscriptions.get(ours, made.id).await.unwrap().unwrap();
+    let read = read.push().unwrap();
+    assert_eq!(read.secret, Sealed(vec![9; 50]));
+    assert_eq!(read.headers, Some(sealed_headers(&["x-a"], vec![9; 60])));
     let left = subscriptions.sealed_otherwise([9; 4], None, 10).await.unwrap();
     assert_eq!(left.iter().map(|found| found.id).collect::<Vec<_>>(), ids[2..]);
 

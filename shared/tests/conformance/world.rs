@@ -13,7 +13,7 @@ use shared::{
     store::{
         EventRecord, IntakeBatch, IntakeOutcome, NewKey, PageRequest, PlannedDelivery, Store, StoredEvent,
     },
-    subscription::{AttemptTimeout, MaxInFlight, Ordering, Push, Target},
+    subscription::{AttemptTimeout, Format, MaxInFlight, Metadata, Ordering, Push, Target},
 };
 
 pub(crate) const MINUTE: Duration = Duration::from_mins(1);
@@ -56,11 +56,14 @@ pub(crate) fn new_push(organization: OrganizationId) -> Subscription {
             max_in_flight: MaxInFlight::default(),
             rate_limit: None,
             ordering: Ordering::None,
+            format: Format::Standard,
+            headers: None,
         }),
         event_types: vec![EventPattern::all()],
         enabled: true,
         disabled_reason: None,
         description: Some("a subscription".to_owned()),
+        metadata: Metadata::default(),
         version: 1,
         created_at: Timestamp::now(),
         updated_at: Timestamp::now(),

@@ -148,6 +148,7 @@ fn body(event: &AcceptedEvent) -> EventBody {
         event_type: event.event_type.as_str().into(),
         received_at: event.received_at,
         occurred_at: event.occurred_at,
+        source: event.source.as_ref().map(|source| source.as_str().to_owned()),
         trace: event.trace.as_ref().map(|trace| trace.as_str().to_owned()),
         // A copy, so that a small event that waits does not hold on to a large frame.
         payload: Bytes::copy_from_slice(event.payload.as_bytes()),

@@ -276,6 +276,7 @@ impl Simulation {
                 event_type: "a".into(),
                 received_at: Timestamp::from_millis(0),
                 occurred_at: None,
+                source: None,
                 trace: None,
                 payload: Bytes::from_static(b"{}"),
             };

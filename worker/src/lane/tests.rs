@@ -14,6 +14,7 @@ fn job_of(subscription: SubscriptionId, worker: WorkerId, payload: Bytes) -> Job
         event_type: "a".into(),
         received_at: Timestamp::now(),
         occurred_at: None,
+        source: None,
         trace: None,
         payload,
     };

@@ -140,9 +140,9 @@ const CLAIM_IN_ORDER: &str = concat!(
         WHERE d.event_id = f.event_id AND d.subscription_id = $2 AND d.due_at IS NOT NULL
         RETURNING d.event_id, d.subscription_id, d.organization_id, d.seq, d.attempts, d.attempts_before
     )
-    SELECT c.*, e.type, e.received_at, e.occurred_at, e.trace, e.payload
+    SELECT c.*, e.type, e.received_at, e.occurred_at, e.source, e.trace, e.payload
     FROM claimed c CROSS JOIN LATERAL (
-        SELECT type, received_at, occurred_at, trace, payload FROM events WHERE id = c.event_id LIMIT 1
+        SELECT type, received_at, occurred_at, source, trace, payload FROM events WHERE id = c.event_id LIMIT 1
     ) e
     ORDER BY c.seq"
 );
@@ -188,9 +188,9 @@ const CLAIM: &str = concat!(
         WHERE d.event_id = f.event_id AND d.subscription_id = f.subscription_id
         RETURNING d.event_id, d.subscription_id, d.organization_id, d.seq, d.attempts, d.attempts_before, d.due_at
     )
-    SELECT c.*, e.type, e.received_at, e.occurred_at, e.trace, e.payload
+    SELECT c.*, e.type, e.received_at, e.occurred_at, e.source, e.trace, e.payload
     FROM claimed c CROSS JOIN LATERAL (
-        SELECT type, received_at, occurred_at, trace, payload FROM events WHERE id = c.event_id LIMIT 1
+        SELECT type, received_at, occurred_at, source, trace, payload FROM events WHERE id = c.event_id LIMIT 1
     ) e
     ORDER BY c.due_at, c.seq"
 );
@@ -433,6 +433,7 @@ fn claimed(row: &PgRow) -> Result<Claimed> {
         event_type: Arc::from(row.value::<&str>("type")?),
         received_at: row.at("received_at")?,
         occurred_at: row.optional_at("occurred_at")?,
+        source: row.value("source")?,
         trace: row.value("trace")?,
         payload: row.value::<String>("payload")?.into(),
     })

@@ -70,6 +70,11 @@ fn migrator() -> Migrator {
             "announcements",
             include_str!("../../../../migrations/postgres/0007_announcements.sql"),
         ),
+        (
+            9,
+            "push",
+            include_str!("../../../../migrations/postgres/0009_push.sql"),
+        ),
     ];
     let migrations = migrations.map(|(version, name, text)| {
         let name = Cow::Borrowed(name);

@@ -17,7 +17,10 @@ use crate::{
     seal::Sealed,
     signature::SignatureScheme,
     store::SetAside,
-    subscription::{AttemptTimeout, FormerSecret, MaxInFlight, Ordering, Push, RateLimit, Target},
+    subscription::{
+        AttemptTimeout, Format, FormerSecret, HeaderName, MaxInFlight, Metadata, Ordering, Push, RateLimit,
+        SealedHeaders, Target,
+    },
 };
 
 /// A row, read by column.
@@ -146,6 +149,8 @@ pub(super) fn subscription(row: &PgRow) -> Result<Subscription> {
         enabled: row.value("enabled")?,
         disabled_reason: row.value("disabled_reason")?,
         description: row.value("description")?,
+        metadata: Metadata::from_json(row.value("metadata")?)
+            .map_err(|_| corrupt("metadata", "what is not an object of texts"))?,
         version: row.value("version")?,
         created_at: row.at("created_at")?,
         updated_at: row.at("updated_at")?,
@@ -193,7 +198,26 @@ fn push(row: &PgRow) -> Result<Push> {
             Some(name) => name.parse().map_err(|_| corrupt("ordering", name))?,
             None => Ordering::None,
         },
+        format: match row.value::<Option<&str>>("format")? {
+            Some(name) => name.parse().map_err(|_| corrupt("format", name))?,
+            None => Format::Standard,
+        },
+        headers: headers(row)?,
     })
+}
+
+fn headers(row: &PgRow) -> Result<Option<SealedHeaders>> {
+    let Some(values) = row.value::<Option<Vec<u8>>>("headers")? else {
+        return Ok(None);
+    };
+    let names: Vec<String> = row.value("header_names")?;
+    let read = names.iter().map(|name| HeaderName::parse(name));
+    Ok(Some(SealedHeaders {
+        names: read
+            .collect::<Result<_, _>>()
+            .map_err(|_| corrupt("header_names", &names))?,
+        values: Sealed(values),
+    }))
 }
 
 fn scheme(row: &PgRow, column: &str) -> Result<SignatureScheme> {

@@ -70,6 +70,14 @@ macro_rules! columns {
             $table,
             ".ordering, ",
             $table,
+            ".format, ",
+            $table,
+            ".header_names, ",
+            $table,
+            ".headers, ",
+            $table,
+            ".metadata, ",
+            $table,
             ".version, ",
             $table,
             ".created_at, ",
@@ -102,9 +110,9 @@ macro_rules! changing {
 
 const CREATE: &str = changing!(
     "INSERT INTO subscriptions (id, organization_id, builtin, kind, url, secret, retry_schedule_seconds, timeout_ms,
-        max_in_flight, rate_limit_per_second, ordering, event_types, enabled, disabled_reason, description,
-        signature_scheme, public_key)
-     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)"
+        max_in_flight, rate_limit_per_second, ordering, format, header_names, headers, event_types, enabled,
+        disabled_reason, description, metadata, signature_scheme, public_key)
+     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21)"
 );
 
 const PATCH: &str = changing!(
@@ -117,10 +125,14 @@ const PATCH: &str = changing!(
         max_in_flight = CASE WHEN $4 IS NULL THEN max_in_flight ELSE $9 END,
         rate_limit_per_second = CASE WHEN $4 IS NULL THEN rate_limit_per_second ELSE $10 END,
         ordering = CASE WHEN $4 IS NULL THEN ordering ELSE $11 END,
-        event_types = coalesce($12, event_types),
-        enabled = coalesce($13, enabled),
-        disabled_reason = CASE WHEN $13::boolean IS NULL THEN disabled_reason END,
-        description = CASE WHEN $14 THEN $15 ELSE description END,
+        format = CASE WHEN $4 IS NULL THEN format ELSE $12 END,
+        header_names = CASE WHEN $4 IS NULL THEN header_names ELSE $13 END,
+        headers = CASE WHEN $4 IS NULL THEN headers ELSE $14 END,
+        event_types = coalesce($15, event_types),
+        enabled = coalesce($16, enabled),
+        disabled_reason = CASE WHEN $16::boolean IS NULL THEN disabled_reason END,
+        description = CASE WHEN $17 THEN $18 ELSE description END,
+        metadata = CASE WHEN $19 THEN $20 ELSE metadata END,
         version = version + 1,
         updated_at = now()
      WHERE id = $1 AND organization_id = $2 AND version = $3 AND deleted_at IS NULL"
@@ -157,16 +169,18 @@ const ROTATE: &str = changing!(
 );
 
 const SEALED_OTHERWISE: &str = "
-    SELECT organization_id, id, secret, former_secret FROM subscriptions
+    SELECT organization_id, id, secret, former_secret, headers FROM subscriptions
     WHERE ($2::uuid IS NULL OR id > $2)
-      AND (substring(secret FROM 1 FOR 4) <> $1 OR substring(former_secret FROM 1 FOR 4) <> $1)
+      AND (substring(secret FROM 1 FOR 4) <> $1 OR substring(former_secret FROM 1 FOR 4) <> $1
+           OR substring(headers FROM 1 FOR 4) <> $1)
     ORDER BY id LIMIT $3";
 
 const RESEAL: &str = "
     UPDATE subscriptions SET
         secret = CASE WHEN secret = $2 THEN $3 ELSE secret END,
-        former_secret = CASE WHEN former_secret = $2 THEN $3 ELSE former_secret END
-    WHERE id = $1 AND (secret = $2 OR former_secret = $2) RETURNING id";
+        former_secret = CASE WHEN former_secret = $2 THEN $3 ELSE former_secret END,
+        headers = CASE WHEN headers = $2 THEN $3 ELSE headers END
+    WHERE id = $1 AND (secret = $2 OR former_secret = $2 OR headers = $2) RETURNING id";
 
 const GET: &str = concat!(
     "SELECT ",
@@ -209,6 +223,7 @@ fn bind_target(statement: Statement, target: Option<&Target>) -> Statement {
         Some(Target::Push(push)) => Some(push),
         Some(Target::Pull) | None => None,
     };
+    let headers = push.and_then(|push| push.headers.as_ref());
     statement
         .bind(kind)
         .bind(push.map(|push| push.url.as_str().to_owned()))
@@ -227,6 +242,12 @@ fn bind_target(statement: Statement, target: Option<&Target>) -> Statement {
                 .map(|rate| i32::try_from(rate.get()).unwrap_or(i32::MAX)),
         )
         .bind(push.map(|push| push.ordering.as_str()))
+        .bind(push.map(|push| push.format.as_str()))
+        .bind(headers.map(|headers| {
+            let names = headers.names.iter();
+            names.map(|name| name.as_str().to_owned()).collect::<Vec<_>>()
+        }))
+        .bind(headers.map(|headers| headers.values.0.clone()))
 }
 
 fn shared(rows: &[PgRow]) -> Result<Vec<Arc<Subscription>>> {
@@ -247,6 +268,7 @@ impl Subscriptions for Engine {
             .bind(subscription.enabled)
             .bind(subscription.disabled_reason.clone())
             .bind(subscription.description.clone())
+            .bind(subscription.metadata.to_json())
             .bind(subscription.push().map(|push| push.scheme.as_str()))
             .bind(subscription.push().and_then(|push| push.public_key.clone()));
         rows::subscription(&self.one(statement).await?)
@@ -294,7 +316,9 @@ impl Subscriptions for Engine {
             .bind(patch.event_types.as_deref().map(patterns))
             .bind(patch.enabled)
             .bind(patch.description.is_some())
-            .bind(patch.description.flatten());
+            .bind(patch.description.flatten())
+            .bind(patch.metadata.is_some())
+            .bind(patch.metadata.and_then(|metadata| metadata.to_json()));
         if let Some(row) = self.row(statement).await? {
             return Ok(PatchOutcome::Changed(Box::new(rows::subscription(&row)?)));
         }
@@ -366,6 +390,7 @@ impl Subscriptions for Engine {
             let secrets = [
                 row.value::<Option<Vec<u8>>>("secret")?,
                 row.value("former_secret")?,
+                row.value("headers")?,
             ];
             Ok(SealedSecrets {
                 organization: row.id("organization_id")?,

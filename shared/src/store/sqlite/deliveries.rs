@@ -27,7 +27,7 @@ const FREE: &str = "(d.lease_owner IS NULL OR NOT EXISTS \
 
 /// Of a delivery `d` and its event `e`, all that is needed to send it.
 const CLAIMED: &str = "d.event_id, d.organization_id, d.seq, d.attempts, e.type, e.received_at, e.trace, e.payload, e.occurred_at, \
-     d.attempts_before";
+     d.attempts_before, e.source";
 
 /// Whether the worker's lease lives: the fence before all that it writes.
 pub(super) async fn lives(
@@ -156,6 +156,7 @@ fn read_claimed(row: &SqliteRow, subscription: SubscriptionId) -> Result<Claimed
         attempts_before: row.number(9)?,
         event_type: Arc::from(row.value::<&str>(4)?),
         received_at: row.time(5)?,
+        source: row.value(10)?,
         trace: row.value(6)?,
         // Text is read as it is stored, and only the payload is shared on.
         payload: row.value::<Vec<u8>>(7)?.into(),
@@ -208,7 +209,7 @@ async fn claim_in_order(
     .map_err(failed)?;
     let (mut claimed, mut bytes) = (Vec::new(), 0);
     for row in &rows {
-        if bytes >= CLAIM_BYTES || !row.value::<bool>(10)? {
+        if bytes >= CLAIM_BYTES || !row.value::<bool>(11)? {
             break;
         }
         let read = read_claimed(row, lane)?;

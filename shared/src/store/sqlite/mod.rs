@@ -76,6 +76,11 @@ const MIGRATIONS: Migrations = &[
         "announcements",
         include_str!("../../../../migrations/sqlite/store/0007_announcements.sql"),
     ),
+    (
+        9,
+        "push",
+        include_str!("../../../../migrations/sqlite/store/0009_push.sql"),
+    ),
 ];
 /// Changes that a receiver may lag behind before it is told that it lost some.
 const CHANGES: usize = 1024;

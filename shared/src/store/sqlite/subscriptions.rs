@@ -27,13 +27,17 @@ use crate::{
         Change, InForce, NewSecret, Page, PageRequest, PatchOutcome, Result, SealedSecrets,
         SubscriptionPatch, Subscriptions,
     },
-    subscription::{AttemptTimeout, FormerSecret, MaxInFlight, Ordering, Push, RateLimit, Target},
+    subscription::{
+        AttemptTimeout, Format, FormerSecret, HeaderName, MaxInFlight, Metadata, Ordering, Push, RateLimit,
+        SealedHeaders, Target,
+    },
 };
 
 const SUBSCRIPTION: &str = "s.id, s.organization_id, s.builtin, s.kind, s.url, s.secret, s.retry_schedule, \
      s.timeout_ms, s.max_in_flight, s.event_types, s.enabled, s.disabled_reason, s.description, s.version, \
      s.created_at, s.updated_at, s.rate_limit_per_second, s.ordering, \
-     s.signature_scheme, s.public_key, s.former_secret, s.former_scheme, s.former_until";
+     s.signature_scheme, s.public_key, s.former_secret, s.former_scheme, s.former_until, \
+     s.format, s.header_names, s.headers, s.metadata";
 
 /// From a row of [`SUBSCRIPTION`].
 fn subscription(row: &SqliteRow) -> Result<Subscription> {
@@ -56,6 +60,7 @@ fn subscription(row: &SqliteRow) -> Result<Subscription> {
         enabled: row.value(10)?,
         disabled_reason: row.value(11)?,
         description: row.value(12)?,
+        metadata: Metadata::from_json(row.value(26)?).map_err(corrupt)?,
         version: row.value(13)?,
         created_at: row.time(14)?,
         updated_at: row.time(15)?,
@@ -89,7 +94,24 @@ fn push(row: &SqliteRow) -> Result<Push> {
             Some(name) => name.parse().map_err(corrupt)?,
             None => Ordering::None,
         },
+        format: match row.value::<Option<&str>>(23)? {
+            Some(name) => name.parse().map_err(corrupt)?,
+            None => Format::Standard,
+        },
+        headers: headers(row)?,
     })
+}
+
+fn headers(row: &SqliteRow) -> Result<Option<SealedHeaders>> {
+    let Some(values) = row.value::<Option<Vec<u8>>>(25)? else {
+        return Ok(None);
+    };
+    let names: Vec<String> = serde_json::from_str(row.value(24)?).map_err(corrupt)?;
+    let names = names.iter().map(|name| HeaderName::parse(name));
+    Ok(Some(SealedHeaders {
+        names: names.collect::<Result<_, _>>().map_err(corrupt)?,
+        values: Sealed(values),
+    }))
 }
 
 fn scheme(row: &SqliteRow, column: usize) -> Result<SignatureScheme> {
@@ -99,7 +121,8 @@ fn scheme(row: &SqliteRow, column: usize) -> Result<SignatureScheme> {
     }
 }
 
-/// Binds what a client may set: kind, url, secret, schedule, timeout, limit, rate, ordering, types, enabled, reason, description.
+/// Binds what a client may set: kind, url, secret, schedule, timeout, limit, rate, ordering, format, names and values of
+/// headers, types, enabled, reason, description, metadata.
 fn bind_settings<'q>(
     query: Query<'q, Sqlite, SqliteArguments>,
     subscription: &Subscription,
@@ -109,6 +132,11 @@ fn bind_settings<'q>(
         .map(|push| serde_json::to_string(&push.retry_schedule))
         .transpose();
     let patterns = serde_json::to_string(&subscription.event_types);
+    let headers = push.and_then(|push| push.headers.as_ref());
+    let names = headers.map(|headers| {
+        let names: Vec<&str> = headers.names.iter().map(HeaderName::as_str).collect();
+        serde_json::json!(names).to_string()
+    });
     Ok(query
         .bind(if push.is_some() { "push" } else { "pull" })
         .bind(push.map(|push| push.url.as_str().to_owned()))
@@ -118,18 +146,22 @@ fn bind_settings<'q>(
         .bind(push.map(|push| i64::from(push.max_in_flight.get())))
         .bind(push.and_then(|push| push.rate_limit).map(RateLimit::get))
         .bind(push.map(|push| push.ordering.as_str()))
+        .bind(push.map(|push| push.format.as_str()))
+        .bind(names)
+        .bind(headers.map(|headers| headers.values.0.clone()))
         .bind(patterns.map_err(corrupt)?)
         .bind(subscription.enabled)
         .bind(subscription.disabled_reason.clone())
-        .bind(subscription.description.clone()))
+        .bind(subscription.description.clone())
+        .bind(subscription.metadata.to_json()))
 }
 
 async fn insert(connection: &mut SqliteConnection, subscription: &Subscription) -> Result<()> {
     let query = sqlx::query(
         "INSERT INTO subscriptions (id, organization_id, builtin, version, created_at, updated_at, kind, url, secret, \
-         retry_schedule, timeout_ms, max_in_flight, rate_limit_per_second, ordering, event_types, enabled, \
-         disabled_reason, description, signature_scheme, public_key) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+         retry_schedule, timeout_ms, max_in_flight, rate_limit_per_second, ordering, format, header_names, headers, \
+         event_types, enabled, disabled_reason, description, metadata, signature_scheme, public_key) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(subscription.id.uuid())
     .bind(subscription.organization.uuid())
@@ -161,6 +193,7 @@ pub(super) async fn insert_inbox(
         enabled: true,
         disabled_reason: None,
         description: None,
+        metadata: Metadata::default(),
         version: 1,
         created_at: now,
         updated_at: now,
@@ -214,12 +247,16 @@ async fn patch(
     if let Some(description) = patch.description {
         subscription.description = description;
     }
+    if let Some(metadata) = patch.metadata {
+        subscription.metadata = metadata;
+    }
     subscription.version += 1;
     subscription.updated_at = tx.now;
 
     let query = sqlx::query(
         "UPDATE subscriptions SET kind = ?, url = ?, secret = ?, retry_schedule = ?, timeout_ms = ?, \
-         max_in_flight = ?, rate_limit_per_second = ?, ordering = ?, event_types = ?, enabled = ?, disabled_reason = ?, description = ?, version = ?, \
+         max_in_flight = ?, rate_limit_per_second = ?, ordering = ?, format = ?, header_names = ?, headers = ?, \
+         event_types = ?, enabled = ?, disabled_reason = ?, description = ?, metadata = ?, version = ?, \
          updated_at = ? WHERE id = ?",
     );
     bind_settings(query, &subscription)?
@@ -332,8 +369,9 @@ async fn rotate(
 async fn reseal(tx: &mut Tx, id: SubscriptionId, before: Sealed, after: Sealed) -> Result<bool> {
     let done = sqlx::query(
         "UPDATE subscriptions SET secret = CASE WHEN secret = ?2 THEN ?3 ELSE secret END, \
-         former_secret = CASE WHEN former_secret = ?2 THEN ?3 ELSE former_secret END \
-         WHERE id = ?1 AND (secret = ?2 OR former_secret = ?2)",
+         former_secret = CASE WHEN former_secret = ?2 THEN ?3 ELSE former_secret END, \
+         headers = CASE WHEN headers = ?2 THEN ?3 ELSE headers END \
+         WHERE id = ?1 AND (secret = ?2 OR former_secret = ?2 OR headers = ?2)",
     )
     .bind(id.uuid())
     .bind(before.0)
@@ -447,10 +485,12 @@ impl Subscriptions for Engine {
         limit: u32,
     ) -> Result<Vec<SealedSecrets>> {
         let rows = sqlx::query(
-            "SELECT organization_id, id, secret, former_secret FROM subscriptions \
-             WHERE id > ? AND (substr(secret, 1, 4) <> ? OR substr(former_secret, 1, 4) <> ?) ORDER BY id LIMIT ?",
+            "SELECT organization_id, id, secret, former_secret, headers FROM subscriptions \
+             WHERE id > ? AND (substr(secret, 1, 4) <> ? OR substr(former_secret, 1, 4) <> ? OR substr(headers, 1, 4) <> ?) \
+             ORDER BY id LIMIT ?",
         )
         .bind(after.map_or_else(uuid::Uuid::nil, SubscriptionId::uuid))
+        .bind(key.to_vec())
         .bind(key.to_vec())
         .bind(key.to_vec())
         .bind(limit)
@@ -458,7 +498,7 @@ impl Subscriptions for Engine {
         .await
         .map_err(failed)?;
         let read = rows.iter().map(|row| {
-            let secrets = [row.value::<Option<Vec<u8>>>(2)?, row.value(3)?];
+            let secrets = [row.value::<Option<Vec<u8>>>(2)?, row.value(3)?, row.value(4)?];
             Ok(SealedSecrets {
                 organization: row.id(0)?,
                 id: row.id(1)?,
@@ -511,7 +551,7 @@ impl Subscriptions for Engine {
                     }
                     _ => found.push(InForce {
                         organization: subscription.organization,
-                        version: row.value(23)?,
+                        version: row.value(27)?,
                         subscriptions: vec![subscription],
                     }),
                 }
