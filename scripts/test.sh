@@ -22,6 +22,9 @@ The tests need PostgreSQL and RabbitMQ. Each of them is the first of:
 TRIGGERS_TEST_PRIVATE=1 goes straight to 4. Some tests restart servers, and always start private ones;
 where PostgreSQL's or RabbitMQ's programs are missing, Debian's packages are installed, as root or through sudo.
 
+Some tests run examples in Python, JavaScript and Java, and libraries that others wrote: python3 with pip, node with npm,
+and java must be there. The libraries are installed into target, pinned, once a version.
+
 In servers that were there before, the tests make databases and queues of their own, and remove them.
 TEXT
 }
@@ -89,24 +92,48 @@ check_code() {
   cargo clippy --workspace --all-targets --locked -- -D warnings
 }
 
-# The CloudEvents SDK for Python, pinned, into a directory of our own; only once a version.
-install_sdk() {
-  local requirements=tests/sdk/requirements.txt directory=target/python
+# Libraries that others wrote, which the tests use as they are: pinned with hashes, each set in a directory of its own
+# under target, and installed only when what is pinned has changed. Nothing is asked of a registry otherwise.
+install_libraries() {
+  install_from_pypi tests/sdk target/python
+  install_from_pypi tests/documented/standardwebhooks target/libraries/python
+  install_from_npm tests/documented/standardwebhooks target/libraries/javascript
+}
+
+# What the requirements.txt of a directory names.
+install_from_pypi() {
+  local requirements="$1/requirements.txt" directory="$2"
   if cmp --silent "$requirements" "$directory/requirements.txt"; then
     return
   fi
   python3 -m pip --version >/dev/null 2>&1 ||
-    fail 'Python with pip is missing, for the CloudEvents SDK: on Debian, apt-get install python3-pip'
+    fail 'Python with pip is missing, for the libraries that the tests use: on Debian, apt-get install python3-pip'
   rm -rf -- "$directory"
-  python3 -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps --only-binary :all: \
-    --target "$directory" --requirement "$requirements" ||
-    fail "the CloudEvents SDK cannot be installed: $requirements names what is needed from PyPI"
+  python3 -m pip install --quiet --root-user-action ignore --disable-pip-version-check --require-hashes --no-deps \
+    --only-binary :all: --target "$directory" --requirement "$requirements" ||
+    fail "what $requirements names cannot be installed from PyPI"
   cp -- "$requirements" "$directory/requirements.txt"
 }
 
+# What the package-lock.json of a directory names. No package's own scripts are run.
+install_from_npm() {
+  local lock="$1/package-lock.json" directory="$2"
+  if cmp --silent "$lock" "$directory/installed.json"; then
+    return
+  fi
+  command -v npm >/dev/null ||
+    fail 'npm is missing, for the libraries that the tests use: on Debian, apt-get install nodejs npm'
+  rm -rf -- "$directory"
+  mkdir -p -- "$directory"
+  cp -- "$1/package.json" "$lock" "$directory"
+  npm ci --prefix "$directory" --silent --ignore-scripts --no-audit --no-fund --omit=dev ||
+    fail "what $lock names cannot be installed from the registry of npm"
+  cp -- "$lock" "$directory/installed.json"
+}
+
 run_tests() {
-  section 'CloudEvents SDK'
-  install_sdk
+  section 'Libraries of others'
+  install_libraries
   section 'Build'
   cargo build --workspace --bins --locked
   section 'Tests'
