@@ -1,5 +1,6 @@
 //! The code that the documentation shows, and code that others wrote, do what they should with a real deployment.
 
+mod examples;
 mod program;
 mod verifying;
 

@@ -25,6 +25,7 @@ mod world;
 pub use client::{Answer, Client, Subscription};
 pub use ledger::{Ledger, Load, Post};
 pub use node::{Ended, Node, Spec, binary};
+pub use ports::free_port;
 pub use private_postgres::PrivatePostgres;
 pub use private_rabbit::PrivateRabbit;
 pub use receiver::{Received, Receiver, Reply};

@@ -3,7 +3,7 @@
 use std::net::TcpListener;
 
 /// A port of the loopback interface that was free a moment ago.
-pub(crate) fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("the loopback interface has a free port");
     listener
         .local_addr()
