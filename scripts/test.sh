@@ -98,6 +98,7 @@ install_libraries() {
   install_from_pypi tests/sdk target/python
   install_from_pypi tests/documented/standardwebhooks target/libraries/python
   install_from_npm tests/documented/standardwebhooks target/libraries/javascript
+  install_from_npm examples/zapier target/libraries/zapier
 }
 
 # What the requirements.txt of a directory names.

@@ -3,6 +3,7 @@
 mod examples;
 mod program;
 mod verifying;
+mod zapier;
 
 #[test]
 fn the_documentation_shows_the_files_as_they_are() {
