@@ -478,7 +478,7 @@ pub(crate) async fn retention_ends_what_is_leased(store: &Store) {
 
 pub(crate) async fn pulls_are_bounded_by_bytes(store: &Store) {
     let source = source(store, organization(store).await.id).await;
-    let third = PAGE_BYTES as usize / 3;
+    let third = usize::try_from(PAGE_BYTES).unwrap() / 3;
     let text: &'static str = String::leak(format!("\"{}\"", "x".repeat(third)));
     let large: Vec<_> = (0..5)
         .map(|_| AcceptedEvent {
