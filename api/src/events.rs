@@ -62,9 +62,12 @@ pub(crate) struct EventView {
 struct DeliveryView {
     subscription: SubscriptionId,
     status: DeliveryStatus,
-    /// How many attempts were made.
+    /// How many attempts were made; of what is pulled, how often it was leased.
     attempts: u32,
     next_attempt_at: Option<Timestamp>,
+    /// When its lease ends, while somebody who pulled it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lease_until: Option<Timestamp>,
     updated_at: Timestamp,
     /// The attempts, in order; in lists the last alone.
     log: Vec<AttemptView>,
@@ -110,6 +113,7 @@ impl From<DeliveryRecord> for DeliveryView {
             status: delivery.status,
             attempts: delivery.attempts,
             next_attempt_at: delivery.next_attempt_at.filter(|_| delivery.status.is_open()),
+            lease_until: delivery.lease_until,
             updated_at: delivery.updated_at,
             log: delivery.log.into_iter().map(AttemptView::from).collect(),
         }

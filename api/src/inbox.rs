@@ -16,6 +16,7 @@ use axum::{
     routing::{get, post},
 };
 use serde::Serialize;
+use serde_json::value::RawValue;
 use shared::{
     EventId, EventStatus, EventType, Invalid, OrganizationId, Timestamp,
     http::{ApiError, Fields, JsonBody, Query, Unknown, fields},
@@ -36,7 +37,7 @@ use crate::{
 
 /// How long acknowledging waits for events that are on their way.
 const WAIT: Duration = Duration::from_secs(2);
-/// The most events that are acknowledged in one request.
+/// The most events that one request names.
 const MAX_EVENTS: usize = 1_000;
 
 pub(crate) fn routes() -> Router<Arc<Control>> {
@@ -98,6 +99,15 @@ async fn list(
     };
     let held = control.room.take(wanted.organization).await?;
     listing::answer(&control.api.store, wanted, InboxForm, held).await
+}
+
+/// Reads the ids of the events that something is to be done to.
+pub(crate) fn event_ids(value: &RawValue) -> Result<Vec<EventId>, fields::Broken> {
+    let ids = fields::strings(MAX_EVENTS, str::parse::<EventId>)(value)?;
+    if ids.is_empty() {
+        return Err(Invalid::new("must have at least one entry").into());
+    }
+    Ok(ids)
 }
 
 /// What acknowledging the events that exist came to, by the id that was given. Those that are not stored yet are
@@ -203,13 +213,7 @@ async fn acknowledge_many(
     JsonBody(body): JsonBody,
 ) -> Result<impl IntoResponse, ApiError> {
     let mut fields = Fields::parse(&body, Unknown::Refuse)?;
-    let events = fields.required("event_ids", |value| {
-        let ids = fields::strings(MAX_EVENTS, str::parse::<EventId>)(value)?;
-        if ids.is_empty() {
-            return Err(fields::Broken::from(Invalid::new("must have at least one entry")));
-        }
-        Ok(ids)
-    });
+    let events = fields.required("event_ids", event_ids);
     let events = fields.finish(events)?;
     let done = acknowledge(&control, caller.organization(), &events).await?;
     let results = events

@@ -1,5 +1,5 @@
 //! The api role: the control plane. Organizations, keys and subscriptions; looking events up; the inbox and its
-//! acknowledgements; what was set aside; and the routes that existing clients of the Zapier Triggers API use.
+//! acknowledgements; pulling; what was set aside; and the routes that existing clients of the Zapier Triggers API use.
 //!
 //! It reads the store and writes intents that a worker acts on; it never talks to a subscriber. Everything a key asks
 //! for is within its own organization: what belongs to another is 404, never 403. While the store is away every route
@@ -16,6 +16,7 @@ mod listing;
 mod organizations;
 mod path;
 pub mod process;
+mod pulls;
 mod room;
 mod set_aside;
 mod subscriptions;
@@ -30,6 +31,7 @@ use secrecy::SecretString;
 use shared::{auth::Auth, queue::Publisher, seal::Sealer, store::Store};
 
 pub use access::Signup;
+pub use pulls::Pullers;
 pub use targets::Targets;
 
 /// What the control plane works with.
@@ -42,6 +44,8 @@ pub struct Api {
     pub auth: Arc<Auth>,
     /// The way back into the queue for what was set aside.
     pub publisher: Publisher,
+    /// Those who wait for something to pull.
+    pub pullers: Arc<Pullers>,
     /// Where subscriptions may point.
     pub targets: Targets,
     /// Who may create an organization.
@@ -71,6 +75,7 @@ pub fn routes(api: Arc<Api>) -> Router {
         .merge(subscriptions::routes())
         .merge(events::routes())
         .merge(inbox::routes())
+        .merge(pulls::routes())
         .merge(set_aside::routes())
         .merge(compat::routes())
         .with_state(Arc::new(control))

@@ -18,7 +18,7 @@ use axum::{
 };
 use bytes::Bytes;
 use futures_util::stream;
-use http::{HeaderValue, header};
+use http::{HeaderName, HeaderValue, header};
 use serde::Serialize;
 use shared::{
     OrganizationId,
@@ -64,7 +64,7 @@ pub(crate) async fn answer<F: Form>(
     store: &Store,
     wanted: Wanted,
     form: F,
-    mut held: Held,
+    held: Held,
 ) -> Result<Response, ApiError> {
     let mut list = List {
         store: store.clone(),
@@ -90,11 +90,19 @@ pub(crate) async fn answer<F: Form>(
     } else {
         // The whole of it is here: its length can be told, and it needs no more room than that.
         let text = list.piece(usize::MAX).await?.unwrap_or_default();
-        held.shrink_to(text.len());
-        Body::from(Bytes::from_owner(Kept { text, _room: held }))
+        return Ok(whole(text, held));
     };
-    let json = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
-    Ok((json, body).into_response())
+    Ok((JSON, body).into_response())
+}
+
+const JSON: [(HeaderName, HeaderValue); 1] =
+    [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
+
+/// The answer that is this text, which holds the room that it takes until it is sent.
+pub(crate) fn whole(text: Bytes, mut held: Held) -> Response {
+    held.shrink_to(text.len());
+    let body = Body::from(Bytes::from_owner(Kept { text, _room: held }));
+    (JSON, body).into_response()
 }
 
 /// A text with the room that it takes.

@@ -14,7 +14,7 @@ use shared::{
     telemetry::PrometheusHandle,
 };
 
-use crate::{Api, Signup, Targets};
+use crate::{Api, Pullers, Signup, Targets};
 
 /// What such a process is told by its settings.
 pub struct Settings {
@@ -49,6 +49,7 @@ pub fn routes(
         sealer: Arc::clone(&engine.sealer),
         auth: Arc::clone(&auth),
         publisher: publisher.clone(),
+        pullers: Pullers::start(&engine.store, lifecycle),
         targets: settings.targets,
         signup: settings.signup,
         admin_token: settings.admin_token,

@@ -75,7 +75,7 @@ impl FromStr for State {
 pub enum Status {
     /// Waiting for its first attempt, or (kind `pull`) to be fetched.
     Pending,
-    /// A worker holds it: it is being sent, or next in its lane.
+    /// A worker holds it: it is being sent, or next in its lane. Or (kind `pull`) it is leased.
     InFlight,
     /// An attempt failed; the next is due at `next_attempt_at`.
     Retrying,
@@ -94,7 +94,7 @@ pub enum Status {
 }
 
 impl Status {
-    /// From what the store keeps: the state, whether a living worker holds it, and how its subscription is.
+    /// From what the store keeps: the state, whether a living worker or a lease holds it, and how its subscription is.
     pub const fn of(state: State, held: bool, subscription: SubscriptionCondition) -> Self {
         match (state, subscription) {
             (State::Pending | State::Retrying, SubscriptionCondition::Deleted) | (State::Cancelled, _) => {

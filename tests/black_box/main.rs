@@ -15,6 +15,7 @@ mod lanes;
 mod limits;
 mod operations;
 mod order;
+mod pulling;
 mod refused;
 mod set_aside;
 mod signing;

@@ -7,6 +7,7 @@
 
 mod announcing;
 mod attempt;
+mod awaited;
 mod dispatch;
 mod envelope;
 mod failing;
@@ -44,6 +45,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    awaited::Awaited,
     dispatch::Dispatch,
     failing::Failing,
     intake::{Intake, Progress},
@@ -161,12 +163,14 @@ async fn work(
         soft.clone(),
     );
     lifecycle.critical("gauges", gauges);
+    let awaited = Arc::new(Awaited::default());
     let intake = Intake {
         queue: Arc::clone(&engine.queue),
         store: store.clone(),
         registry: Arc::clone(&registry),
         dispatch: Arc::clone(&dispatch),
         ownership: Arc::clone(&ownership),
+        awaited: Arc::clone(&awaited),
         wake: wake.clone(),
         lease: Arc::clone(&lease),
         progress: Arc::clone(&progress),
@@ -183,6 +187,7 @@ async fn work(
         heed_changes(
             registry,
             ownership,
+            awaited,
             Arc::clone(&dispatch),
             wake,
             store.clone(),
@@ -258,6 +263,7 @@ async fn hold(lease: &Lease, dispatch: &Dispatch, store: &Store, recorded: Cance
 async fn heed_changes(
     registry: Arc<Registry>,
     ownership: Arc<Ownership>,
+    awaited: Arc<Awaited>,
     dispatch: Arc<Dispatch>,
     wake: scheduler::Wake,
     store: Store,
@@ -286,6 +292,10 @@ async fn heed_changes(
                 if ownership.owns(lane) {
                     wake.feed(lane);
                 }
+                continue;
+            }
+            Change::Awaited(lane) => {
+                awaited.note(lane, Instant::now());
                 continue;
             }
             Change::Subscription(subscription) => vec![subscription],

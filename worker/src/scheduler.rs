@@ -38,6 +38,8 @@ const TICK: Duration = Duration::from_millis(100);
 const CLAIM: usize = 256;
 /// The most deliveries that one claim of a lane in order takes.
 const IN_ORDER: usize = 32;
+/// How often those who wait to pull are told, at most: a notice takes a commit.
+const RING: Duration = Duration::from_millis(20);
 /// How many lanes in order are claimed for at once.
 const IN_ORDER_AT_ONCE: usize = 4;
 /// A claim of so many bytes of payload may have been cut short by the store.
@@ -55,6 +57,7 @@ enum Word {
     Feed(SubscriptionId),
     Due(SubscriptionId, Instant),
     Tell(SubscriptionId),
+    Ring(SubscriptionId),
 }
 
 /// Gives the scheduler word. What does not get through is found by a sweep.
@@ -70,6 +73,11 @@ impl Wake {
     /// Another worker owns the lane, and is to be told that there is something new in it.
     pub fn tell(&self, subscription: SubscriptionId) {
         let _ = self.0.try_send(Word::Tell(subscription));
+    }
+
+    /// Somebody waits to pull from the subscription, and is to be told that there is something new in it.
+    pub fn ring(&self, subscription: SubscriptionId) {
+        let _ = self.0.try_send(Word::Ring(subscription));
     }
 
     /// A retry of the lane falls due after this long.
@@ -113,6 +121,8 @@ impl Scheduler {
         let mut timers: BinaryHeap<Reverse<(Instant, SubscriptionId)>> = BinaryHeap::new();
         let mut hungry: HashSet<SubscriptionId> = HashSet::new();
         let mut told: HashSet<SubscriptionId> = HashSet::new();
+        let mut rung: HashSet<SubscriptionId> = HashSet::new();
+        let mut ring_at = Instant::now();
         let mut sweep_after: Option<SubscriptionId> = None;
         let mut sweep = tokio::time::interval(SWEEP);
         let mut tick = tokio::time::interval(TICK);
@@ -123,10 +133,11 @@ impl Scheduler {
             tokio::select! {
                 () = soft.cancelled() => return Ok(()),
                 word = self.words.0.recv() => match word {
-                    Some(word) => hear(word, &mut hungry, &mut timers, &mut told),
+                    Some(word) => hear(word, &mut hungry, &mut timers, &mut told, &mut rung),
                     None => return Ok(()),
                 },
                 () = async { tokio::time::sleep_until(next_due.unwrap_or_else(Instant::now)).await }, if next_due.is_some() => {}
+                () = tokio::time::sleep_until(ring_at), if !rung.is_empty() => {}
                 () = self.dispatch.alarmed() => {}
                 _ = tick.tick() => {}
                 _ = sweep.tick() => match self.store.deliveries.lanes_due(self.lease.current().worker(), sweep_after, SWEEP_LANES).await {
@@ -139,13 +150,17 @@ impl Scheduler {
                 },
             }
             while let Ok(word) = self.words.0.try_recv() {
-                hear(word, &mut hungry, &mut timers, &mut told);
+                hear(word, &mut hungry, &mut timers, &mut told, &mut rung);
+            }
+            if !rung.is_empty() && ring_at <= Instant::now() {
+                told.extend(rung.drain());
+                ring_at = Instant::now() + RING;
             }
             if !told.is_empty() {
                 let lanes: Vec<SubscriptionId> = told.drain().collect();
                 if let Err(error) = self.store.deliveries.tell_owners(&lanes).await {
-                    // Their sweeps find it.
-                    tracing::debug!(%error, "owners of lanes could not be told");
+                    // Their sweeps find it, or the looks of those who wait.
+                    tracing::debug!(%error, "owners of lanes, or who waits for them, could not be told");
                 }
             }
             let now = Instant::now();
@@ -293,8 +308,10 @@ fn hear(
     hungry: &mut HashSet<SubscriptionId>,
     timers: &mut BinaryHeap<Reverse<(Instant, SubscriptionId)>>,
     told: &mut HashSet<SubscriptionId>,
+    rung: &mut HashSet<SubscriptionId>,
 ) {
     match word {
+        Word::Ring(subscription) => drop(rung.insert(subscription)),
         Word::Tell(subscription) => drop(told.insert(subscription)),
         Word::Feed(subscription) => drop(hungry.insert(subscription)),
         Word::Due(subscription, at) if timers.len() < MAX_TIMERS => {

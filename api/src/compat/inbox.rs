@@ -271,6 +271,7 @@ mod tests {
             subscription: SubscriptionId::new(),
             status,
             attempts,
+            lease_until: None,
             next_attempt_at: None,
             updated_at: at,
             log: log.into_iter().collect(),

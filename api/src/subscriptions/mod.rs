@@ -190,7 +190,7 @@ async fn list(
     }))
 }
 
-async fn found(
+pub(crate) async fn found(
     control: &Control,
     organization: OrganizationId,
     id: SubscriptionId,

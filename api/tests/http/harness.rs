@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use api::{Api, Signup, Targets};
+use api::{Api, Pullers, Signup, Targets};
 use bytes::Bytes;
 use http::Method;
 use serde_json::Value;
@@ -104,6 +104,7 @@ impl Desk {
             sealer: Arc::clone(&engine.sealer),
             auth: Auth::start(engine.store.clone(), &lifecycle),
             publisher: publisher.clone(),
+            pullers: Pullers::start(&engine.store, &lifecycle),
             targets: Targets {
                 policy: TargetPolicy::default(),
                 from_this_machine: Some(loopback),

@@ -8,5 +8,6 @@ mod inbox;
 mod keys;
 mod lists;
 mod organizations;
+mod pulls;
 mod set_aside;
 mod subscriptions;

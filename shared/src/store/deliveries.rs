@@ -103,7 +103,8 @@ pub trait Deliveries: Send + Sync {
     async fn own(&self, worker: WorkerId, lanes: &[SubscriptionId]) -> Result<Vec<SubscriptionId>>;
     /// Gives lanes up that the worker owns.
     async fn disown(&self, worker: WorkerId, lanes: &[SubscriptionId]) -> Result<()>;
-    /// Tells the owners of these lanes, as [`Change::Lane`], that there is something new in them.
+    /// Tells the owners of these lanes, or whoever waits to pull from them, as [`Change::Lane`], that there is something new in
+    /// them.
     async fn tell_owners(&self, lanes: &[SubscriptionId]) -> Result<()>;
     /// Takes the first deliveries of a lane that is served in order, which the worker must own: in order of `seq`, up to the
     /// first that is not due, or is held by anybody, or that another might still come before; at most `most`, and about

@@ -16,8 +16,10 @@ use crate::{EventId, SubscriptionId, seal::Sealed};
 pub enum Change {
     /// A subscription was created, changed, deleted, enabled or disabled.
     Subscription(SubscriptionId),
-    /// There is something new in a lane that has an owner.
+    /// There is something new in a lane that has an owner, or that somebody pulls from and waits.
     Lane(SubscriptionId),
+    /// Somebody waits to pull from this subscription: a worker that stores something for it is to say so.
+    Awaited(SubscriptionId),
     /// Deliveries of an event that a worker held were closed.
     Closed(EventId),
     /// Word may have been lost: look at everything.

@@ -11,6 +11,7 @@ mod keeper;
 mod organizations;
 mod page;
 pub mod postgres;
+mod pulls;
 mod range;
 mod rehearsal;
 mod replays;
@@ -30,6 +31,7 @@ pub use self::{
     keeper::{Change, Keeper, Retention},
     organizations::{NewKey, Organizations},
     page::PAGE_BYTES,
+    pulls::{LeaseChange, PullSource, Pulled, PulledEvent, Pulls, Settled},
     range::{MAX_AHEAD, is_in_range},
     replays::{ActedOn, Candidate, NewReplay, REPLAY_KEPT, Replay, ReplayStatus, ReplayStep, Replays},
     set_aside::{ID_OUT_OF_RANGE, SetAside, SetAsidePlace},
@@ -85,6 +87,8 @@ pub struct Store {
     pub events: Arc<dyn Events>,
     /// Deliveries: leases, outcomes, acknowledgements.
     pub deliveries: Arc<dyn Deliveries>,
+    /// Leasing what is pulled.
+    pub pulls: Arc<dyn Pulls>,
     /// Opening deliveries again.
     pub replays: Arc<dyn Replays>,
     /// Events of the system's own, and which subscriptions fail.

@@ -8,6 +8,7 @@ pub(crate) mod keeper;
 pub(crate) mod lanes;
 pub(crate) mod organizations;
 pub(crate) mod outcomes;
+pub(crate) mod pulls;
 pub(crate) mod replays;
 pub(crate) mod subscriptions;
 pub(crate) mod world;
@@ -41,6 +42,10 @@ macro_rules! conformance_tests {
             outcomes: success_is_recorded, failures_are_logged, dead_letters, outcomes_apply_once,
                 outcomes_of_the_stalled_do_not_apply, large_mixed_batches, acknowledged, acknowledged_beats_outcome,
                 acknowledging_leaves_what_was_cancelled, only_open_pushes_have_a_next_attempt;
+            pulls: leased_oldest_first, only_pull_subscriptions_are_pulled_from, a_lease_runs_out,
+                what_ran_out_comes_after_what_was_due, acknowledged_alone, leases_are_released_and_extended,
+                whatever_else_ends_a_delivery_ends_its_lease, retention_ends_what_is_leased, pulls_are_bounded_by_bytes,
+                pulls_never_overlap, who_waits_is_told, any_order_of_operations;
             replays: one_is_opened_again, one_is_called_off, a_replay_gets_on_step_by_step, a_replay_is_called_off,
                 opening_is_announced, what_is_opened_again_is_in_order;
             announcements: a_dead_letter_is_announced_with_its_outcome, disabling_is_announced,

@@ -100,7 +100,7 @@ impl Intake {
             self.progress.note(events);
             self.registry.confirm(plan.held());
             self.start(&plan, events, &stored, &holding);
-            plan.tell(&self.wake, &self.ownership);
+            plan.tell(&self.wake, &self.ownership, &self.awaited);
             return Ok(());
         }
         Err(IntakeError::NeverFresh)

@@ -28,7 +28,10 @@ use shared::{
 use tokio_util::sync::CancellationToken;
 
 use self::aside::{Reason, frame_aside};
-use crate::{dispatch::Dispatch, lease::Lease, ownership::Ownership, registry::Registry, scheduler::Wake};
+use crate::{
+    awaited::Awaited, dispatch::Dispatch, lease::Lease, ownership::Ownership, registry::Registry,
+    scheduler::Wake,
+};
 
 /// The most events of one transaction.
 const BATCH_EVENTS: usize = 500;
@@ -48,6 +51,8 @@ pub struct Intake {
     pub dispatch: Arc<Dispatch>,
     /// Which lanes are this worker's alone.
     pub ownership: Arc<Ownership>,
+    /// For which subscriptions somebody waits.
+    pub awaited: Arc<Awaited>,
     /// To give word of what is stored and not held.
     pub wake: Wake,
     /// As whom this worker holds them.

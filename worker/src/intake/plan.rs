@@ -9,7 +9,7 @@ use shared::{AcceptedEvent, Builtin, Subscription, SubscriptionId, store::Planne
 
 use tokio::time::Instant;
 
-use crate::{dispatch::Dispatch, lane::Terms, ownership::Ownership, scheduler::Wake};
+use crate::{awaited::Awaited, dispatch::Dispatch, lane::Terms, ownership::Ownership, scheduler::Wake};
 
 /// The deliveries of a batch.
 #[derive(Default)]
@@ -19,6 +19,8 @@ pub(super) struct Plan {
     held: HashMap<SubscriptionId, i64>,
     /// Lanes with one owner for which something is stored that nobody holds.
     solo: HashSet<SubscriptionId>,
+    /// Subscriptions for which something is stored that is to be pulled.
+    pulled: HashSet<SubscriptionId>,
 }
 
 impl Plan {
@@ -50,6 +52,9 @@ impl Plan {
             if solo && !held && subscription.enabled {
                 self.solo.insert(subscription.id);
             }
+            if terms.is_none() {
+                self.pulled.insert(subscription.id);
+            }
             if held {
                 self.held.insert(subscription.id, subscription.version);
             }
@@ -66,6 +71,7 @@ impl Plan {
                 .iter()
                 .find(|subscription| subscription.builtin == Some(Builtin::Inbox));
             if let Some(inbox) = inbox {
+                self.pulled.insert(inbox.id);
                 self.deliveries.push(PlannedDelivery {
                     event: index,
                     subscription: inbox.id,
@@ -81,8 +87,11 @@ impl Plan {
         self.held.iter().map(|(id, version)| (*id, *version))
     }
 
-    /// Once it is stored: sees to it that owners come to know of what is theirs.
-    pub(super) fn tell(&self, wake: &Wake, ownership: &Ownership) {
+    /// Once it is stored: sees to it that owners, and those who wait to pull, come to know of what is theirs.
+    pub(super) fn tell(&self, wake: &Wake, ownership: &Ownership, awaited: &Awaited) {
+        for lane in awaited.among(self.pulled.iter().copied(), Instant::now()) {
+            wake.ring(lane);
+        }
         for lane in &self.solo {
             if ownership.is_anothers(*lane) {
                 wake.tell(*lane);

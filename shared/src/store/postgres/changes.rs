@@ -139,6 +139,7 @@ fn change(notice: &str) -> Option<Change> {
     match kind {
         "s" => Some(Change::Subscription(SubscriptionId::from_uuid(id))),
         "l" => Some(Change::Lane(SubscriptionId::from_uuid(id))),
+        "w" => Some(Change::Awaited(SubscriptionId::from_uuid(id))),
         "c" => Some(Change::Closed(EventId::from_uuid(id))),
         _ => None,
     }

@@ -47,6 +47,32 @@ macro_rules! owned_by_another {
     };
 }
 
+/// What each of the ids `$2` stands for within the organization `$1`: the event's own, an alias of it, or an id that it had
+/// formerly.
+macro_rules! asked {
+    () => {
+        "asked AS MATERIALIZED (
+        SELECT asked.place, e.id
+        FROM (
+            SELECT coalesce(f.event_id, named.id) AS id, named.place
+            FROM unnest($2::uuid[]) WITH ORDINALITY AS named (id, place)
+            LEFT JOIN former_ids f ON f.organization_id = $1 AND f.id = named.id
+        ) asked
+        LEFT JOIN LATERAL (
+            SELECT a.event_id FROM event_aliases a WHERE a.id = asked.id AND a.organization_id = $1 LIMIT 1
+        ) first ON true
+        LEFT JOIN LATERAL (
+            SELECT a.event_id FROM event_aliases a WHERE a.id = first.event_id AND a.organization_id = $1 LIMIT 1
+        ) first_of_first ON true
+        LEFT JOIN LATERAL (
+            SELECT e.id FROM events e
+            WHERE e.id = coalesce(first_of_first.event_id, first.event_id, asked.id) AND e.organization_id = $1 LIMIT 1
+        ) e ON true
+    )"
+    };
+}
+pub(super) use asked;
+
 /// `enlist` may be repeated, but does not revive a lease that ran out.
 const ENLIST: &str = "
     INSERT INTO workers (id, lease_until) VALUES ($1, now() + make_interval(secs => $2))
@@ -211,25 +237,10 @@ const STILL_HELD: &str = concat!(
 
 /// A closed delivery keeps the name of its owner, who is told by notice. What a deleted subscription leaves open is as good
 /// as cancelled already.
-const ACKNOWLEDGE: &str = "
-    WITH asked AS MATERIALIZED (
-        SELECT asked.place, e.id
-        FROM (
-            SELECT coalesce(f.event_id, named.id) AS id, named.place
-            FROM unnest($2::uuid[]) WITH ORDINALITY AS named (id, place)
-            LEFT JOIN former_ids f ON f.organization_id = $1 AND f.id = named.id
-        ) asked
-        LEFT JOIN LATERAL (
-            SELECT a.event_id FROM event_aliases a WHERE a.id = asked.id AND a.organization_id = $1 LIMIT 1
-        ) first ON true
-        LEFT JOIN LATERAL (
-            SELECT a.event_id FROM event_aliases a WHERE a.id = first.event_id AND a.organization_id = $1 LIMIT 1
-        ) first_of_first ON true
-        LEFT JOIN LATERAL (
-            SELECT e.id FROM events e
-            WHERE e.id = coalesce(first_of_first.event_id, first.event_id, asked.id) AND e.organization_id = $1 LIMIT 1
-        ) e ON true
-    ), closed AS (
+const ACKNOWLEDGE: &str = concat!(
+    "WITH ",
+    asked!(),
+    ", closed AS (
         UPDATE deliveries d SET state = 'acknowledged', due_at = NULL, updated_at = now()
         FROM unnest((SELECT array_agg(DISTINCT id) FROM asked WHERE id IS NOT NULL)) AS e (id)
         WHERE d.event_id = e.id AND d.due_at IS NOT NULL
@@ -240,7 +251,8 @@ const ACKNOWLEDGE: &str = "
         FROM (SELECT DISTINCT event_id FROM closed
               WHERE lease_owner = ANY (ARRAY(SELECT id FROM workers WHERE lease_until > now()))) held
     )
-    SELECT asked.id, now() AS at FROM asked CROSS JOIN told ORDER BY asked.place";
+    SELECT asked.id, now() AS at FROM asked CROSS JOIN told ORDER BY asked.place"
+);
 
 /// Of the first so many open push deliveries, as the index has them.
 const BACKLOG: &str = "

@@ -20,6 +20,7 @@ mod lists;
 mod organizations;
 mod outcomes;
 mod partitions;
+mod pulls;
 mod records;
 mod rehearsal;
 mod replays;
@@ -78,6 +79,7 @@ pub fn connect(options: &PostgresOptions) -> Result<Store, Invalid> {
         subscriptions: engine.clone(),
         events: engine.clone(),
         deliveries: engine.clone(),
+        pulls: engine.clone(),
         replays: engine.clone(),
         announcements: engine.clone(),
         keeper: engine,

@@ -26,6 +26,7 @@ const CLOCKS_APART: Duration = Duration::from_hours(6 * 24);
 const DELIVERIES: &str = "
     SELECT d.event_id, d.subscription_id, d.state, d.attempts, d.updated_at, d.started_at, d.duration_ms,
            d.status_code, s.enabled, CASE WHEN s.kind = 'push' THEN d.due_at END AS next_attempt_at,
+           CASE WHEN s.kind = 'pull' AND d.lease_owner IS NOT NULL AND d.due_at > now() THEN d.due_at END AS lease_until,
            coalesce(d.lease_owner = ANY (ARRAY(SELECT id FROM workers WHERE lease_until > now())), false) AS held
     FROM unnest((SELECT $1::uuid[])) AS asked (id)
     JOIN deliveries d ON d.event_id = asked.id AND d.event_id BETWEEN $2 AND $3
@@ -301,16 +302,14 @@ fn delivery(row: &PgRow, mut log: Vec<AttemptRecord>) -> Result<DeliveryRecord> 
             detail: None,
         });
     }
-    let subscription = match row.value::<Option<bool>>("enabled")? {
-        Some(true) => SubscriptionCondition::Enabled,
-        Some(false) => SubscriptionCondition::Disabled,
-        None => SubscriptionCondition::Deleted,
-    };
-    let status = DeliveryStatus::of(state, row.value("held")?, subscription);
+    let lease_until = row.optional_at("lease_until")?;
+    let held = row.value("held")? || lease_until.is_some();
+    let status = DeliveryStatus::of(state, held, condition(row)?);
     Ok(DeliveryRecord {
         subscription: row.id("subscription_id")?,
         status,
         attempts,
+        lease_until,
         next_attempt_at: if status.is_open() {
             row.optional_at("next_attempt_at")?
         } else {
@@ -318,5 +317,14 @@ fn delivery(row: &PgRow, mut log: Vec<AttemptRecord>) -> Result<DeliveryRecord> 
         },
         updated_at: row.at("updated_at")?,
         log,
+    })
+}
+
+/// How the delivery's subscription is, which is joined only while it is there.
+pub(super) fn condition(row: &PgRow) -> Result<SubscriptionCondition> {
+    Ok(match row.value::<Option<bool>>("enabled")? {
+        Some(true) => SubscriptionCondition::Enabled,
+        Some(false) => SubscriptionCondition::Disabled,
+        None => SubscriptionCondition::Deleted,
     })
 }

@@ -30,7 +30,8 @@ const ALIASES: &str = "(SELECT count(*) FROM event_aliases a WHERE a.organizatio
 const DELIVERY: &str = "SELECT d.event_id, d.subscription_id, d.state, d.attempts, iif(s.kind = 'push', d.due_at, NULL), d.updated_at, \
      d.started_at, d.duration_ms, d.status_code, s.enabled, s.deleted_at IS NOT NULL, \
      EXISTS (SELECT 1 FROM workers w WHERE w.id = d.lease_owner AND w.lease_until > ?), \
-     a.number, a.started_at, a.duration_ms, a.status_code, a.failure, a.detail \
+     a.number, a.started_at, a.duration_ms, a.status_code, a.failure, a.detail, \
+     iif(s.kind = 'pull' AND d.lease_owner IS NOT NULL AND d.due_at > ?, d.due_at, NULL) \
      FROM deliveries d JOIN subscriptions s ON s.id = d.subscription_id \
      LEFT JOIN attempts a ON a.event_id = d.event_id AND a.subscription_id = d.subscription_id \
      AND (? OR a.number = d.attempts)";
@@ -114,6 +115,7 @@ pub(super) async fn records(
         );
         let mut query = sqlx::query(AssertSqlSafe(sql))
             .bind(now.millis())
+            .bind(now.millis())
             .bind(log == Log::Whole);
         for id in portion {
             query = query.bind(id.uuid());
@@ -159,12 +161,9 @@ fn add_delivery(deliveries: &mut Vec<DeliveryRecord>, row: &SqliteRow) -> Result
         .is_none_or(|last| last.subscription != subscription)
     {
         let state = parse_state(row.value(2)?)?;
-        let condition = match (row.value::<bool>(10)?, row.value::<bool>(9)?) {
-            (true, _) => SubscriptionCondition::Deleted,
-            (false, true) => SubscriptionCondition::Enabled,
-            (false, false) => SubscriptionCondition::Disabled,
-        };
-        let status = Status::of(state, row.value(11)?, condition);
+        let condition = condition(row.value(10)?, row.value(9)?);
+        let lease_until = row.time_if_any(18)?;
+        let status = Status::of(state, row.value(11)? || lease_until.is_some(), condition);
         let attempts = row.number(3)?;
         let succeeded = (state == DeliveryState::Delivered)
             .then(|| attempt(row, attempts, 6, None))
@@ -173,6 +172,7 @@ fn add_delivery(deliveries: &mut Vec<DeliveryRecord>, row: &SqliteRow) -> Result
             subscription,
             status,
             attempts,
+            lease_until: lease_until.filter(|_| status.is_open()),
             next_attempt_at: row.time_if_any(4)?.filter(|_| status.is_open()),
             updated_at: row.time(5)?,
             log: succeeded.into_iter().collect(),
@@ -190,6 +190,15 @@ fn add_delivery(deliveries: &mut Vec<DeliveryRecord>, row: &SqliteRow) -> Result
             .push(attempt(row, row.number(12)?, 13, Some(failure))?);
     }
     Ok(())
+}
+
+/// How a delivery's subscription is.
+pub(super) const fn condition(deleted: bool, enabled: bool) -> SubscriptionCondition {
+    match (deleted, enabled) {
+        (true, _) => SubscriptionCondition::Deleted,
+        (false, true) => SubscriptionCondition::Enabled,
+        (false, false) => SubscriptionCondition::Disabled,
+    }
 }
 
 /// An attempt whose start, duration and status code begin at a column.

@@ -17,6 +17,7 @@ mod list;
 mod many;
 mod organizations;
 mod outcomes;
+mod pulls;
 mod replays;
 mod retention;
 mod row;
@@ -152,6 +153,7 @@ pub async fn open(dir: &Path) -> Result<Store> {
         subscriptions: engine.clone(),
         events: engine.clone(),
         deliveries: engine.clone(),
+        pulls: engine.clone(),
         replays: engine.clone(),
         announcements: engine.clone(),
         keeper: engine,
