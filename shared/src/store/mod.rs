@@ -29,7 +29,7 @@ pub use self::{
         PlannedDelivery, StoredEvent,
     },
     keeper::{Change, Keeper, Retention},
-    organizations::{NewKey, Organizations},
+    organizations::{NewKey, Organizations, Rotated, Rotation, USE_GRAIN},
     page::PAGE_BYTES,
     pulls::{LeaseChange, PullSource, Pulled, PulledEvent, Pulls, Settled},
     range::{MAX_AHEAD, is_in_range},
