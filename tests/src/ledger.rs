@@ -12,7 +12,10 @@ use std::{
 use futures_util::{StreamExt, stream};
 use http::Method;
 use serde_json::{Value, json};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::{
+    sync::{OwnedRwLockWriteGuard, RwLock},
+    task::{JoinHandle, JoinSet},
+};
 
 use crate::{Client, Received, Receiver, eventually};
 
@@ -28,6 +31,8 @@ const SETTLING: Duration = Duration::from_secs(75);
 pub struct Post {
     /// The event's number, which its payload holds.
     pub number: u64,
+    /// When it was sent.
+    pub at: Instant,
     /// The status of the answer; `None` where the connection was refused or broke, or no answer came.
     pub status: Option<u16>,
     /// The id that was answered.
@@ -41,25 +46,50 @@ pub struct Post {
 }
 
 /// A producer that posts at a steady rate. Every other event has a key and is posted until it is accepted; the rest are
-/// posted once.
+/// posted once. Where there are several nodes they take turns, and every fourth key is posted at all of them at once.
 pub struct Load {
     stop: Arc<AtomicBool>,
     task: JoinHandle<Vec<Post>>,
     posts: Arc<Mutex<Vec<Post>>>,
+    gate: Gate,
 }
+
+/// What every post passes: closed, it lets none pass.
+type Gate = Arc<RwLock<()>>;
 
 impl Load {
     /// Starts posting so many events a second.
     pub fn start(client: &Client, per_second: u32) -> Self {
+        Self::start_at(vec![client.clone()], per_second)
+    }
+
+    /// Starts posting so many events a second, at several nodes: clients of one organization.
+    pub fn start_at(nodes: Vec<Client>, per_second: u32) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let posts = Arc::new(Mutex::new(Vec::new()));
+        let gate = Gate::default();
         let task = tokio::spawn(produce(
-            client.clone(),
+            nodes,
             per_second,
             Arc::clone(&stop),
-            Arc::clone(&posts),
+            (Arc::clone(&posts), Arc::clone(&gate)),
         ));
-        Self { stop, task, posts }
+        Self {
+            stop,
+            task,
+            posts,
+            gate,
+        }
+    }
+
+    /// Waits until nothing is being posted, and lets nothing be posted while what it gives is held.
+    pub async fn holds(&self) -> OwnedRwLockWriteGuard<()> {
+        Arc::clone(&self.gate).write_owned().await
+    }
+
+    /// Every request so far.
+    pub fn posts(&self) -> Vec<Post> {
+        self.posts.lock().unwrap().clone()
     }
 
     /// How many have been accepted so far.
@@ -111,10 +141,10 @@ fn tally(posts: &[Post]) -> String {
 }
 
 async fn produce(
-    client: Client,
+    nodes: Vec<Client>,
     per_second: u32,
     stop: Arc<AtomicBool>,
-    posts: Arc<Mutex<Vec<Post>>>,
+    (posts, gate): (Arc<Mutex<Vec<Post>>>, Gate),
 ) -> Vec<Post> {
     let begun = Instant::now();
     let mut tasks = JoinSet::new();
@@ -125,7 +155,14 @@ async fn produce(
         let due = begun.elapsed().as_millis() * u128::from(per_second) / 1000;
         while u128::from(number) < due {
             number += 1;
-            tasks.spawn(produce_one(client.clone(), number, Arc::clone(&posts)));
+            for client in nodes_of(number, &nodes) {
+                tasks.spawn(produce_one(
+                    client.clone(),
+                    number,
+                    Arc::clone(&posts),
+                    Arc::clone(&gate),
+                ));
+            }
         }
         while let Some(done) = tasks.try_join_next() {
             done.expect("posting does not panic");
@@ -138,11 +175,23 @@ async fn produce(
     posts.clone()
 }
 
-async fn produce_one(client: Client, number: u64, posts: Arc<Mutex<Vec<Post>>>) {
+/// Where an event is posted.
+fn nodes_of(number: u64, nodes: &[Client]) -> &[Client] {
+    if is_keyed(number) && (number / 2).is_multiple_of(4) {
+        return nodes;
+    }
+    let turn = usize::try_from(number / 2).expect("a small number") % nodes.len();
+    &nodes[turn..=turn]
+}
+
+async fn produce_one(client: Client, number: u64, posts: Arc<Mutex<Vec<Post>>>, gate: Gate) {
     let keyed = is_keyed(number);
     let begun = Instant::now();
     loop {
-        let post = post_once(&client, number, keyed).await;
+        let post = {
+            let _passing = gate.read().await;
+            post_once(&client, number, keyed).await
+        };
         let accepted = post.status == Some(202);
         let pause = match post.retry_after {
             Some(seconds) => Duration::from_secs(seconds),
@@ -156,7 +205,8 @@ async fn produce_one(client: Client, number: u64, posts: Arc<Mutex<Vec<Post>>>) 
     }
 }
 
-fn is_keyed(number: u64) -> bool {
+/// Whether the event of this number has a key.
+pub fn is_keyed(number: u64) -> bool {
     number.is_multiple_of(2)
 }
 
@@ -164,13 +214,17 @@ async fn post_once(client: &Client, number: u64, keyed: bool) -> Post {
     let mut request = client
         .request(Method::POST, "/v1/events")
         .timeout(ANSWER_TIMEOUT)
-        .json(&json!({"type": "load.posted", "payload": {"number": number}}));
+        .json(&json!({
+            "type": "load.posted",
+            "payload": {"number": number, "organization": client.organization},
+        }));
     if keyed {
         request = request.header("idempotency-key", format!("load-{number}"));
     }
     let begun = Instant::now();
     let mut post = Post {
         number,
+        at: begun,
         status: None,
         id: None,
         retry_after: None,

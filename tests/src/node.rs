@@ -237,6 +237,11 @@ impl Node {
         lines[lines.len().saturating_sub(SHOWN_LINES)..].join("\n")
     }
 
+    /// Its process id, while it runs.
+    pub fn id(&self) -> Option<u32> {
+        self.running.lock().unwrap().as_ref().map(Child::id)
+    }
+
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) {
         let running = self.running.lock().unwrap();

@@ -1,6 +1,7 @@
 //! A PostgreSQL server of the test's own, to be killed, hung and restarted.
 
 use std::{
+    net::SocketAddr,
     os::unix::{fs::chown, process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -13,23 +14,35 @@ use nix::{
 };
 use sqlx::{Connection, PgConnection};
 
-use crate::{Scratch, eventually, ports::free_port};
+use crate::{Scratch, SmallDisk, eventually, ports::free_port};
 
 /// A server on a loopback port, with its data in a directory of its own. Ended when dropped.
 pub struct PrivatePostgres {
     binaries: PathBuf,
     port: u16,
     running: Option<Child>,
-    directory: Scratch,
+    directory: PathBuf,
+    /// Removes the directory, where it is the server's own.
+    _scratch: Option<Scratch>,
 }
 
 impl PrivatePostgres {
     /// Makes a cluster, and starts it. PostgreSQL refuses to run as root, so that root runs it as `postgres`.
     pub async fn start() -> Self {
+        let scratch = Scratch::new();
+        let directory = scratch.path().to_owned();
+        Self::start_with(directory, Some(scratch)).await
+    }
+
+    /// As [`PrivatePostgres::start`], with its data on a disk of the test's own.
+    pub async fn start_on(disk: &SmallDisk) -> Self {
+        Self::start_with(disk.path().to_owned(), None).await
+    }
+
+    async fn start_with(directory: PathBuf, scratch: Option<Scratch>) -> Self {
         let binaries = find_binaries();
-        let directory = Scratch::new();
         if let Some(user) = other_user() {
-            chown(directory.path(), Some(user.uid.as_raw()), Some(user.gid.as_raw()))
+            chown(&directory, Some(user.uid.as_raw()), Some(user.gid.as_raw()))
                 .expect("root can give a directory away");
         }
         let made = as_other(Command::new(binaries.join("initdb")))
@@ -40,7 +53,7 @@ impl PrivatePostgres {
                 "--no-sync",
                 "-D",
             ])
-            .arg(directory.path().join("data"))
+            .arg(directory.join("data"))
             .output()
             .expect("initdb can be run");
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
@@ -49,6 +62,7 @@ impl PrivatePostgres {
             port: free_port(),
             running: None,
             directory,
+            _scratch: scratch,
         };
         server.start_again().await;
         server
@@ -57,6 +71,17 @@ impl PrivatePostgres {
     /// Its URL, as its superuser.
     pub fn url(&self) -> String {
         format!("postgres://postgres@127.0.0.1:{}/postgres", self.port)
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.port))
+    }
+
+    /// How often its log has this text.
+    pub fn logged(&self, text: &str) -> usize {
+        let log = std::fs::read(self.log_path()).unwrap_or_default();
+        String::from_utf8_lossy(&log).matches(text).count()
     }
 
     /// Starts it, after it ended, and waits until it answers.
@@ -90,12 +115,10 @@ impl PrivatePostgres {
     fn spawn(&self) -> Child {
         as_other(Command::new(self.binaries.join("postgres")))
             .arg("-D")
-            .arg(self.directory.path().join("data"))
-            .args(["-p", &self.port.to_string(), "-h", "127.0.0.1", "-c"])
-            .arg(format!(
-                "unix_socket_directories={}",
-                self.directory.path().display()
-            ))
+            .arg(self.directory.join("data"))
+            .args(["-p", &self.port.to_string(), "-h", "127.0.0.1"])
+            .args(["-c", "max_wal_size=128MB", "-c"])
+            .arg(format!("unix_socket_directories={}", self.directory.display()))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(
@@ -110,7 +133,7 @@ impl PrivatePostgres {
     }
 
     fn log_path(&self) -> PathBuf {
-        self.directory.path().join("log")
+        self.directory.join("log")
     }
 
     fn log(&self) -> String {

@@ -2,6 +2,7 @@
 
 use std::{
     fs::{File, OpenOptions},
+    net::SocketAddr,
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -137,8 +138,18 @@ impl PrivateRabbit {
     /// Raises the alarm of memory, or ends it: while it lasts, connections that publish are not read from.
     pub async fn alarm(&self, raised: bool) {
         let watermark = if raised { "0.000001" } else { "0.6" };
+        self.control(&["set_vm_memory_high_watermark", watermark]).await;
+    }
+
+    /// Raises the alarm of the disk, or ends it: the broker wants more room than any disk has.
+    pub async fn disk_alarm(&self, raised: bool) {
+        let limit = if raised { "1000000GiB" } else { "50MB" };
+        self.control(&["set_disk_free_limit", limit]).await;
+    }
+
+    async fn control(&self, arguments: &[&str]) {
         let mut command = self.command("rabbitmqctl");
-        command.args(["set_vm_memory_high_watermark", watermark]);
+        command.args(arguments);
         let ran = tokio::task::spawn_blocking(move || command.output());
         let output = ran.await.expect("waiting for a process does not panic");
         let output = output.expect("rabbitmqctl can be run");
@@ -156,6 +167,19 @@ impl PrivateRabbit {
         if let Some(mut child) = self.running.take() {
             let _ = child.wait();
         }
+    }
+
+    /// Stops it as an operator would.
+    pub fn stop(&mut self) {
+        self.signal(Signal::SIGTERM);
+        if let Some(mut child) = self.running.take() {
+            let _ = child.wait();
+        }
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.port))
     }
 
     /// Lets it hang: connections stay open and nothing is answered.

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    net::SocketAddr,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -111,7 +112,7 @@ type Paths = Arc<Mutex<HashMap<String, Path>>>;
 
 /// The server. It ends when dropped.
 pub struct Receiver {
-    url: String,
+    address: SocketAddr,
     paths: Paths,
     task: JoinHandle<()>,
 }
@@ -128,16 +129,12 @@ impl Receiver {
         let task = tokio::spawn(async move {
             let _ = axum::serve(listener, router).await;
         });
-        Self {
-            url: format!("http://{address}"),
-            paths,
-            task,
-        }
+        Self { address, paths, task }
     }
 
     /// The URL of a path.
     pub fn url(&self, path: &str) -> String {
-        format!("{}{path}", self.url)
+        format!("http://{}{path}", self.address)
     }
 
     /// Answers the next requests of a path with these, in order, and what follows with 200.
@@ -158,6 +155,32 @@ impl Receiver {
     /// How much has arrived at a path.
     pub fn count(&self, path: &str) -> usize {
         self.with(path, |path| path.received.len())
+    }
+
+    /// Whether a webhook of this event has arrived at a path.
+    pub fn has(&self, path: &str, webhook_id: &str) -> bool {
+        self.with(path, |path| {
+            path.received
+                .iter()
+                .rev()
+                .any(|webhook| webhook.webhook_id() == webhook_id)
+        })
+    }
+
+    /// The ids of the events that have arrived at a path, in order, as often as they have.
+    pub fn ids(&self, path: &str) -> Vec<String> {
+        self.with(path, |path| {
+            let ids = path
+                .received
+                .iter()
+                .map(|webhook| webhook.webhook_id().to_owned());
+            ids.collect()
+        })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// The most requests of a path that were being answered at the same time.

@@ -1,6 +1,6 @@
 //! A deployment of a test's own, on one engine or the other.
 
-use std::{fmt::Display, sync::Arc, time::Duration};
+use std::{fmt::Display, net::SocketAddr, sync::Arc, time::Duration};
 
 use base64::Engine as _;
 use serde_json::json;
@@ -28,6 +28,7 @@ pub struct WorldBuilder {
     settings: Vec<(String, String)>,
     database_url: Option<String>,
     amqp_url: Option<String>,
+    ways: Option<[SocketAddr; 2]>,
 }
 
 impl WorldBuilder {
@@ -50,6 +51,13 @@ impl WorldBuilder {
     #[must_use]
     pub fn amqp_server(mut self, url: &str) -> Self {
         self.amqp_url = Some(url.to_owned());
+        self
+    }
+
+    /// Its processes reach PostgreSQL and RabbitMQ at these addresses; the test itself goes straight to the servers.
+    #[must_use]
+    pub fn through(mut self, database: SocketAddr, amqp: SocketAddr) -> Self {
+        self.ways = Some([database, amqp]);
         self
     }
 
@@ -95,9 +103,14 @@ impl WorldBuilder {
                 let database = Database::create(&self.database_url.unwrap_or_else(crate::database_url)).await;
                 let key: [u8; 32] = rand::random();
                 let key = base64::engine::general_purpose::STANDARD.encode(key);
+                let (mut database_way, mut amqp_way) = (database.url(), amqp_url.clone());
+                if let Some([database, amqp]) = self.ways {
+                    database_way = at(&database_way, database);
+                    amqp_way = at(&amqp_way, amqp);
+                }
                 settings.extend([
-                    ("TRIGGERS_DATABASE_URL".to_owned(), database.url()),
-                    ("TRIGGERS_AMQP_URL".to_owned(), amqp_url.clone()),
+                    ("TRIGGERS_DATABASE_URL".to_owned(), database_way),
+                    ("TRIGGERS_AMQP_URL".to_owned(), amqp_way),
                     ("TRIGGERS_QUEUE_PREFIX".to_owned(), queues.prefix.clone()),
                     ("TRIGGERS_SECRET_KEY".to_owned(), key),
                     // Many worlds at once share the server's connections.
@@ -119,6 +132,15 @@ impl WorldBuilder {
             directory,
         }
     }
+}
+
+/// A URL with another host and port.
+fn at(url: &str, address: SocketAddr) -> String {
+    let mut url = reqwest::Url::parse(url).expect("a server's URL is one");
+    url.set_ip_host(address.ip()).expect("the URL has a host");
+    url.set_port(Some(address.port()))
+        .expect("the URL may have a port");
+    url.into()
 }
 
 struct Servers {
@@ -151,6 +173,7 @@ impl World {
             settings: Vec::new(),
             database_url: None,
             amqp_url: None,
+            ways: None,
         }
     }
 

@@ -8,6 +8,7 @@ pub mod ops;
 pub mod problem;
 pub mod query;
 pub mod server;
+mod spare;
 mod stall;
 
 pub use body::JsonBody;

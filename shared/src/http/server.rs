@@ -4,7 +4,8 @@
 //! `axum::serve` sets no timer, so connections are served through hyper with one. The envelope gives each request an
 //! id, turns panics and [`ApiError`]s into problems, and puts `x-request-id` on every answer. On the soft signal the
 //! server stops accepting, lets requests under way finish, and closes idle connections; on the hard one it ends. What a
-//! handler leaves of a body is read for a while, so that refusals are heard.
+//! handler leaves of a body is read for a while, so that refusals are heard. Where file descriptors have run out, who
+//! connects is turned away by closing.
 
 use std::{convert::Infallible, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
@@ -17,7 +18,7 @@ use tokio::{net::TcpListener, sync::Semaphore};
 use tower_service::Service;
 use uuid::Uuid;
 
-use super::{ApiError, linger::Lingering, stall::Stalling};
+use super::{ApiError, linger::Lingering, spare::Spare, stall::Stalling};
 use crate::lifecycle::Lifecycle;
 
 /// How long a request's head may take, and an idle connection stay open.
@@ -99,6 +100,7 @@ pub async fn serve_within(
     lifecycle: Lifecycle,
 ) -> anyhow::Result<()> {
     let connections = Arc::new(Semaphore::new(bounds.connections));
+    let mut spare = Spare::keep();
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())
@@ -118,10 +120,12 @@ pub async fn serve_within(
         let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) => {
-                // Out of file descriptors, or a connection that was reset before it was taken: neither ends the server,
-                // and the pause keeps the first from spinning.
+                // Out of file descriptors, or a connection that was reset before it was taken: neither ends the server.
+                // Who waits is turned away; where that cannot be done either, the pause keeps it from spinning.
                 tracing::warn!(%error, "a connection could not be accepted");
-                tokio::time::sleep(Duration::from_millis(50)).await;
+                if !spare.turn_away(&listener).await {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
                 continue;
             }
         };
