@@ -73,7 +73,9 @@ async fn hear_from(auth: &Auth, source: &mut dyn NoticeSource) -> QueueError {
         match source.receive().await {
             Ok(notice) => {
                 if let Some(endings) = read(&notice) {
-                    endings.into_iter().for_each(|ending| auth.apply(ending));
+                    for ending in endings {
+                        auth.apply(ending);
+                    }
                 } else {
                     tracing::warn!("a notice of revocations is of another version, and was passed over");
                 }
