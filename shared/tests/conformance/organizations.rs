@@ -295,8 +295,8 @@ pub(crate) async fn the_last_use_is_noted_rarely(store: &Store) {
     }
     assert_eq!(listed(store, &used).await.last_used_at, None);
     let note = async |ago: Duration| {
-        let uses = [(used.id, ago), (KeyId::new(), ago)];
-        store.organizations.note_used(&uses).await.unwrap();
+        let noted = [(used.id, ago), (KeyId::new(), ago)];
+        store.organizations.note_used(&noted).await.unwrap();
         Timestamp::now().since(listed(store, &used).await.last_used_at.unwrap())
     };
     let within = |found: Duration, minutes: u64| {
