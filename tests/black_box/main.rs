@@ -6,6 +6,7 @@ mod arriving;
 mod batch;
 mod cloud_events;
 mod deduplication;
+mod erasing;
 mod failing;
 mod hostile;
 mod inbox;
