@@ -20,6 +20,7 @@ mod pulling;
 mod refused;
 mod set_aside;
 mod signing;
+mod streaming;
 mod subscriptions;
 mod targets;
 mod webhooks;

@@ -1,8 +1,9 @@
 //! `GET /v1/events/{id}`: an event, where its deliveries are, and every attempt; and one delivery alone, under
-//! `/deliveries/{subscription}`. Beside it [searching](search) and [erasing](erase) events.
+//! `/deliveries/{subscription}`. Beside it [searching](search), [erasing](erase) and [following](stream) events.
 
 mod erase;
 mod search;
+mod stream;
 
 use std::{sync::Arc, time::Duration};
 
@@ -38,6 +39,7 @@ const MAX_WAIT_MS: u64 = 30_000;
 pub(crate) fn routes() -> Router<Arc<Control>> {
     Router::new()
         .route("/v1/events", get(search::search))
+        .route("/v1/events/stream", get(stream::follow))
         .route("/v1/events/{id}", get(show).delete(erase::erase))
         .route("/v1/events/{id}/deliveries/{subscription}", get(show_delivery))
         .route("/v1/events/{id}/deliveries/{subscription}/retry", post(retry))
