@@ -52,7 +52,7 @@ accesses! {
     SeeSubscriptions: SubscriptionsWrite | EventsRead;
     /// Opening deliveries again and calling them off: as acknowledging, and as replaying.
     Deliveries: SubscriptionsWrite | EventsRead;
-    /// Keys and the organization itself.
+    /// Keys and the organization itself, and what cannot be undone.
     Administration: Admin;
 }
 

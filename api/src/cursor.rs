@@ -14,6 +14,7 @@ pub(crate) enum List {
     Keys = b'k',
     Subscriptions = b's',
     Inbox = b'i',
+    Events = b'e',
     SetAside = b'a',
     /// `GET /api/inbox`, which runs the other way.
     CompatInbox = b'z',

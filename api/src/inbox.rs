@@ -87,14 +87,16 @@ async fn list(
     query.finish()?;
     let wanted = listing::Wanted {
         organization: caller.organization(),
-        filter: EventFilter {
-            statuses: vec![EventStatus::Pending],
-            failed: None,
-            event_type,
+        source: listing::Source::List {
+            filter: EventFilter {
+                statuses: vec![EventStatus::Pending],
+                failed: None,
+                event_type,
+            },
+            order: Order::OldestFirst,
+            offset: 0,
         },
-        order: Order::OldestFirst,
         page: PageRequest { after, limit },
-        offset: 0,
         enough: ENOUGH,
     };
     let held = control.room.take(wanted.organization).await?;

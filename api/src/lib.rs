@@ -10,6 +10,7 @@ mod answer;
 mod compat;
 mod cursor;
 mod events;
+mod followers;
 mod inbox;
 mod keys;
 mod listing;
@@ -28,7 +29,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use secrecy::SecretString;
-use shared::{auth::Auth, queue::Publisher, seal::Sealer, store::Store};
+use shared::{auth::Auth, lifecycle::Lifecycle, queue::Publisher, seal::Sealer, store::Store};
 
 pub use access::Signup;
 pub use pulls::Pullers;
@@ -52,6 +53,8 @@ pub struct Api {
     pub signup: Signup,
     /// The deployment's own token, at least 16 characters, if it has one.
     pub admin_token: Option<SecretString>,
+    /// When it is to end: streams do so at once.
+    pub lifecycle: Lifecycle,
 }
 
 /// An [`Api`], and what its routes share while they run.
@@ -59,12 +62,17 @@ struct Control {
     api: Arc<Api>,
     waiters: waiting::Waiters,
     room: room::Room,
+    followers: Arc<followers::Followers>,
 }
 
-/// The routes. Problems, request ids, and 404 and 405 for what is not here are the server's
+/// The routes, and what looks out for those who follow events. Problems, request ids, and 404 and 405 for what is not here are the server's
 /// ([`shared::http::server`]).
 pub fn routes(api: Arc<Api>) -> Router {
+    let followers = followers::Followers::new(Arc::clone(&api.store.feed));
+    let looking_out = Arc::clone(&followers).look_out(api.lifecycle.soft.clone());
+    api.lifecycle.critical("streams", looking_out);
     let control = Control {
+        followers,
         api,
         waiters: waiting::Waiters::new(),
         room: room::Room::new(),

@@ -23,7 +23,7 @@ use serde::Serialize;
 use shared::{
     OrganizationId,
     http::ApiError,
-    store::{EventFilter, EventRecord, Order, PageRequest, Store},
+    store::{EventFilter, EventQuery, EventRecord, Order, PageRequest, Store},
 };
 
 use crate::room::Held;
@@ -38,13 +38,22 @@ const DEADLINE: Duration = Duration::from_mins(5);
 /// Which events a list shows.
 pub(crate) struct Wanted {
     pub(crate) organization: OrganizationId,
-    pub(crate) filter: EventFilter,
-    pub(crate) order: Order,
+    pub(crate) source: Source,
     pub(crate) page: PageRequest<i64>,
-    /// How many are skipped before the first.
-    pub(crate) offset: u64,
     /// How many bytes of payloads are enough, though there be fewer events than asked for.
     pub(crate) enough: usize,
+}
+
+/// Where its events come from.
+pub(crate) enum Source {
+    /// Those that the filter shows, in this order, but for so many before the first.
+    List {
+        filter: EventFilter,
+        order: Order,
+        offset: u64,
+    },
+    /// Those that a search shows, which reads so many pages at most: each may show none.
+    Search { wanted: EventQuery, pages: u32 },
 }
 
 /// How a list is written: an object whose first member holds the events.
@@ -154,19 +163,29 @@ impl<F: Form> List<F> {
             after: wanted.page.after,
             limit: wanted.page.limit.min(PAGE),
         };
-        let offset = std::mem::take(&mut wanted.offset);
-        let (filter, order) = (&wanted.filter, wanted.order);
-        let read = self
-            .store
-            .events
-            .list(wanted.organization, filter, order, request, offset)
-            .await?;
+        let (events, organization) = (&self.store.events, wanted.organization);
+        let (read, exhausted) = match &mut wanted.source {
+            Source::List {
+                filter,
+                order,
+                offset,
+            } => {
+                let offset = std::mem::take(offset);
+                let read = events.list(organization, filter, *order, request, offset).await?;
+                (read, false)
+            }
+            Source::Search { wanted, pages } => {
+                *pages = pages.saturating_sub(1);
+                let read = events.browse(organization, wanted, request).await?;
+                (read, *pages == 0)
+            }
+        };
         let bytes = read.items.iter().map(|event| event.payload.len()).sum();
         let events = u32::try_from(read.items.len()).unwrap_or(u32::MAX);
         wanted.page.limit = wanted.page.limit.saturating_sub(events);
         wanted.page.after = read.next;
         wanted.enough = wanted.enough.saturating_sub(bytes);
-        self.more = read.next.is_some() && wanted.page.limit > 0 && wanted.enough > 0;
+        self.more = read.next.is_some() && wanted.page.limit > 0 && wanted.enough > 0 && !exhausted;
         self.page = read.items.into_iter();
         Ok(())
     }

@@ -53,6 +53,7 @@ pub fn routes(
         targets: settings.targets,
         signup: settings.signup,
         admin_token: settings.admin_token,
+        lifecycle: lifecycle.clone(),
     };
     let routes = ingest::routes(Ingest::new(auth, publisher))
         .merge(crate::routes(Arc::new(api)))

@@ -150,6 +150,28 @@ pub enum EventStatus {
 }
 
 impl EventStatus {
+    /// Every status, in the order in which they go first.
+    pub const ALL: [Self; 6] = [
+        Self::Pending,
+        Self::DeadLetter,
+        Self::Expired,
+        Self::Delivered,
+        Self::Acknowledged,
+        Self::Cancelled,
+    ];
+
+    /// Its name in the API.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::DeadLetter => "dead_letter",
+            Self::Expired => "expired",
+            Self::Delivered => "delivered",
+            Self::Acknowledged => "acknowledged",
+            Self::Cancelled => "cancelled",
+        }
+    }
+
     /// From the statuses of all its deliveries.
     pub fn of(deliveries: impl IntoIterator<Item = Status>) -> Self {
         deliveries
@@ -164,6 +186,17 @@ impl EventStatus {
             })
             .min_by_key(|status| *status as u8)
             .unwrap_or(Self::Pending)
+    }
+}
+
+impl std::str::FromStr for EventStatus {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let status = Self::ALL.into_iter().find(|status| status.as_str() == text);
+        status.ok_or_else(|| {
+            Invalid::new("must be pending, dead_letter, expired, delivered, acknowledged or cancelled")
+        })
     }
 }
 

@@ -10,6 +10,7 @@
 )]
 
 mod client;
+mod event_stream;
 mod ledger;
 mod node;
 mod ports;
@@ -25,6 +26,7 @@ mod wait;
 mod world;
 
 pub use client::{Answer, Client, Subscription};
+pub use event_stream::{EventStream, StreamedEvent};
 pub use ledger::{Ledger, Load, Post, is_keyed};
 pub use node::{Ended, Node, Spec, binary};
 pub use ports::free_port;

@@ -13,6 +13,9 @@ use crate::intake::Progress;
 const KEEP: Duration = Duration::from_mins(5);
 /// How often deleted subscriptions are.
 const CANCEL: Duration = Duration::from_secs(5);
+/// How often erasures of what was not stored are looked at, and how many at once.
+const ERASE: Duration = Duration::from_secs(2);
+const ERASURES: u32 = 100;
 /// How often the gauges are read.
 const GAUGES: Duration = Duration::from_secs(5);
 
@@ -59,6 +62,22 @@ pub async fn cancel(store: Store, soft: CancellationToken) -> anyhow::Result<()>
                     break;
                 }
             }
+        }
+    }
+}
+
+/// Erasures of what was not stored when they were asked for, until the soft signal.
+pub async fn erase(store: Store, soft: CancellationToken) -> anyhow::Result<()> {
+    let mut every = interval(ERASE);
+    loop {
+        tokio::select! {
+            () = soft.cancelled() => return Ok(()),
+            _ = every.tick() => {}
+        }
+        match store.erasures.settle_erasures(ERASURES).await {
+            Ok(0) => {}
+            Ok(settled) => tracing::info!(settled, "events were erased that came after that was asked"),
+            Err(error) => tracing::debug!(%error, "erasures have to wait"),
         }
     }
 }

@@ -79,6 +79,7 @@ pub fn start(
     let (store, soft) = (engine.store.clone(), lifecycle.soft.clone());
     lifecycle.critical("retention", keep::keep(store.clone(), retention, soft.clone()));
     lifecycle.critical("cancelling", keep::cancel(store.clone(), soft.clone()));
+    lifecycle.critical("erasures", keep::erase(store.clone(), soft.clone()));
     lifecycle.critical("replays", replay::replay(store, soft));
     let (engine, starting) = (engine.clone(), lifecycle.clone());
     lifecycle.critical("worker", async move {

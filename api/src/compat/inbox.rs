@@ -210,18 +210,24 @@ pub(super) async fn list(
         let rule = "cannot be given with cursor, which says where to go on";
         return Err(ApiError::invalid(vec![FieldError::parameter("offset", rule)]));
     }
+    let (organization, filter) = (
+        caller.organization(),
+        status.map(Status::filter).unwrap_or_default(),
+    );
+    let held = control.room.take(organization).await?;
+    let store = &control.api.store;
+    let total = store.events.count(organization, &filter, MAX_TOTAL).await?;
     let wanted = listing::Wanted {
-        organization: caller.organization(),
-        filter: status.map(Status::filter).unwrap_or_default(),
-        order: Order::NewestFirst,
+        organization,
+        source: listing::Source::List {
+            filter,
+            order: Order::NewestFirst,
+            offset,
+        },
         page: PageRequest { after, limit },
-        offset,
         // Never short: existing clients add `limit` to `offset`, and would skip what was left out.
         enough: usize::MAX,
     };
-    let held = control.room.take(wanted.organization).await?;
-    let (store, filter) = (&control.api.store, &wanted.filter);
-    let total = store.events.count(wanted.organization, filter, MAX_TOTAL).await?;
     let form = InboxForm { total, limit, offset };
     listing::answer(store, wanted, form, held).await
 }
@@ -288,6 +294,7 @@ mod tests {
             occurred_at: None,
             received_at: Timestamp::from_millis(0),
             payload: "{}".into(),
+            erased_at: None,
             repeats: 0,
             differing_repeats: 0,
             deliveries,

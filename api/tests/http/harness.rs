@@ -111,6 +111,7 @@ impl Desk {
             },
             signup,
             admin_token: admin_token.map(Into::into),
+            lifecycle: lifecycle.clone(),
         };
         let routes = server::with_fallbacks(api::routes(Arc::new(api)));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

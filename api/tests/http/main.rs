@@ -9,5 +9,6 @@ mod keys;
 mod lists;
 mod organizations;
 mod pulls;
+mod search;
 mod set_aside;
 mod subscriptions;

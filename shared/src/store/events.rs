@@ -4,9 +4,9 @@ use std::{collections::HashSet, time::Duration};
 
 use async_trait::async_trait;
 
+use super::{EventQuery, Page, PageRequest, Result, SetAside, SetAsidePlace};
 #[cfg(doc)]
 use super::{MAX_AHEAD, PAGE_BYTES, StoreError, Subscriptions};
-use super::{Page, PageRequest, Result, SetAside, SetAsidePlace};
 #[cfg(doc)]
 use crate::subscription::Ordering;
 use crate::{
@@ -59,6 +59,8 @@ pub struct StoredEvent {
     pub id: EventId,
     /// Its place in the order of intake.
     pub seq: i64,
+    /// Whether it was stored erased: there is nothing to send.
+    pub erased: bool,
 }
 
 /// An event as it is looked up.
@@ -78,8 +80,10 @@ pub struct EventRecord {
     pub occurred_at: Option<Timestamp>,
     /// When the front took it.
     pub received_at: Timestamp,
-    /// Its payload, byte for byte.
+    /// Its payload, byte for byte; `null` once it is erased.
     pub payload: String,
+    /// When it was erased: what its producer sent is gone, but for its type.
+    pub erased_at: Option<Timestamp>,
     /// How often it was posted again.
     pub repeats: u64,
     /// How many of those differed in type or payload.
@@ -174,6 +178,14 @@ pub trait Events: Send + Sync {
         order: Order,
         page: PageRequest<i64>,
         offset: u64,
+    ) -> Result<Page<EventRecord, i64>>;
+    /// Looks at events, newest first, and shows those that fit. The work of a page is bounded whatever fits: it may show
+    /// none though its `next` says that there is more to look at. It is bounded in bytes as that of [`Events::list`] is.
+    async fn browse(
+        &self,
+        organization: OrganizationId,
+        wanted: &EventQuery,
+        page: PageRequest<i64>,
     ) -> Result<Page<EventRecord, i64>>;
     /// How many events the filter shows, counted no further than `most`.
     async fn count(&self, organization: OrganizationId, filter: &EventFilter, most: u64) -> Result<u64>;

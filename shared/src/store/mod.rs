@@ -5,8 +5,11 @@
 //! ran out, which key has expired) are the store's own clock, never a caller's.
 
 mod announcements;
+mod browse;
 mod deliveries;
+mod erasures;
 mod events;
+mod feed;
 mod keeper;
 mod organizations;
 mod page;
@@ -23,11 +26,14 @@ use std::{sync::Arc, time::Duration};
 
 pub use self::{
     announcements::{Announced, Announcements},
+    browse::EventQuery,
     deliveries::{Acknowledged, Backlog, CLAIM_BYTES, Claimed, Deliveries, EventTypeText, Lease, Standing},
+    erasures::{ERASURE_KEPT, Erased, Erasures, MAX_MARKS},
     events::{
         AttemptRecord, DeliveryRecord, EventFilter, EventRecord, Events, IntakeBatch, IntakeOutcome, Order,
         PlannedDelivery, StoredEvent,
     },
+    feed::{Feed, FeedEvent, FeedPage},
     keeper::{Change, Keeper, Retention},
     organizations::{NewKey, Organizations, Rotated, Rotation, USE_GRAIN},
     page::PAGE_BYTES,
@@ -91,6 +97,10 @@ pub struct Store {
     pub pulls: Arc<dyn Pulls>,
     /// Opening deliveries again.
     pub replays: Arc<dyn Replays>,
+    /// Erasing what a producer sent.
+    pub erasures: Arc<dyn Erasures>,
+    /// Events as they come, for those who follow.
+    pub feed: Arc<dyn Feed>,
     /// Events of the system's own, and which subscriptions fail.
     pub announcements: Arc<dyn Announcements>,
     /// Schema, partitions, retention, health, and word of changes.

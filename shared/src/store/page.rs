@@ -21,11 +21,16 @@ pub(super) struct Shown<I> {
 
 /// The page that is the beginning of what was `found`: at most `limit` events, of at most [`PAGE_BYTES`]. What was found
 /// has more than `limit` events if the list does.
-pub(super) fn page<I>(mut found: Vec<Shown<I>>, limit: u32) -> Page<Shown<I>, i64> {
+pub(super) fn page<I>(found: Vec<Shown<I>>, limit: u32) -> Page<Shown<I>, i64> {
+    page_within(found, limit, PAGE_BYTES)
+}
+
+/// As [`page`], of at most so many bytes.
+pub(super) fn page_within<I>(mut found: Vec<Shown<I>>, limit: u32, most: u64) -> Page<Shown<I>, i64> {
     let (mut fitting, mut bytes) = (0, 0);
     for event in found.iter().take(limit as usize) {
         bytes += event.bytes;
-        if fitting > 0 && bytes > PAGE_BYTES {
+        if fitting > 0 && bytes > most {
             break;
         }
         fitting += 1;

@@ -16,7 +16,7 @@ use crate::{
 pub enum ActedOn {
     /// It is done.
     Done,
-    /// There is no such delivery, or it is not in a state for that, or its subscription is deleted.
+    /// There is no such delivery, or it is not in a state for that, or its subscription is deleted, or its event erased.
     Refused,
 }
 
@@ -137,7 +137,7 @@ pub const REPLAY_KEPT: Duration = Duration::from_hours(7 * 24);
 /// [`Change::Subscription`].
 #[async_trait]
 pub trait Replays: Send + Sync {
-    /// Opens a closed delivery again, or makes an open one due now. Not of a deleted subscription.
+    /// Opens a closed delivery again, or makes an open one due now. Not of a deleted subscription, nor of an erased event.
     async fn retry(&self, organization: OrganizationId, delivery: DeliveryKey) -> Result<ActedOn>;
     /// Closes an open delivery. An attempt that is under way changes nothing more.
     async fn cancel(&self, organization: OrganizationId, delivery: DeliveryKey) -> Result<ActedOn>;

@@ -432,7 +432,7 @@ fn of_another_time(ours: OrganizationId, at: Timestamp) -> AcceptedEvent {
 }
 
 /// As it is put back: another id, and the same event otherwise.
-fn put_back(event: &AcceptedEvent) -> AcceptedEvent {
+pub(crate) fn put_back(event: &AcceptedEvent) -> AcceptedEvent {
     let mut former_ids = event.former_ids.clone();
     former_ids.push(event.id);
     AcceptedEvent {

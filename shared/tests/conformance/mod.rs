@@ -2,7 +2,9 @@
 
 pub(crate) mod announcements;
 pub(crate) mod deliveries;
+pub(crate) mod erasures;
 pub(crate) mod events;
+pub(crate) mod feed;
 pub(crate) mod intake;
 pub(crate) mod keeper;
 pub(crate) mod lanes;
@@ -50,6 +52,13 @@ macro_rules! conformance_tests {
                 pulls_never_overlap, who_waits_is_told, any_order_of_operations;
             replays: one_is_opened_again, one_is_called_off, a_replay_gets_on_step_by_step, a_replay_is_called_off,
                 opening_is_announced, what_is_opened_again_is_in_order;
+            erasures: what_is_stored_is_erased_in_place, what_a_worker_holds_is_called_off,
+                erased_by_any_of_its_ids_and_by_no_one_else, ids_that_cannot_come_are_not_found,
+                what_is_on_its_way_is_stored_erased, a_repeat_on_its_way_erases_the_first,
+                what_is_erased_is_not_opened_again, what_was_set_aside_is_forgotten,
+                erasing_beside_intakes_misses_nothing;
+            feed: searched_by_type, searched_by_time, searched_by_status, a_search_is_bounded_in_work,
+                followed_in_order, a_place_is_had_by_any_id, who_follows_misses_nothing;
             announcements: a_dead_letter_is_announced_with_its_outcome, disabling_is_announced,
                 failing_is_timed_from_the_first;
             keeper: migrating_again_changes_nothing, changes_are_announced, deleted_subscriptions_are_cancelled,

@@ -108,7 +108,8 @@ impl Intake {
 
     /// Hands what was stored, and is held, to the lanes.
     fn start(&self, plan: &Plan, events: &[AcceptedEvent], stored: &[StoredEvent], holding: &Arc<Holding>) {
-        let stored: HashSet<EventId> = stored.iter().map(|event| event.id).collect();
+        let to_send = stored.iter().filter(|event| !event.erased);
+        let stored: HashSet<EventId> = to_send.map(|event| event.id).collect();
         let mut bodies: HashMap<EventId, Arc<EventBody>> = HashMap::with_capacity(stored.len());
         let mut jobs = Vec::with_capacity(plan.deliveries.len());
         let mut given_back = Vec::new();

@@ -17,13 +17,13 @@ use super::{
 use crate::{
     EventId, OrganizationId, SetAsideId,
     store::{
-        EventFilter, EventRecord, Events, IntakeBatch, IntakeOutcome, Order, Page, PageRequest, SetAside,
-        SetAsidePlace,
+        EventFilter, EventQuery, EventRecord, Events, IntakeBatch, IntakeOutcome, Order, Page, PageRequest,
+        SetAside, SetAsidePlace,
     },
 };
 
 const EVENT: &str = "
-    SELECT e.id, e.seq, e.type, e.dedup_id, e.source, e.occurred_at, e.received_at, e.payload
+    SELECT e.id, e.seq, e.type, e.dedup_id, e.source, e.occurred_at, e.received_at, e.payload, e.erased_at
     FROM (SELECT $2::uuid AS id) asked
     LEFT JOIN LATERAL (
         SELECT a.event_id FROM event_aliases a WHERE a.id = asked.id AND a.organization_id = $1 LIMIT 1
@@ -105,6 +105,15 @@ impl Events for Engine {
         };
         let found = lists::list(organization, filter, order, &part);
         self.read_page(organization, found, order, page.limit).await
+    }
+
+    async fn browse(
+        &self,
+        organization: OrganizationId,
+        wanted: &EventQuery,
+        page: PageRequest<i64>,
+    ) -> Result<Page<EventRecord, i64>> {
+        self.browse_events(organization, wanted, page).await
     }
 
     async fn count(&self, organization: OrganizationId, filter: &EventFilter, most: u64) -> Result<u64> {

@@ -33,6 +33,14 @@ const OWNERS: &str = "
     JOIN events e ON e.id = asked.id AND e.organization_id = asked.organization_id
     ORDER BY rank";
 
+/// Marks of former ids (see the table `erasures`) hold for the ids that their events have now. Of the same rows.
+const MARK: &str = "
+    INSERT INTO erasures (organization_id, id, expires_at)
+    SELECT m.organization_id, asked.event_id, m.expires_at
+    FROM unnest($1::uuid[], $2::uuid[], $3::uuid[]) AS asked (organization_id, id, event_id)
+    JOIN erasures m ON m.organization_id = asked.organization_id AND m.id = asked.id
+    ON CONFLICT DO NOTHING";
+
 pub(super) const OF_FORMER: &str = "SELECT event_id FROM former_ids WHERE organization_id = $1 AND id = $2";
 
 impl Engine {
@@ -54,6 +62,9 @@ async fn take_in(connection: &mut PgConnection, batch: &IntakeBatch<'_>) -> Resu
         .iter()
         .flat_map(|event| event.former_ids.iter().map(move |former| (event, *former)))
         .collect();
+    // As an intake does that has nothing to do before it: whoever erases waits for those that have this lock.
+    run(&mut transaction, query("LOCK TABLE events IN ROW EXCLUSIVE MODE")).await?;
+    run(&mut transaction, bind(query(MARK), formers.iter().copied())).await?;
     run(&mut transaction, bind(query(CLAIM), formers.iter().copied())).await?;
     let owners: HashMap<EventId, EventId> = bind(query(OWNERS), formers.iter().copied())
         .fetch_all(&mut *transaction)

@@ -41,17 +41,40 @@ macro_rules! seq {
     };
 }
 
+/// `$7`: the ids of the batch; those that are to be erased (see the table `erasures`). There is hardly ever one.
+macro_rules! marked {
+    () => {
+        "marked AS MATERIALIZED (
+            SELECT id, organization_id, now() AS erased_at FROM erasures WHERE id = ANY ($7::uuid[])
+        )"
+    };
+}
+
+/// What is kept of an event: all of it, or, if it is `marked`, nothing that its producer sent but its type.
+macro_rules! as_posted {
+    () => {
+        "CASE WHEN erased_at IS NULL THEN source END, CASE WHEN erased_at IS NULL THEN occurred_at END, received_at,
+         CASE WHEN erased_at IS NULL THEN trace END, CASE WHEN erased_at IS NULL THEN payload ELSE 'null' END"
+    };
+}
+
 /// `$3`, `$4`, `$5`: the planned deliveries, with how each is to be: 1 held, 2 in order, 0 neither; `$6`: the worker.
 macro_rules! fan_out_and_answer {
     () => {
         "fanned_out AS (
-            INSERT INTO deliveries (event_id, subscription_id, organization_id, seq, due_at, lease_owner, fifo_seq)
-            SELECT stored.id, planned.subscription_id, stored.organization_id, stored.seq, now(),
-                   CASE WHEN planned.how = 1 THEN $6::uuid END, CASE WHEN planned.how = 2 THEN stored.seq END
+            INSERT INTO deliveries
+                (event_id, subscription_id, organization_id, seq, state, due_at, lease_owner, fifo_seq)
+            SELECT stored.id, planned.subscription_id, stored.organization_id, stored.seq,
+                   CASE WHEN stored.erased_at IS NULL THEN 'pending' ELSE 'cancelled' END,
+                   CASE WHEN stored.erased_at IS NULL THEN now() END,
+                   CASE WHEN stored.erased_at IS NULL AND planned.how = 1 THEN $6::uuid END,
+                   CASE WHEN planned.how = 2 THEN stored.seq END
             FROM unnest($3::uuid[], $4::uuid[], $5::smallint[]) AS planned (event_id, subscription_id, how)
             JOIN stored ON stored.id = planned.event_id
         )
-        SELECT EXISTS (SELECT FROM stale) AS stale, array_agg(id) AS ids, array_agg(seq) AS seqs FROM stored"
+        SELECT EXISTS (SELECT FROM stale) AS stale, array_agg(id) AS ids, array_agg(seq) AS seqs,
+            array_agg(id) FILTER (WHERE erased_at IS NOT NULL) AS erased
+        FROM stored"
     };
 }
 
@@ -59,17 +82,22 @@ macro_rules! fan_out_and_answer {
 const PLAIN: &str = concat!(
     "WITH ",
     stale!(),
+    ", ",
+    marked!(),
     ", stored AS (
-        INSERT INTO events (id, organization_id, type, source, occurred_at, received_at, trace, payload, seq)
-        SELECT posted.*, ",
+        INSERT INTO events (id, organization_id, type, source, occurred_at, received_at, trace, payload, seq, erased_at)
+        SELECT id, organization_id, type, ",
+    as_posted!(),
+    ", ",
     seq!(),
-    " FROM unnest($7::uuid[], $8::uuid[], $9::text[], $10::text[], $11::timestamptz[],
+    ", erased_at FROM unnest($7::uuid[], $8::uuid[], $9::text[], $10::text[], $11::timestamptz[],
             $12::timestamptz[], $13::text[], $14::text[])
             AS posted (id, organization_id, type, source, occurred_at, received_at, trace, payload)
+        LEFT JOIN marked USING (id, organization_id)
         WHERE NOT EXISTS (SELECT FROM stale)
         ORDER BY id
         ON CONFLICT DO NOTHING
-        RETURNING id, organization_id, seq
+        RETURNING id, organization_id, seq, erased_at
     ), ",
     fan_out_and_answer!()
 );
@@ -79,7 +107,7 @@ const PLAIN: &str = concat!(
 /// see; only a key that nobody has is written to, and there the row itself, locked, says who has it: whoever came first,
 /// or, where the old owner's time is up, this event. (`$15`, `$16` bound the ids, so that few partitions are looked at.)
 const KEYED: &str = concat!(
-    "WITH ", stale!(), ", posted AS MATERIALIZED (
+    "WITH ", stale!(), ", ", marked!(), ", posted AS MATERIALIZED (
         SELECT * FROM unnest($7::uuid[], $8::uuid[], $9::text[], $10::text[], $11::timestamptz[],
             $12::timestamptz[], $13::text[], $14::text[], $17::text[], $18::bytea[])
             AS posted (id, organization_id, type, source, occurred_at, received_at, trace, payload, dedup_id, digest)
@@ -113,14 +141,16 @@ const KEYED: &str = concat!(
         SELECT organization_id, key, event_id, digest FROM taken
     ), stored AS (
         INSERT INTO events (id, organization_id, type, source, occurred_at, received_at, trace, payload, dedup_id,
-            seq)
-        SELECT p.id, p.organization_id, p.type, p.source, p.occurred_at, p.received_at, p.trace, p.payload, p.dedup_id,
-            ", seq!(), "
-        FROM posted p LEFT JOIN owners o ON o.organization_id = p.organization_id AND o.key = p.dedup_id
-        WHERE p.dedup_id IS NULL OR o.event_id = p.id
-        ORDER BY p.id
+            seq, erased_at)
+        SELECT id, organization_id, type, ", as_posted!(), ", CASE WHEN erased_at IS NULL THEN dedup_id END,
+            ", seq!(), ", erased_at
+        FROM (
+            SELECT p.* FROM posted p LEFT JOIN owners o ON o.organization_id = p.organization_id AND o.key = p.dedup_id
+            WHERE p.dedup_id IS NULL OR o.event_id = p.id
+        ) fresh LEFT JOIN marked USING (id, organization_id)
+        ORDER BY id
         ON CONFLICT DO NOTHING
-        RETURNING id, organization_id, seq
+        RETURNING id, organization_id, seq, erased_at
     ), repeated AS (
         INSERT INTO event_aliases (id, organization_id, event_id, differs)
         SELECT p.id, p.organization_id, o.event_id, p.digest <> o.digest
@@ -239,12 +269,15 @@ fn outcome(row: &PgRow) -> Result<IntakeOutcome> {
     }
     let ids: Option<Vec<Uuid>> = row.value("ids")?;
     let seqs: Option<Vec<i64>> = row.value("seqs")?;
+    let erased: Option<Vec<Uuid>> = row.value("erased")?;
+    let erased = erased.unwrap_or_default();
     let stored = ids.unwrap_or_default().into_iter().zip(seqs.unwrap_or_default());
     Ok(IntakeOutcome::Stored(
         stored
             .map(|(id, seq)| StoredEvent {
                 id: EventId::from_uuid(id),
                 seq,
+                erased: erased.contains(&id),
             })
             .collect(),
     ))

@@ -80,6 +80,11 @@ fn migrator() -> Migrator {
             "keys",
             include_str!("../../../../migrations/postgres/0012_keys.sql"),
         ),
+        (
+            14,
+            "erasures",
+            include_str!("../../../../migrations/postgres/0014_erasures.sql"),
+        ),
     ];
     let migrations = migrations.map(|(version, name, text)| {
         let name = Cow::Borrowed(name);
@@ -330,6 +335,10 @@ async fn keep(connection: &mut PgConnection, retention: Duration) -> Result<Rete
         while step(&mut *connection, query(FORGET_FORMER_IDS).bind(before).bind(STEP)).await? == STEP {}
     }
     while step(&mut *connection, query(FORGET_KEYS).bind(STEP)).await? == STEP {}
+    query("DELETE FROM erasures WHERE expires_at <= now()")
+        .execute(&mut *connection)
+        .await
+        .map_err(classify)?;
     Ok(done)
 }
 

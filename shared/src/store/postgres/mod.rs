@@ -10,9 +10,12 @@
 //! was under way may still have been committed, and every operation can be repeated after it.
 
 mod announcements;
+mod browse;
 mod changes;
 mod deliveries;
+mod erasures;
 mod events;
+mod feed;
 mod former;
 mod intake;
 mod keeper;
@@ -81,6 +84,8 @@ pub fn connect(options: &PostgresOptions) -> Result<Store, Invalid> {
         deliveries: engine.clone(),
         pulls: engine.clone(),
         replays: engine.clone(),
+        erasures: engine.clone(),
+        feed: engine.clone(),
         announcements: engine.clone(),
         keeper: engine,
     })

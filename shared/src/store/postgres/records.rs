@@ -70,7 +70,7 @@ const REPEATS: &str = "
 
 /// The events of a page.
 const EVENTS: &str = "
-    SELECT e.id, e.seq, e.type, e.dedup_id, e.source, e.occurred_at, e.received_at, e.payload
+    SELECT e.id, e.seq, e.type, e.dedup_id, e.source, e.occurred_at, e.received_at, e.payload, e.erased_at
     FROM unnest((SELECT $1::uuid[])) AS asked (id)
     JOIN events e ON e.id = asked.id AND e.id BETWEEN $2 AND $3
     ORDER BY e.seq";
@@ -108,7 +108,7 @@ impl Engine {
     }
 }
 
-async fn begin(connection: &mut PgConnection) -> Result<()> {
+pub(super) async fn begin(connection: &mut PgConnection) -> Result<()> {
     query("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         .execute(connection)
         .await
@@ -116,7 +116,7 @@ async fn begin(connection: &mut PgConnection) -> Result<()> {
         .map_err(classify)
 }
 
-async fn commit(connection: &mut PgConnection) -> Result<()> {
+pub(super) async fn commit(connection: &mut PgConnection) -> Result<()> {
     query("COMMIT")
         .execute(connection)
         .await
@@ -147,18 +147,8 @@ async fn read_page(
     let found = found.fetch_all(&mut *connection).await.map_err(classify)?;
     let found = found.iter().map(shown).collect::<Result<Vec<_>>>()?;
     let shown = page::page(found, limit);
-    let ids: Vec<Uuid> = shown.items.iter().map(|event| event.id).collect();
-    let rows = match span(&ids) {
-        Some((first, last)) => query(EVENTS)
-            .bind(ids)
-            .bind(first)
-            .bind(last)
-            .fetch_all(&mut *connection)
-            .await
-            .map_err(classify)?,
-        None => Vec::new(),
-    };
-    let mut items = records(connection, organization, rows, LAST_ATTEMPTS).await?;
+    let ids = shown.items.iter().map(|event| event.id).collect();
+    let mut items = events_of(connection, organization, ids).await?;
     commit(connection).await?;
     if order == Order::NewestFirst {
         items.reverse();
@@ -167,6 +157,25 @@ async fn read_page(
         items,
         next: shown.next,
     })
+}
+
+/// The events with these ids, in order of `seq`, as lists show them.
+pub(super) async fn events_of(
+    connection: &mut PgConnection,
+    organization: OrganizationId,
+    ids: Vec<Uuid>,
+) -> Result<Vec<EventRecord>> {
+    let Some((first, last)) = span(&ids) else {
+        return Ok(Vec::new());
+    };
+    let rows = query(EVENTS)
+        .bind(ids)
+        .bind(first)
+        .bind(last)
+        .fetch_all(&mut *connection)
+        .await
+        .map_err(classify)?;
+    records(connection, organization, rows, LAST_ATTEMPTS).await
 }
 
 /// The least and the greatest: partitions outside of them need not be opened.
@@ -232,6 +241,7 @@ fn event(row: &PgRow) -> Result<EventRecord> {
         occurred_at: row.optional_at("occurred_at")?,
         received_at: row.at("received_at")?,
         payload: row.value("payload")?,
+        erased_at: row.optional_at("erased_at")?,
         repeats: 0,
         differing_repeats: 0,
         deliveries: Vec::new(),

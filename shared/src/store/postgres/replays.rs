@@ -26,10 +26,13 @@ macro_rules! opened {
     };
 }
 
+/// What is erased stays closed. The event's row is held, so that an erasure comes before or after, and not in between.
 const RETRY_CLOSED: &str = concat!(
-    "WITH opened AS (UPDATE deliveries d SET ",
+    "WITH kept AS MATERIALIZED (
+        SELECT id FROM events WHERE id = $1 AND organization_id = $3 AND erased_at IS NULL FOR SHARE
+     ), opened AS (UPDATE deliveries d SET ",
     opened!(),
-    " FROM subscriptions s
+    " FROM subscriptions s, kept
      WHERE d.event_id = $1 AND d.subscription_id = $2 AND d.organization_id = $3 AND d.due_at IS NULL
        AND s.id = $2 AND s.deleted_at IS NULL
      RETURNING d.subscription_id)
@@ -60,10 +63,14 @@ const STEP: &str = concat!(
     "WITH job AS (
         SELECT r.id, r.subscription_id, r.statuses FROM replays r
         WHERE r.id = $1 AND r.state = 'running' AND r.after_seq = $2 FOR UPDATE
+    ), kept AS MATERIALIZED (
+        SELECT e.id FROM unnest((SELECT $6::uuid[])) AS asked (id)
+        JOIN events e ON e.id = asked.id AND e.id BETWEEN $7 AND $8
+        WHERE e.erased_at IS NULL ORDER BY e.id FOR SHARE OF e
     ), opened AS (
         UPDATE deliveries d SET ",
     opened!(),
-    "   FROM job, subscriptions s, unnest((SELECT $6::uuid[])) AS e (id)
+    "   FROM job, subscriptions s, kept e
         WHERE s.id = job.subscription_id AND s.deleted_at IS NULL
           AND d.event_id = e.id AND d.event_id BETWEEN $7 AND $8 AND d.subscription_id = job.subscription_id
           AND d.due_at IS NULL AND d.state = ANY (job.statuses)

@@ -17,8 +17,8 @@ use crate::{
     DeliveryState, EventId, FailureKind, OrganizationId, SetAsideId, Timestamp,
     delivery::{Status, SubscriptionCondition},
     store::{
-        AttemptRecord, DeliveryRecord, EventFilter, EventRecord, Events, IntakeBatch, IntakeOutcome, Order,
-        Page, PageRequest, Result, SetAside, SetAsidePlace, is_in_range, parse_state,
+        AttemptRecord, DeliveryRecord, EventFilter, EventQuery, EventRecord, Events, IntakeBatch,
+        IntakeOutcome, Order, Page, PageRequest, Result, SetAside, SetAsidePlace, is_in_range, parse_state,
     },
 };
 
@@ -94,7 +94,7 @@ pub(super) async fn records(
     for portion in portions(seqs) {
         let sql = format!(
             "SELECT e.seq, e.id, e.type, e.dedup_id, e.source, e.occurred_at, e.received_at, e.payload, \
-             {ALIASES}), {ALIASES} AND a.differs) FROM events e WHERE e.seq IN ({})",
+             {ALIASES}), {ALIASES} AND a.differs), e.erased_at FROM events e WHERE e.seq IN ({})",
             marks(portion.len())
         );
         let mut query = sqlx::query(AssertSqlSafe(sql));
@@ -147,6 +147,7 @@ fn record(row: &SqliteRow) -> Result<EventRecord> {
         occurred_at: row.time_if_any(5)?,
         received_at: row.time(6)?,
         payload: row.value(7)?,
+        erased_at: row.time_if_any(10)?,
         repeats: row.number(8)?,
         differing_repeats: row.number(9)?,
         deliveries: Vec::new(),
@@ -263,6 +264,15 @@ impl Events for Engine {
         offset: u64,
     ) -> Result<Page<EventRecord, i64>> {
         self.list_events(organization, filter, order, page, offset).await
+    }
+
+    async fn browse(
+        &self,
+        organization: OrganizationId,
+        wanted: &EventQuery,
+        page: PageRequest<i64>,
+    ) -> Result<Page<EventRecord, i64>> {
+        self.browse_events(organization, wanted, page).await
     }
 
     async fn count(&self, organization: OrganizationId, filter: &EventFilter, most: u64) -> Result<u64> {

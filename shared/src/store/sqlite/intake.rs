@@ -7,17 +7,19 @@ use uuid::Uuid;
 
 use super::{
     Engine,
+    erasures::marked,
     former::Formers,
     many::{marks, portions, values},
     row::{Columns as _, corrupt, failed},
     writer::Tx,
 };
 use crate::{
-    AcceptedEvent, EventId, OrganizationId, Repeat, SubscriptionId, Timestamp, WorkerId,
+    AcceptedEvent, DedupId, EventId, OrganizationId, Repeat, Source, SubscriptionId, Timestamp, TraceParent,
+    WorkerId,
     event::Digest16,
     store::{
         DEDUPLICATION_WINDOW, IntakeBatch, IntakeOutcome, PlannedDelivery, Result, StoreError, StoredEvent,
-        range::is_ahead, rehearsal,
+        erasures::NO_PAYLOAD, range::is_ahead, rehearsal,
     },
 };
 
@@ -143,19 +145,40 @@ impl Batch {
             differs: repeat.differs,
         }));
 
-        let seqs = self.insert_events(&mut tx.connection, &fresh).await?;
+        let erased = self.erased(&mut tx.connection).await?;
+        let seqs = self
+            .insert_events(&mut tx.connection, &fresh, &erased, now)
+            .await?;
         insert_keys(&mut tx.connection, &keyed, now).await?;
         insert_aliases(&mut tx.connection, &aliases).await?;
         formers.insert(&mut tx.connection).await?;
-        self.insert_deliveries(&mut tx.connection, &seqs, now).await?;
+        self.insert_deliveries(&mut tx.connection, &seqs, &erased, now)
+            .await?;
         let stored = fresh.iter().filter_map(|&at| {
             let id = self.events.get(at)?.id;
             Some(StoredEvent {
                 id,
                 seq: *seqs.get(&at)?,
+                erased: erased.contains(&id),
             })
         });
         Ok(IntakeOutcome::Stored(stored.collect()))
+    }
+
+    /// Which of the events are to be stored erased: their ids, or former ones, are marked.
+    async fn erased(&self, connection: &mut SqliteConnection) -> Result<HashSet<EventId>> {
+        let ids = |event: &AcceptedEvent| {
+            let ids = std::iter::once(event.id).chain(event.former_ids.iter().copied());
+            let organization = event.organization;
+            ids.map(move |id| (organization, id)).collect::<Vec<_>>()
+        };
+        let all: Vec<_> = self.events.iter().flat_map(ids).collect();
+        let marked = marked(connection, &all).await?;
+        let erased = self
+            .events
+            .iter()
+            .filter(|event| ids(event).iter().any(|id| marked.contains(id)));
+        Ok(erased.map(|event| event.id).collect())
     }
 
     /// Whether the plan was made by the subscriptions that are in force.
@@ -185,26 +208,32 @@ impl Batch {
         &self,
         connection: &mut SqliteConnection,
         places: &[usize],
+        erased: &HashSet<EventId>,
+        now: Timestamp,
     ) -> Result<HashMap<usize, i64>> {
         let mut seqs = HashMap::with_capacity(places.len());
         for portion in portions(places) {
             let sql = format!(
                 "INSERT INTO events (id, organization_id, type, dedup_id, source, occurred_at, received_at, trace, \
-                 payload) VALUES {}",
-                values(portion.len(), 9)
+                 payload, erased_at) VALUES {}",
+                values(portion.len(), 10)
             );
             let mut query = sqlx::query(AssertSqlSafe(sql));
             for event in portion.iter().filter_map(|&at| self.events.get(at)) {
+                // Of an erased one nothing is kept that its producer sent, but its type.
+                let kept = (!erased.contains(&event.id)).then_some(event);
+                let text = |of: fn(&AcceptedEvent) -> Option<&str>| kept.and_then(of).map(str::to_owned);
                 query = query
                     .bind(event.id.uuid())
                     .bind(event.organization.uuid())
                     .bind(event.event_type.as_str())
-                    .bind(event.dedup_id.as_ref().map(|key| key.as_str().to_owned()))
-                    .bind(event.source.as_ref().map(|source| source.as_str().to_owned()))
-                    .bind(event.occurred_at.map(Timestamp::millis))
+                    .bind(text(|event| event.dedup_id.as_ref().map(DedupId::as_str)))
+                    .bind(text(|event| event.source.as_ref().map(Source::as_str)))
+                    .bind(kept.and_then(|event| event.occurred_at).map(Timestamp::millis))
                     .bind(event.received_at.millis())
-                    .bind(event.trace.as_ref().map(|trace| trace.as_str().to_owned()))
-                    .bind(event.payload.as_str().to_owned());
+                    .bind(text(|event| event.trace.as_ref().map(TraceParent::as_str)))
+                    .bind(kept.map_or(NO_PAYLOAD, |event| event.payload.as_str()).to_owned())
+                    .bind(kept.is_none().then_some(now.millis()));
             }
             let done = query.execute(&mut *connection).await.map_err(failed)?;
             // One statement of the one writer gives numbers without gaps, in the order of its rows.
@@ -218,6 +247,7 @@ impl Batch {
         &self,
         connection: &mut SqliteConnection,
         seqs: &HashMap<usize, i64>,
+        erased: &HashSet<EventId>,
         now: Timestamp,
     ) -> Result<()> {
         struct Row {
@@ -227,6 +257,7 @@ impl Batch {
             subscription: SubscriptionId,
             owner: Option<Uuid>,
             fifo_seq: Option<i64>,
+            open: bool,
         }
         let rows: Vec<Row> = self
             .deliveries
@@ -234,13 +265,15 @@ impl Batch {
             .filter_map(|planned| {
                 let event = self.events.get(planned.event)?;
                 let seq = *seqs.get(&planned.event)?;
+                let open = !erased.contains(&event.id);
                 Some(Row {
                     event: event.id,
                     organization: event.organization,
                     seq,
                     subscription: planned.subscription,
-                    owner: (planned.held && !planned.in_order).then_some(self.worker.uuid()),
+                    owner: (open && planned.held && !planned.in_order).then_some(self.worker.uuid()),
                     fifo_seq: planned.in_order.then_some(seq),
+                    open,
                 })
             })
             .collect();
@@ -257,9 +290,9 @@ impl Batch {
                     .bind(row.subscription.uuid())
                     .bind(row.organization.uuid())
                     .bind(row.seq)
-                    .bind("pending")
+                    .bind(if row.open { "pending" } else { "cancelled" })
                     .bind(0)
-                    .bind(now.millis())
+                    .bind(row.open.then_some(now.millis()))
                     .bind(row.owner)
                     .bind(now.millis())
                     .bind(row.fifo_seq);

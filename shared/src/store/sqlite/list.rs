@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// An event's status as [`EventStatus`] orders them; `{event}` is its id.
-const RANK: &str = "coalesce((SELECT min(CASE WHEN o.due_at IS NOT NULL THEN iif(t.deleted_at IS NULL, 0, 5) \
+pub(super) const RANK: &str = "coalesce((SELECT min(CASE WHEN o.due_at IS NOT NULL THEN iif(t.deleted_at IS NULL, 0, 5) \
      ELSE CASE o.state WHEN 'dead_letter' THEN 1 WHEN 'expired' THEN 2 WHEN 'delivered' THEN 3 \
      WHEN 'acknowledged' THEN 4 ELSE 5 END END) \
      FROM deliveries o JOIN subscriptions t ON t.id = o.subscription_id WHERE o.event_id = {event}), 0)";

@@ -8,8 +8,11 @@
 //! in [`portions`](many::portions) of a few fixed sizes, so that each statement is prepared once.
 
 mod announcements;
+mod browse;
 mod deliveries;
+mod erasures;
 mod events;
+mod feed;
 mod former;
 mod intake;
 mod keeper;
@@ -87,6 +90,11 @@ const MIGRATIONS: Migrations = &[
         "keys",
         include_str!("../../../../migrations/sqlite/store/0012_keys.sql"),
     ),
+    (
+        14,
+        "erasures",
+        include_str!("../../../../migrations/sqlite/store/0014_erasures.sql"),
+    ),
 ];
 /// Changes that a receiver may lag behind before it is told that it lost some.
 const CHANGES: usize = 1024;
@@ -160,6 +168,8 @@ pub async fn open(dir: &Path) -> Result<Store> {
         deliveries: engine.clone(),
         pulls: engine.clone(),
         replays: engine.clone(),
+        erasures: engine.clone(),
+        feed: engine.clone(),
         announcements: engine.clone(),
         keeper: engine,
     })

@@ -52,7 +52,8 @@ fn replay(row: &SqliteRow) -> Result<Replay> {
 
 async fn retry(tx: &mut Tx, organization: OrganizationId, delivery: DeliveryKey) -> Result<ActedOn> {
     let of = "event_id = ? AND subscription_id = ? AND organization_id = ? AND EXISTS \
-         (SELECT 1 FROM subscriptions s WHERE s.id = deliveries.subscription_id AND s.deleted_at IS NULL)";
+         (SELECT 1 FROM subscriptions s WHERE s.id = deliveries.subscription_id AND s.deleted_at IS NULL) AND EXISTS \
+         (SELECT 1 FROM events e WHERE e.id = deliveries.event_id AND e.erased_at IS NULL)";
     for sql in [
         format!("UPDATE deliveries SET {OPENED} WHERE due_at IS NULL AND {of}"),
         format!(
@@ -181,7 +182,8 @@ async fn step(tx: &mut Tx, replay: Replay, step: ReplayStep) -> Result<Option<u6
         let sql = format!(
             "UPDATE deliveries SET {OPENED} WHERE due_at IS NULL AND subscription_id = ? AND state IN ({wanted}) \
              AND event_id IN ({}) AND EXISTS (SELECT 1 FROM subscriptions s \
-             WHERE s.id = deliveries.subscription_id AND s.deleted_at IS NULL)",
+             WHERE s.id = deliveries.subscription_id AND s.deleted_at IS NULL) AND EXISTS (SELECT 1 FROM events e \
+             WHERE e.id = deliveries.event_id AND e.erased_at IS NULL)",
             marks(portion.len())
         );
         let mut query = sqlx::query(AssertSqlSafe(sql))

@@ -59,6 +59,12 @@ impl Engine {
             Bound::Time(now),
         )
         .await?;
+        self.in_steps(
+            "DELETE FROM erasures WHERE (id, organization_id) IN \
+             (SELECT id, organization_id FROM erasures WHERE expires_at <= ? LIMIT ?)",
+            Bound::Time(now),
+        )
+        .await?;
         Ok(done)
     }
 

@@ -1,5 +1,9 @@
 //! `GET /v1/events/{id}`: an event, where its deliveries are, and every attempt; and one delivery alone, under
-//! `/deliveries/{subscription}`.
+//! `/deliveries/{subscription}`. Beside it [searching](search), [erasing](erase) and [following](stream) events.
+
+mod erase;
+mod search;
+mod stream;
 
 use std::{sync::Arc, time::Duration};
 
@@ -34,7 +38,9 @@ const MAX_WAIT_MS: u64 = 30_000;
 
 pub(crate) fn routes() -> Router<Arc<Control>> {
     Router::new()
-        .route("/v1/events/{id}", get(show))
+        .route("/v1/events", get(search::search))
+        .route("/v1/events/stream", get(stream::follow))
+        .route("/v1/events/{id}", get(show).delete(erase::erase))
         .route("/v1/events/{id}/deliveries/{subscription}", get(show_delivery))
         .route("/v1/events/{id}/deliveries/{subscription}/retry", post(retry))
         .route("/v1/events/{id}/deliveries/{subscription}/cancel", post(cancel))
@@ -50,8 +56,9 @@ pub(crate) struct EventView {
     dedup_id: Option<String>,
     occurred_at: Option<Timestamp>,
     received_at: Timestamp,
-    /// As it was sent, byte for byte.
+    /// As it was sent, byte for byte; `null` once it is erased.
     payload: Box<RawValue>,
+    erased_at: Option<Timestamp>,
     /// How often it was posted again, and how many of those were not the same.
     repeats: u64,
     differing_repeats: u64,
@@ -99,6 +106,7 @@ impl TryFrom<EventRecord> for EventView {
             occurred_at: event.occurred_at,
             received_at: event.received_at,
             payload: raw(event.payload)?,
+            erased_at: event.erased_at,
             repeats: event.repeats,
             differing_repeats: event.differing_repeats,
             deliveries: event.deliveries.into_iter().map(DeliveryView::from).collect(),
@@ -210,10 +218,15 @@ async fn retry(
     let key = key(&control, organization, id, subscription, query).await?;
     match control.api.store.replays.retry(organization, key).await? {
         ActedOn::Done => Ok(Answer::accepted(look_again(&control, organization, key).await?)),
-        ActedOn::Refused => Err(ApiError::new(
-            Code::Conflict,
-            "its subscription is deleted: there is nobody to send it to",
-        )),
+        ActedOn::Refused => {
+            let event = control.api.store.events.get(organization, key.event).await?;
+            let why = if event.is_some_and(|event| event.erased_at.is_some()) {
+                "the event is erased: there is nothing left to send"
+            } else {
+                "its subscription is deleted: there is nobody to send it to"
+            };
+            Err(ApiError::new(Code::Conflict, why))
+        }
     }
 }
 
