@@ -9,6 +9,7 @@ mod access;
 mod answer;
 mod compat;
 mod cursor;
+mod deliveries;
 mod events;
 mod inbox;
 mod keys;
@@ -21,6 +22,7 @@ mod set_aside;
 mod subscriptions;
 mod targets;
 mod this_machine;
+mod unmatched;
 mod waiting;
 
 use std::sync::Arc;
@@ -70,6 +72,7 @@ pub fn routes(api: Arc<Api>) -> Router {
         .merge(keys::routes())
         .merge(subscriptions::routes())
         .merge(events::routes())
+        .merge(deliveries::routes())
         .merge(inbox::routes())
         .merge(set_aside::routes())
         .merge(compat::routes())

@@ -16,6 +16,7 @@ mod limits;
 mod operations;
 mod order;
 mod refused;
+mod seeing;
 mod set_aside;
 mod signing;
 mod subscriptions;

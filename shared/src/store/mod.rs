@@ -7,7 +7,9 @@
 mod announcements;
 mod deliveries;
 mod events;
+mod insight;
 mod keeper;
+mod looked;
 mod organizations;
 mod page;
 pub mod postgres;
@@ -27,6 +29,7 @@ pub use self::{
         AttemptRecord, DeliveryRecord, EventFilter, EventRecord, Events, IntakeBatch, IntakeOutcome, Order,
         PlannedDelivery, StoredEvent,
     },
+    insight::{DeliveryFilter, DeliveryPlace, Insight, ListedDelivery},
     keeper::{Change, Keeper, Retention},
     organizations::{NewKey, Organizations},
     page::PAGE_BYTES,
@@ -89,6 +92,8 @@ pub struct Store {
     pub replays: Arc<dyn Replays>,
     /// Events of the system's own, and which subscriptions fail.
     pub announcements: Arc<dyn Announcements>,
+    /// What is seen of deliveries, beside each event's own.
+    pub insight: Arc<dyn Insight>,
     /// Schema, partitions, retention, health, and word of changes.
     pub keeper: Arc<dyn Keeper>,
 }

@@ -13,7 +13,9 @@ mod announcements;
 mod changes;
 mod deliveries;
 mod events;
+mod expiry;
 mod former;
+mod insight;
 mod intake;
 mod keeper;
 mod lists;
@@ -80,6 +82,7 @@ pub fn connect(options: &PostgresOptions) -> Result<Store, Invalid> {
         deliveries: engine.clone(),
         replays: engine.clone(),
         announcements: engine.clone(),
+        insight: engine.clone(),
         keeper: engine,
     })
 }

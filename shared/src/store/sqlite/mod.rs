@@ -11,6 +11,7 @@ mod announcements;
 mod deliveries;
 mod events;
 mod former;
+mod insight;
 mod intake;
 mod keeper;
 mod list;
@@ -149,6 +150,7 @@ pub async fn open(dir: &Path) -> Result<Store> {
         deliveries: engine.clone(),
         replays: engine.clone(),
         announcements: engine.clone(),
+        insight: engine.clone(),
         keeper: engine,
     })
 }
