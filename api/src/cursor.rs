@@ -4,7 +4,11 @@
 //! an order: it holds no filter, grants nothing, and never runs out.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use shared::{Id, Invalid, Timestamp, id::Kind, store::SetAsidePlace};
+use shared::{
+    Id, Invalid, Timestamp,
+    id::Kind,
+    store::{DeliveryPlace, SetAsidePlace},
+};
 use uuid::Uuid;
 
 /// Which list a cursor is of.
@@ -16,6 +20,7 @@ pub(crate) enum List {
     Inbox = b'i',
     Events = b'e',
     SetAside = b'a',
+    Deliveries = b'd',
     /// `GET /api/inbox`, which runs the other way.
     CompatInbox = b'z',
 }
@@ -60,6 +65,20 @@ impl Place for SetAsidePlace {
     }
 }
 
+impl Place for DeliveryPlace {
+    fn bytes(&self) -> Vec<u8> {
+        [self.seq.bytes(), self.subscription.bytes()].concat()
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (seq, subscription) = bytes.split_at_checked(8)?;
+        Some(Self {
+            seq: i64::from_bytes(seq)?,
+            subscription: Id::from_bytes(subscription)?,
+        })
+    }
+}
+
 impl List {
     /// The cursor of a place in this list.
     pub(crate) fn cursor<P: Place>(self, place: &P) -> String {
@@ -84,7 +103,7 @@ impl List {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use shared::{KeyId, SetAsideId};
+    use shared::{KeyId, SetAsideId, SubscriptionId};
 
     use super::*;
 
@@ -99,6 +118,8 @@ mod tests {
                 id: SetAsideId::from_uuid(Uuid::from_u128(bits)),
             };
             prop_assert_eq!(List::SetAside.place(&List::SetAside.cursor(&place)), Ok(place));
+            let place = DeliveryPlace { seq, subscription: SubscriptionId::from_uuid(Uuid::from_u128(bits)) };
+            prop_assert_eq!(List::Deliveries.place(&List::Deliveries.cursor(&place)), Ok(place));
         }
 
         #[test]

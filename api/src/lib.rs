@@ -9,6 +9,7 @@ mod access;
 mod answer;
 mod compat;
 mod cursor;
+mod deliveries;
 mod events;
 mod followers;
 mod inbox;
@@ -23,6 +24,7 @@ mod set_aside;
 mod subscriptions;
 mod targets;
 mod this_machine;
+mod unmatched;
 mod waiting;
 
 use std::sync::Arc;
@@ -82,6 +84,7 @@ pub fn routes(api: Arc<Api>) -> Router {
         .merge(keys::routes())
         .merge(subscriptions::routes())
         .merge(events::routes())
+        .merge(deliveries::routes())
         .merge(inbox::routes())
         .merge(pulls::routes())
         .merge(set_aside::routes())

@@ -94,6 +94,34 @@ pub enum Status {
 }
 
 impl Status {
+    /// Every status.
+    pub const ALL: [Self; 9] = [
+        Self::Pending,
+        Self::InFlight,
+        Self::Retrying,
+        Self::Parked,
+        Self::Delivered,
+        Self::DeadLetter,
+        Self::Acknowledged,
+        Self::Cancelled,
+        Self::Expired,
+    ];
+
+    /// Its name in the API.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::InFlight => "in_flight",
+            Self::Retrying => "retrying",
+            Self::Parked => "parked",
+            Self::Delivered => "delivered",
+            Self::DeadLetter => "dead_letter",
+            Self::Acknowledged => "acknowledged",
+            Self::Cancelled => "cancelled",
+            Self::Expired => "expired",
+        }
+    }
+
     /// From what the store keeps: the state, whether a living worker or a lease holds it, and how its subscription is.
     pub const fn of(state: State, held: bool, subscription: SubscriptionCondition) -> Self {
         match (state, subscription) {
@@ -117,6 +145,22 @@ impl Status {
             self,
             Self::Pending | Self::InFlight | Self::Retrying | Self::Parked
         )
+    }
+}
+
+impl FromStr for Status {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        Self::ALL
+            .into_iter()
+            .find(|status| status.as_str() == text)
+            .ok_or_else(|| {
+                Invalid::new(
+                    "must be pending, in_flight, retrying, parked, delivered, dead_letter, acknowledged, cancelled \
+                     or expired",
+                )
+            })
     }
 }
 
@@ -353,6 +397,11 @@ mod tests {
     fn names_are_read_back() {
         for state in State::ALL {
             assert_eq!(state.as_str().parse(), Ok(state));
+        }
+        for status in Status::ALL {
+            assert_eq!(status.as_str().parse(), Ok(status));
+            let shown = serde_json::to_value(status).unwrap();
+            assert_eq!(shown, status.as_str());
         }
         for kind in FailureKind::ALL {
             assert_eq!(kind.as_str().parse(), Ok(kind));

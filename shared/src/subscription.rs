@@ -2,14 +2,17 @@
 
 mod headers;
 mod metadata;
+mod unmatched;
 
 use std::{fmt, str::FromStr, time::Duration};
 
 use serde::Serialize;
 use url::Url;
 
+pub use self::unmatched::NoMatch;
 use crate::{
-    EventType, Invalid, OrganizationId, SubscriptionId, Timestamp, seal::Sealed, signature::SignatureScheme,
+    EventType, Invalid, OrganizationId, SubscriptionId, Timestamp, announcement::SYSTEM, seal::Sealed,
+    signature::SignatureScheme,
 };
 
 pub use self::{
@@ -257,11 +260,15 @@ impl EventPattern {
         &self.0
     }
 
+    /// Whether the system's own events are what it is about.
+    pub fn names_system_types(&self) -> bool {
+        self.0.starts_with(SYSTEM)
+    }
+
     /// Whether an event of this type fits.
     pub fn matches(&self, event_type: &EventType) -> bool {
         let event_type = event_type.as_str();
-        let system = event_type.starts_with("triggers.");
-        if system && !self.0.starts_with("triggers.") {
+        if event_type.starts_with(SYSTEM) && !self.names_system_types() {
             return false;
         }
         if &*self.0 == "*" {

@@ -28,6 +28,7 @@ use crate::{
     access::{Caller, Deliveries, Events},
     answer::Answer,
     path::{PathId, PathIds},
+    unmatched::Unmatched,
     waiting,
 };
 
@@ -63,6 +64,15 @@ pub(crate) struct EventView {
     repeats: u64,
     differing_repeats: u64,
     deliveries: Vec<DeliveryView>,
+}
+
+/// An event that was asked for alone.
+#[derive(Serialize)]
+struct Shown {
+    #[serde(flatten)]
+    event: EventView,
+    #[serde(flatten)]
+    unmatched: Unmatched,
 }
 
 #[derive(Serialize)]
@@ -187,8 +197,13 @@ async fn show(
     PathId(id): PathId<EventKind>,
     query: Query,
 ) -> Result<impl IntoResponse, ApiError> {
-    let event = found(&control, caller.organization(), id, query).await?;
-    Ok(Answer::ok(EventView::try_from(event)?))
+    let organization = caller.organization();
+    let event = found(&control, organization, id, query).await?;
+    let unmatched = Unmatched::of(&control.api.store, organization, &event).await?;
+    Ok(Answer::ok(Shown {
+        event: EventView::try_from(event)?,
+        unmatched,
+    }))
 }
 
 async fn show_delivery(

@@ -120,3 +120,47 @@ async fn events_that_are_not_there() {
     );
     assert_eq!(desk.get(&format!("/v1/events/{id}"), "").await.status, 401);
 }
+
+#[tokio::test]
+async fn subscriptions_that_do_not_match_are_named_with_the_reason() {
+    let desk = Desk::open().await;
+    let tenant = desk.tenant().await;
+    let hook = desk.subscribe(&tenant).await;
+    let make = async |event_types: &[&str]| {
+        let body = serde_json::json!({"kind": "pull", "event_types": event_types});
+        let made = desk.post("/v1/subscriptions", &tenant.key, &body).await;
+        made.body["id"].as_str().expect("an id").to_owned()
+    };
+    let (orders, changed) = (make(&["order.*"]).await, make(&["order.*"]).await);
+    let id = desk.event(&tenant, "user.created", "1", hook).await;
+    let late = make(&["user.**"]).await;
+    let wider = serde_json::json!({"event_types": ["*"]});
+    desk.patch(&format!("/v1/subscriptions/{changed}"), &tenant.key, &wider)
+        .await;
+    // Disabled or not makes no difference.
+    desk.post(
+        &format!("/v1/subscriptions/{orders}/disable"),
+        &tenant.key,
+        &serde_json::json!({}),
+    )
+    .await;
+    let shown = desk.get(&format!("/v1/events/{id}"), &tenant.key).await;
+    let inbox = desk.inbox(&tenant).await.to_string();
+    let expected = [
+        (inbox, "others_match"),
+        (orders, "event_type"),
+        (changed, "changed_later"),
+        (late, "created_later"),
+    ]
+    .map(|(subscription, reason)| serde_json::json!({"subscription": subscription, "reason": reason}));
+    assert_eq!(shown.body["not_matched"], serde_json::json!(expected));
+    assert_eq!(shown.body["not_matched_incomplete"], false);
+    assert_eq!(shown.body["deliveries"][0]["subscription"], hook.to_string());
+
+    for _ in 0..200 {
+        make(&["order.*"]).await;
+    }
+    let shown = desk.get(&format!("/v1/events/{id}"), &tenant.key).await;
+    assert_eq!(shown.body["not_matched_incomplete"], true);
+    assert_eq!(shown.body["not_matched"].as_array().map(Vec::len), Some(199));
+}

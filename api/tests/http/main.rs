@@ -2,6 +2,7 @@
 
 mod answer;
 mod compat;
+mod deliveries;
 mod events;
 mod harness;
 mod inbox;

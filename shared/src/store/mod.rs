@@ -10,7 +10,9 @@ mod deliveries;
 mod erasures;
 mod events;
 mod feed;
+mod insight;
 mod keeper;
+mod looked;
 mod organizations;
 mod page;
 pub mod postgres;
@@ -34,6 +36,7 @@ pub use self::{
         PlannedDelivery, StoredEvent,
     },
     feed::{Feed, FeedEvent, FeedPage},
+    insight::{DeliveryFilter, DeliveryPlace, Insight, ListedDelivery},
     keeper::{Change, Keeper, Retention},
     organizations::{NewKey, Organizations, Rotated, Rotation, USE_GRAIN},
     page::PAGE_BYTES,
@@ -103,6 +106,8 @@ pub struct Store {
     pub feed: Arc<dyn Feed>,
     /// Events of the system's own, and which subscriptions fail.
     pub announcements: Arc<dyn Announcements>,
+    /// What is seen of deliveries, beside each event's own.
+    pub insight: Arc<dyn Insight>,
     /// Schema, partitions, retention, health, and word of changes.
     pub keeper: Arc<dyn Keeper>,
 }

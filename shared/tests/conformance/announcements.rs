@@ -15,7 +15,7 @@ use super::{
 };
 
 /// Somebody who asks for the system's own events.
-async fn listener(store: &Store, organization: OrganizationId) {
+pub(super) async fn listener(store: &Store, organization: OrganizationId) {
     let mut subscription = new_push(organization);
     subscription.event_types = vec![EventPattern::parse("triggers.**").unwrap()];
     store.subscriptions.create(subscription).await.unwrap();

@@ -1,14 +1,18 @@
 use std::time::Duration;
 
 use shared::{
-    AcceptedEvent, DeliveryStatus, EventId, EventStatus, Timestamp,
+    AcceptedEvent, DeliveryStatus, EventId, EventStatus, EventType, Timestamp,
+    announcement::EXPIRED,
     seal::Sealed,
     store::{Change, EventFilter, SetAside, Store},
 };
 use tokio::{sync::broadcast, task::JoinSet, time::timeout};
 use uuid::{NoContext, Uuid};
 
-use super::world::{MINUTE, event, first, get, inbox, keyed, new_push, organization, push, take_in, worker};
+use super::{
+    announcements::listener,
+    world::{MINUTE, event, first, get, inbox, keyed, new_push, organization, push, take_in, worker},
+};
 
 pub(crate) async fn migrating_again_changes_nothing(store: &Store) {
     let made = organization(store).await;
@@ -148,6 +152,59 @@ pub(crate) async fn what_retention_ends_is_expired(store: &Store) {
             .is_empty()
     );
     assert_eq!(store.keeper.keep(Duration::ZERO).await.unwrap().expired, 0);
+}
+
+pub(crate) async fn what_expires_is_announced_once_a_subscription(store: &Store) {
+    let (ours, theirs) = (organization(store).await.id, organization(store).await.id);
+    let (push, inbox, me) = (
+        push(store, ours).await.id,
+        inbox(store, ours).await,
+        worker(store).await,
+    );
+    let others = super::world::push(store, theirs).await.id;
+    let gone = super::world::push(store, ours).await.id;
+    listener(store, ours).await;
+    let old = |organization, event_type: &str| AcceptedEvent {
+        id: yesterdays_id(),
+        event_type: EventType::parse_any(event_type).unwrap(),
+        ..event(organization)
+    };
+    let events: Vec<_> = (0..12).map(|_| old(ours, "order.created")).collect();
+    take_in(store, me, &events, &[(push, true), (inbox, false), (gone, false)]).await;
+    // They beget no others; and nobody there asks for them.
+    take_in(
+        store,
+        me,
+        &[old(ours, "triggers.delivery.expired")],
+        &[(push, false)],
+    )
+    .await;
+    take_in(store, me, &[old(theirs, "order.created")], &[(others, false)]).await;
+    store.subscriptions.delete(ours, gone).await.unwrap();
+    store.keeper.keep(Duration::ZERO).await.unwrap();
+    let waiting = store.announcements.announcements(10).await.unwrap();
+    assert!(
+        waiting
+            .iter()
+            .all(|one| one.organization == ours && one.event_type == EXPIRED)
+    );
+    let mut told: Vec<(String, u64, usize)> = waiting
+        .iter()
+        .map(|one| {
+            let payload: serde_json::Value = serde_json::from_str(&one.payload).unwrap();
+            let examples = payload["events"].as_array().unwrap();
+            let known: Vec<String> = events.iter().map(|event| event.id.to_string()).collect();
+            assert!(examples.iter().all(|id| known.iter().any(|known| id == known)));
+            let subscription = payload["subscription"].as_str().unwrap().to_owned();
+            (subscription, payload["count"].as_u64().unwrap(), examples.len())
+        })
+        .collect();
+    told.sort_unstable();
+    let mut expected = [(push.to_string(), 12, 10), (inbox.to_string(), 12, 10)];
+    expected.sort_unstable();
+    assert_eq!(told, expected);
+    store.keeper.keep(Duration::ZERO).await.unwrap();
+    assert_eq!(store.announcements.announcements(10).await.unwrap().len(), 2);
 }
 
 pub(crate) async fn keeping_concurrently(store: &Store) {

@@ -5,6 +5,7 @@ pub(crate) mod deliveries;
 pub(crate) mod erasures;
 pub(crate) mod events;
 pub(crate) mod feed;
+pub(crate) mod insight;
 pub(crate) mod intake;
 pub(crate) mod keeper;
 pub(crate) mod lanes;
@@ -61,8 +62,11 @@ macro_rules! conformance_tests {
                 followed_in_order, a_place_is_had_by_any_id, who_follows_misses_nothing;
             announcements: a_dead_letter_is_announced_with_its_outcome, disabling_is_announced,
                 failing_is_timed_from_the_first;
+            insight: deliveries_are_listed_newest_first, deliveries_are_filtered, deliveries_since,
+                a_rare_status_takes_pages;
             keeper: migrating_again_changes_nothing, changes_are_announced, deleted_subscriptions_are_cancelled,
-                what_retention_ends_is_expired, keeping_concurrently, the_first_check_value_stays,
+                what_retention_ends_is_expired,
+                what_expires_is_announced_once_a_subscription, keeping_concurrently, the_first_check_value_stays,
                 what_was_set_aside_goes_with_retention;
         }
     };

@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use sqlx::{postgres::PgRow, query};
 
-use super::{Engine, Result, organizations::uuids, rows::Columns};
+use super::{Engine, Result, Statement, organizations::uuids, rows::Columns};
 use crate::{
     EventId, OrganizationId, SubscriptionId,
     announcement::Announcement,
@@ -44,15 +44,19 @@ const SUCCEEDED: &str = "
     DELETE FROM subscription_failures WHERE subscription_id = ANY ($1)
     RETURNING subscription_id AS id, greatest(0, extract(epoch FROM now() - failing_since) * 1000)::bigint AS ms";
 
+/// Keeps an announcement, if somebody might want it.
+pub(super) fn announce(organization: OrganizationId, announcement: &Announcement) -> Statement {
+    query(ANNOUNCE)
+        .bind(announcement.id.uuid())
+        .bind(organization.uuid())
+        .bind(announcement.event_type)
+        .bind(announcement.payload.clone())
+}
+
 #[async_trait]
 impl Announcements for Engine {
     async fn announce(&self, organization: OrganizationId, announcement: &Announcement) -> Result<()> {
-        let statement = query(ANNOUNCE)
-            .bind(announcement.id.uuid())
-            .bind(organization.uuid())
-            .bind(announcement.event_type)
-            .bind(announcement.payload.clone());
-        self.rows(statement).await.map(drop)
+        self.rows(announce(organization, announcement)).await.map(drop)
     }
 
     async fn announcements(&self, limit: u32) -> Result<Vec<Announced>> {

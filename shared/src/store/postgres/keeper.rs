@@ -12,10 +12,10 @@ use sqlx::{
     postgres::{PgConnectOptions, PgConnection},
     query,
 };
-use time::{Date, OffsetDateTime};
+use time::OffsetDateTime;
 use tokio::sync::broadcast;
 
-use super::{Engine, Result, StoreError, classify, partitions, rows::Columns, within};
+use super::{Engine, Result, StoreError, classify, expiry, partitions, rows::Columns, within};
 use crate::{
     seal::Sealed,
     store::{Change, Keeper, PING_TIMEOUT, Retention},
@@ -24,7 +24,7 @@ use crate::{
 const MIGRATE: Duration = Duration::from_mins(2);
 const KEEP: Duration = Duration::from_mins(10);
 /// How many rows a step of upkeep changes.
-const STEP: i64 = 1_000;
+pub(super) const STEP: i64 = 1_000;
 /// How many, where each may be a large frame.
 const FRAMES_STEP: i64 = 100;
 /// How long what expired can still be seen.
@@ -105,21 +105,6 @@ const CONTINUE_ORDER: &str = "
             - pg_current_xact_id()::text::bigint)
     FROM pg_control_system() here
     WHERE intake_order.system_identifier <> here.system_identifier";
-
-const EXPIRE: &str = "
-    WITH open AS (
-        SELECT event_id, subscription_id FROM deliveries
-        WHERE event_id >= $1 AND event_id < $2 AND due_at IS NOT NULL LIMIT $3
-        FOR UPDATE SKIP LOCKED
-    ), ended AS (
-        UPDATE deliveries d SET state = 'expired', due_at = NULL, lease_owner = NULL, updated_at = now()
-        FROM unnest((SELECT array_agg(event_id) FROM open), (SELECT array_agg(subscription_id) FROM open))
-            AS o (event_id, subscription_id)
-        WHERE d.event_id = o.event_id AND d.subscription_id = o.subscription_id
-          AND d.event_id >= $1 AND d.event_id < $2
-        RETURNING 1
-    )
-    SELECT count(*) AS changed FROM ended";
 
 const FORGET_KEYS: &str = "
     WITH expired AS (
@@ -316,7 +301,7 @@ async fn keep(connection: &mut PgConnection, retention: Duration) -> Result<Rete
             .await
             .map_err(classify)?
         {
-            done.expired += expire(&mut *connection, day).await?;
+            done.expired += expiry::expire(&mut *connection, day).await?;
         }
         loop {
             let statement = query(FORGET_SET_ASIDE).bind(before).bind(FRAMES_STEP);
@@ -345,22 +330,6 @@ async fn keep(connection: &mut PgConnection, retention: Duration) -> Result<Rete
 /// `None` is before all time.
 fn earlier(now: OffsetDateTime, by: Duration) -> Option<OffsetDateTime> {
     now.checked_sub(time::Duration::try_from(by).ok()?)
-}
-
-async fn expire(connection: &mut PgConnection, day: Date) -> Result<u64> {
-    let Some(next) = day.next_day() else { return Ok(0) };
-    let mut expired = 0;
-    loop {
-        let statement = query(EXPIRE)
-            .bind(partitions::first_id(day))
-            .bind(partitions::first_id(next))
-            .bind(STEP);
-        let changed = step(&mut *connection, statement).await?;
-        expired += u64::try_from(changed).unwrap_or(0);
-        if changed < STEP {
-            return Ok(expired);
-        }
-    }
 }
 
 async fn step(connection: &mut PgConnection, statement: super::Statement) -> Result<i64> {

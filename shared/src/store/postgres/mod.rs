@@ -15,8 +15,10 @@ mod changes;
 mod deliveries;
 mod erasures;
 mod events;
+mod expiry;
 mod feed;
 mod former;
+mod insight;
 mod intake;
 mod keeper;
 mod lists;
@@ -87,6 +89,7 @@ pub fn connect(options: &PostgresOptions) -> Result<Store, Invalid> {
         erasures: engine.clone(),
         feed: engine.clone(),
         announcements: engine.clone(),
+        insight: engine.clone(),
         keeper: engine,
     })
 }

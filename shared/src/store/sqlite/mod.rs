@@ -14,6 +14,7 @@ mod erasures;
 mod events;
 mod feed;
 mod former;
+mod insight;
 mod intake;
 mod keeper;
 mod list;
@@ -171,6 +172,7 @@ pub async fn open(dir: &Path) -> Result<Store> {
         erasures: engine.clone(),
         feed: engine.clone(),
         announcements: engine.clone(),
+        insight: engine.clone(),
         keeper: engine,
     })
 }

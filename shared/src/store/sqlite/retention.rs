@@ -10,12 +10,14 @@ use uuid::Uuid;
 
 use super::{
     Engine,
+    announcements::announce,
     many::{marks, portions},
     row::{Columns as _, failed},
     writer::Tx,
 };
 use crate::{
-    Timestamp,
+    DeliveryKey, OrganizationId, SubscriptionId, Timestamp,
+    announcement::Expiries,
     store::{Result, Retention},
 };
 
@@ -68,37 +70,25 @@ impl Engine {
         Ok(done)
     }
 
-    /// Ends what is open of events before `ended`.
+    /// Ends what is open of events before `ended`, subscription by subscription.
     async fn expire(&self, ended: Uuid) -> Result<u64> {
-        let organizations = sqlx::query("SELECT id FROM organizations")
-            .fetch_all(&self.readers)
-            .await
-            .map_err(failed)?;
+        // What a deleted subscription leaves open counts as cancelled, and is written down as that.
+        let subscriptions = sqlx::query(
+            "SELECT s.id, s.organization_id FROM subscriptions s WHERE s.deleted_at IS NULL AND EXISTS \
+             (SELECT 1 FROM deliveries d INDEXED BY deliveries_due WHERE d.subscription_id = s.id \
+             AND d.due_at IS NOT NULL AND d.event_id < ?)",
+        )
+        .bind(ended)
+        .fetch_all(&self.readers)
+        .await
+        .map_err(failed)?;
         let mut expired = 0;
-        for organization in organizations {
-            let organization: Uuid = organization.value(0)?;
-            // What a deleted subscription leaves open counts as cancelled, and is written down as that.
-            let step = "UPDATE deliveries SET state = 'expired', due_at = NULL, lease_owner = NULL, updated_at = ? \
-                 WHERE (event_id, subscription_id) IN (SELECT d.event_id, d.subscription_id \
-                 FROM deliveries d INDEXED BY deliveries_open CROSS JOIN subscriptions s ON s.id = d.subscription_id \
-                 WHERE d.organization_id = ? AND d.due_at IS NOT NULL AND d.event_id < ? AND s.deleted_at IS NULL \
-                 LIMIT ?)";
+        for row in subscriptions {
+            let (subscription, organization) = (row.id(0)?, row.id(1)?);
             loop {
                 let rows = self
                     .writer
-                    .run(move |tx| {
-                        Box::pin(async move {
-                            sqlx::query(step)
-                                .bind(tx.now.millis())
-                                .bind(organization)
-                                .bind(ended)
-                                .bind(STEP)
-                                .execute(&mut tx.connection)
-                                .await
-                                .map(|done| done.rows_affected())
-                                .map_err(failed)
-                        })
-                    })
+                    .run(move |tx| Box::pin(expire(tx, organization, subscription, ended)))
                     .await?;
                 expired += rows;
                 if rows < u64::from(STEP) {
@@ -173,6 +163,41 @@ impl Engine {
 enum Bound {
     Id(Uuid),
     Time(Timestamp),
+}
+
+/// Ends some of what is open of a subscription, and tells of it; how many deliveries those were.
+async fn expire(
+    tx: &mut Tx,
+    organization: OrganizationId,
+    subscription: SubscriptionId,
+    ended: Uuid,
+) -> Result<u64> {
+    let rows = sqlx::query(
+        "UPDATE deliveries SET state = 'expired', due_at = NULL, lease_owner = NULL, updated_at = ? \
+         WHERE subscription_id = ? AND event_id IN (SELECT d.event_id FROM deliveries d INDEXED BY deliveries_due \
+         WHERE d.subscription_id = ? AND d.due_at IS NOT NULL AND d.event_id < ? LIMIT ?) \
+         RETURNING event_id, coalesce((SELECT e.type NOT LIKE 'triggers.%' FROM events e WHERE e.id = event_id), 0)",
+    )
+    .bind(tx.now.millis())
+    .bind(subscription.uuid())
+    .bind(subscription.uuid())
+    .bind(ended)
+    .bind(STEP)
+    .fetch_all(&mut tx.connection)
+    .await
+    .map_err(failed)?;
+    let mut expiries = Expiries::default();
+    for row in &rows {
+        // Events of the system's own beget no others.
+        if row.value(1)? {
+            let event = row.id(0)?;
+            expiries.add(organization, DeliveryKey { event, subscription });
+        }
+    }
+    for (organization, announcement) in expiries.announcements() {
+        announce(tx, organization, &announcement).await?;
+    }
+    Ok(rows.len() as u64)
 }
 
 /// Removes events with all that belongs to them; aliases go by their own age.

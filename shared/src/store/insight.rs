@@ -1,0 +1,62 @@
+//! What is seen of deliveries beside each event's own.
+
+use async_trait::async_trait;
+
+use super::{Page, PageRequest, Result};
+use crate::{EventId, OrganizationId, SubscriptionId, Timestamp, delivery::Status};
+
+/// Which deliveries a list shows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DeliveryFilter {
+    /// Only those to this subscription.
+    pub subscription: Option<SubscriptionId>,
+    /// Only those that are so.
+    pub status: Option<Status>,
+    /// Only those of events accepted from then on.
+    pub since: Option<Timestamp>,
+}
+
+/// A place in a list of deliveries: by `seq` of the event, newest first, then by subscription.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeliveryPlace {
+    /// The event's place in the order of intake.
+    pub seq: i64,
+    /// The last of its deliveries that was seen.
+    pub subscription: SubscriptionId,
+}
+
+/// A delivery as it is listed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListedDelivery {
+    /// Of which event.
+    pub event: EventId,
+    /// The event's place in the order of intake.
+    pub seq: i64,
+    /// The event's type.
+    pub event_type: String,
+    /// When the front took the event.
+    pub received_at: Timestamp,
+    /// To which subscription.
+    pub subscription: SubscriptionId,
+    /// Where it is.
+    pub status: Status,
+    /// How many attempts were made.
+    pub attempts: u32,
+    /// When the next attempt is due, while it is open and to be pushed.
+    pub next_attempt_at: Option<Timestamp>,
+    /// When it last changed state or had an attempt.
+    pub updated_at: Timestamp,
+}
+
+/// What is seen of deliveries, beside each event's own.
+#[async_trait]
+pub trait Insight: Send + Sync {
+    /// Lists an organization's deliveries, newest first. A page takes no more than a bounded look at what is there: it may
+    /// hold fewer than asked for, or none, and still say that there is more.
+    async fn list_deliveries(
+        &self,
+        organization: OrganizationId,
+        filter: &DeliveryFilter,
+        page: PageRequest<DeliveryPlace>,
+    ) -> Result<Page<ListedDelivery, DeliveryPlace>>;
+}

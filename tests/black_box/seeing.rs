@@ -1,0 +1,163 @@
+//! What can be seen of deliveries: where they are, why there are none, and how a subscription fares.
+
+use harness::{Client, Engine, Receiver, Reply, World, on_both_engines};
+use serde_json::{Value, json};
+
+on_both_engines!(
+    deliveries_are_listed_by_what_became_of_them,
+    an_event_says_whom_it_was_not_for,
+    no_event_of_the_systems_own_begets_another,
+);
+
+/// The events of all deliveries that a query shows, newest first.
+async fn listed(client: &Client, query: &str) -> Vec<(String, String)> {
+    let (mut all, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let page = client
+            .get(&format!("/v1/deliveries?limit=2&{query}{cursor}"))
+            .await
+            .expect(200);
+        let text = |delivery: &Value, name: &str| delivery[name].as_str().expect("a text").to_owned();
+        let data = page["data"].as_array().expect("a list");
+        all.extend(
+            data.iter()
+                .map(|delivery| (text(delivery, "event"), text(delivery, "subscription"))),
+        );
+        match page["next_cursor"].as_str() {
+            Some(next) => cursor = format!("&cursor={next}"),
+            None => return all,
+        }
+    }
+}
+
+async fn deliveries_are_listed_by_what_became_of_them(engine: Engine) {
+    let world = World::start(engine).await;
+    let receiver = Receiver::start().await;
+    let (client, stranger) = (world.organization().await, world.organization().await);
+    receiver.always("/bad", Reply::Status(500));
+    let good = client.subscribe_url(&receiver.url("/good")).await.id;
+    let bad = client
+        .subscribe(&json!({"url": receiver.url("/bad"), "retry_schedule_seconds": [600]}))
+        .await
+        .id;
+    let mut ids = Vec::new();
+    for _ in 0..3 {
+        let id = client.event("order.placed").await;
+        client.delivery_becomes(&id, &bad, "retrying").await;
+        client.delivery_becomes(&id, &good, "delivered").await;
+        ids.insert(0, id);
+    }
+    let of = |subscription: &str| -> Vec<_> {
+        ids.iter()
+            .map(|id| (id.clone(), subscription.to_owned()))
+            .collect()
+    };
+    assert_eq!(listed(&client, "status=delivered").await, of(&good));
+    assert_eq!(listed(&client, "status=retrying").await, of(&bad));
+    assert_eq!(listed(&client, &format!("subscription={bad}")).await, of(&bad));
+    assert_eq!(listed(&client, "").await.len(), 6);
+    let of_good = format!("subscription={good}&status=retrying");
+    assert!(listed(&client, &of_good).await.is_empty());
+    let received = client.look_up(&ids[0]).await["received_at"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    assert_eq!(
+        listed(&client, &format!("since={received}&status=retrying")).await,
+        of(&bad)[..1]
+    );
+    client
+        .post(&format!("/v1/subscriptions/{bad}/disable"), &json!({}))
+        .await
+        .expect(200);
+    assert_eq!(listed(&client, "status=parked").await, of(&bad));
+    client
+        .post(
+            &format!("/v1/events/{}/deliveries/{bad}/cancel", ids[1]),
+            &json!({}),
+        )
+        .await
+        .expect(200);
+    assert_eq!(listed(&client, "status=cancelled").await, of(&bad)[1..2]);
+    assert!(listed(&stranger, &format!("subscription={bad}")).await.is_empty());
+}
+
+async fn an_event_says_whom_it_was_not_for(engine: Engine) {
+    let world = World::start(engine).await;
+    let receiver = Receiver::start().await;
+    let client = world.organization().await;
+    let subscribe = async |event_types: &[&str]| {
+        let body = json!({"url": receiver.url("/hook"), "event_types": event_types});
+        client.subscribe(&body).await.id
+    };
+    let orders = subscribe(&["order.*"]).await;
+    let users = subscribe(&["user.*"]).await;
+    let id = client.event("order.placed").await;
+    client.delivery_becomes(&id, &orders, "delivered").await;
+    let late = subscribe(&["order.**"]).await;
+    let shown = client.look_up(&id).await;
+    let mut reasons: Vec<(&str, &str)> = shown["not_matched"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|one| {
+            (
+                one["subscription"].as_str().unwrap(),
+                one["reason"].as_str().unwrap(),
+            )
+        })
+        .collect();
+    // The inbox is older than what was subscribed.
+    assert_eq!(reasons.remove(0).1, "others_match", "{shown}");
+    assert_eq!(reasons, [(&*users, "event_type"), (&late, "created_later")]);
+}
+
+async fn no_event_of_the_systems_own_begets_another(engine: Engine) {
+    let world = World::start(engine).await;
+    let receiver = Receiver::start().await;
+    let client = world.organization().await;
+    receiver.always("/hook", Reply::Status(422));
+    receiver.always("/told", Reply::Status(500));
+    let told = client
+        .subscribe(&json!({
+            "url": receiver.url("/told"), "event_types": ["triggers.**"], "retry_schedule_seconds": [],
+        }))
+        .await
+        .id;
+    let hook = client
+        .subscribe(&json!({
+            "url": receiver.url("/hook"), "event_types": ["order.*"], "retry_schedule_seconds": [],
+        }))
+        .await
+        .id;
+    const EVENTS: usize = 12;
+    for _ in 0..EVENTS {
+        let id = client.event("order.placed").await;
+        client.delivery_becomes(&id, &hook, "dead_letter").await;
+    }
+    // Each dead letter is told of, in vain; and that is all that ever comes of it.
+    harness::eventually(
+        "all are told of",
+        std::time::Duration::from_secs(60),
+        async || match listed(&client, &format!("subscription={told}&status=dead_letter"))
+            .await
+            .len()
+        {
+            EVENTS => Ok(()),
+            count => Err(format!("{count} are")),
+        },
+    )
+    .await;
+    let last = client.event("order.placed").await;
+    client.delivery_becomes(&last, &hook, "dead_letter").await;
+    harness::eventually(
+        "the last is told of",
+        std::time::Duration::from_secs(60),
+        async || match listed(&client, &format!("subscription={told}")).await.len() {
+            count if count == EVENTS + 1 => Ok(()),
+            count => Err(format!("{count} are")),
+        },
+    )
+    .await;
+    assert_eq!(listed(&client, "").await.len(), 2 * (EVENTS + 1));
+}
