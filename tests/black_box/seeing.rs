@@ -3,6 +3,9 @@
 use harness::{Client, Engine, Receiver, Reply, World, on_both_engines};
 use serde_json::{Value, json};
 
+/// How many dead letters are to beget nothing more than their announcements.
+const EVENTS: usize = 12;
+
 on_both_engines!(
     deliveries_are_listed_by_what_became_of_them,
     an_event_says_whom_it_was_not_for,
@@ -58,12 +61,12 @@ async fn deliveries_are_listed_by_what_became_of_them(engine: Engine) {
     assert_eq!(listed(&client, "").await.len(), 6);
     let of_good = format!("subscription={good}&status=retrying");
     assert!(listed(&client, &of_good).await.is_empty());
-    let received = client.look_up(&ids[0]).await["received_at"]
+    let since = client.look_up(&ids[0]).await["received_at"]
         .as_str()
         .unwrap()
         .to_owned();
     assert_eq!(
-        listed(&client, &format!("since={received}&status=retrying")).await,
+        listed(&client, &format!("since={since}&status=retrying")).await,
         of(&bad)[..1]
     );
     client
@@ -130,7 +133,6 @@ async fn no_event_of_the_systems_own_begets_another(engine: Engine) {
         }))
         .await
         .id;
-    const EVENTS: usize = 12;
     for _ in 0..EVENTS {
         let id = client.event("order.placed").await;
         client.delivery_becomes(&id, &hook, "dead_letter").await;
@@ -138,7 +140,7 @@ async fn no_event_of_the_systems_own_begets_another(engine: Engine) {
     // Each dead letter is told of, in vain; and that is all that ever comes of it.
     harness::eventually(
         "all are told of",
-        std::time::Duration::from_secs(60),
+        std::time::Duration::from_mins(1),
         async || match listed(&client, &format!("subscription={told}&status=dead_letter"))
             .await
             .len()
@@ -152,7 +154,7 @@ async fn no_event_of_the_systems_own_begets_another(engine: Engine) {
     client.delivery_becomes(&last, &hook, "dead_letter").await;
     harness::eventually(
         "the last is told of",
-        std::time::Duration::from_secs(60),
+        std::time::Duration::from_mins(1),
         async || match listed(&client, &format!("subscription={told}")).await.len() {
             count if count == EVENTS + 1 => Ok(()),
             count => Err(format!("{count} are")),

@@ -24,7 +24,7 @@ pub struct EventStream {
 impl EventStream {
     /// Opens one, and waits for its first words.
     pub async fn open(request: reqwest::RequestBuilder) -> Self {
-        let request = request.timeout(Duration::from_secs(600));
+        let request = request.timeout(Duration::from_mins(10));
         let response = request.send().await.expect("the request is answered");
         assert_eq!(response.status(), 200);
         assert_eq!(response.headers()["content-type"], "text/event-stream");

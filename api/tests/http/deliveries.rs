@@ -37,7 +37,7 @@ async fn deliveries_are_listed_newest_first_and_filtered() {
     }
     let waiting = desk.event(&tenant, "user.left", "1", inbox).await;
     let later = Next::Retry {
-        after: Duration::from_secs(60),
+        after: Duration::from_mins(1),
     };
     desk.fail(ids[0], hook, &tenant, later).await;
     desk.attempt(

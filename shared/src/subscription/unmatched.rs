@@ -30,7 +30,7 @@ impl NoMatch {
             subscription
                 .event_types
                 .iter()
-                .any(|pattern| pattern.names_system_types())
+                .any(super::EventPattern::names_system_types)
         };
         match subscription.builtin {
             Some(Builtin::Inbox) if is_system => Self::SystemEvent,
@@ -50,7 +50,10 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::{EventPattern, OrganizationId, SubscriptionId, subscription::Target};
+    use crate::{
+        EventPattern, OrganizationId, SubscriptionId,
+        subscription::{Metadata, Target},
+    };
 
     #[test]
     fn each_reason_has_its_case() {
@@ -114,6 +117,7 @@ mod tests {
                 enabled: false,
                 disabled_reason: None,
                 description: None,
+                metadata: Metadata::default(),
                 version: 1,
                 created_at: made,
                 updated_at: made,
