@@ -67,6 +67,9 @@ async fn the_secret_key_is_changed_and_pushes_still_verify() {
         node.set("TRIGGERS_SECRET_KEY", NEW);
         node.start_again().await;
     }
+    for node in world.nodes() {
+        node.ready().await;
+    }
     let id = client.event("order.placed").await;
     client.event_becomes(&id, "delivered").await;
     for (at, subscription) in subscriptions.iter().enumerate() {
