@@ -1,10 +1,11 @@
-//! `/v1/keys`: making, listing and revoking an organization's keys.
+//! `/v1/keys`: making, listing, rotating and revoking an organization's keys.
 //!
 //! A key's text is answered once, when it is made; only its hash is kept. A revoked key ends at once in this process
 //! and within seconds in others. Revoking the last key that may administer is allowed: a leaked key must go at once, and
-//! an organization left without one keeps working until its operator steps in.
+//! an organization left without one keeps working until its operator steps in. Rotating it is never so: the new key, with the
+//! same scopes, is there before the old one ends.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -16,10 +17,11 @@ use http::StatusCode;
 use serde::Serialize;
 use shared::{
     Invalid, Key, KeyId, KeyText, OrganizationId, Scope, Scopes, Timestamp,
-    http::{ApiError, FieldError, Fields, JsonBody, Query, Unknown, fields},
+    auth::Ending,
+    http::{ApiError, Code, FieldError, Fields, JsonBody, Query, Unknown, fields},
     id::KeyKind,
     organization::Name,
-    store::{NewKey, PageRequest},
+    store::{NewKey, PageRequest, Rotated, Rotation},
 };
 
 use crate::{
@@ -29,12 +31,14 @@ use crate::{
     cursor::List,
     organizations::Created,
     path::PathId,
+    subscriptions::{OVERLAP, overlap},
 };
 
 pub(crate) fn routes() -> Router<Arc<Control>> {
     Router::new()
         .route("/v1/keys", post(create).get(list))
         .route("/v1/keys/{id}", delete(revoke))
+        .route("/v1/keys/{id}/rotate", post(rotate))
 }
 
 /// A key as it is shown.
@@ -51,6 +55,10 @@ pub(crate) struct KeyView {
     created_at: Timestamp,
     expires_at: Option<Timestamp>,
     revoked_at: Option<Timestamp>,
+    /// The key that took its place.
+    replaced_by: Option<KeyId>,
+    /// To within five minutes.
+    last_used_at: Option<Timestamp>,
 }
 
 impl KeyView {
@@ -64,6 +72,8 @@ impl KeyView {
             created_at: key.created_at,
             expires_at: key.expires_at,
             revoked_at: key.revoked_at,
+            replaced_by: key.replaced_by,
+            last_used_at: key.last_used_at,
         }
     }
 
@@ -83,6 +93,8 @@ impl KeyView {
             created_at: organization.created_at,
             expires_at: key.expires_at,
             revoked_at: None,
+            replaced_by: None,
+            last_used_at: None,
         }
     }
 }
@@ -172,6 +184,81 @@ async fn list(
     }))
 }
 
+/// A rotation, as it is answered: the new key, and until when the old one is good.
+#[derive(Serialize)]
+struct RotatedView {
+    #[serde(flatten)]
+    new: KeyView,
+    replaces: KeyId,
+    /// `null` is that it has ended.
+    replaced_until: Option<Timestamp>,
+}
+
+async fn rotate(
+    State(control): State<Arc<Control>>,
+    caller: Caller<Administration>,
+    PathId(key): PathId<KeyKind>,
+    JsonBody(body): JsonBody,
+) -> Result<impl IntoResponse, ApiError> {
+    let mut fields = Fields::parse(&body, Unknown::Refuse)?;
+    let overlap = fields.optional("overlap_seconds", fields::number(overlap));
+    fields.finish(Some(()))?;
+    let (text, replacement) =
+        replace(&control, caller.organization(), key, overlap.unwrap_or(OVERLAP)).await?;
+    match replacement {
+        Rotated::Done { new, old_until } => Ok(Answer::created(RotatedView {
+            new: KeyView::of(new, Some(&text)),
+            replaces: key,
+            replaced_until: old_until,
+        })
+        .secret()),
+        Rotated::Ended => Err(ApiError::new(
+            Code::Conflict,
+            "the key was revoked or has expired: make a new one instead",
+        )),
+        Rotated::Replaced(by) => Err(ApiError::new(
+            Code::Conflict,
+            format!("the key was rotated before: rotate {by}, which took its place"),
+        )),
+        Rotated::NotFound => Err(ApiError::not_found("key")),
+    }
+}
+
+/// Puts a new key in another's place, here and wherever the old one is known.
+pub(crate) async fn replace(
+    control: &Control,
+    organization: OrganizationId,
+    old: KeyId,
+    overlap: Duration,
+) -> Result<(KeyText, Rotated), ApiError> {
+    let text = KeyText::generate();
+    let rotation = Rotation {
+        old,
+        organization,
+        id: KeyId::new(),
+        hint: text.hint(),
+        hash: text.hash(),
+        overlap,
+    };
+    let rotated = control.api.store.organizations.rotate_key(rotation).await?;
+    match &rotated {
+        Rotated::Done { new, old_until } => {
+            control.api.auth.end(Ending {
+                key: old,
+                ends_at: *old_until,
+            });
+            tracing::info!(organization.id = %organization, key.id = %new.id, key.replaces = %old, "a key was rotated");
+        }
+        // This process may not have noticed yet.
+        Rotated::Ended => control.api.auth.end(Ending {
+            key: old,
+            ends_at: None,
+        }),
+        Rotated::Replaced(_) | Rotated::NotFound => {}
+    }
+    Ok((text, rotated))
+}
+
 async fn revoke(
     State(control): State<Arc<Control>>,
     caller: Caller<Administration>,
@@ -186,7 +273,7 @@ async fn revoke(
     {
         return Err(ApiError::not_found("key"));
     }
-    control.api.auth.forget(key);
+    control.api.auth.end(Ending { key, ends_at: None });
     tracing::info!(organization.id = %caller.organization(), key.id = %key, "a key was revoked");
     Ok(NO_CONTENT)
 }

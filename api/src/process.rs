@@ -36,7 +36,7 @@ pub fn routes(
     lifecycle: &Lifecycle,
 ) -> Router {
     let publisher = Publisher::start(Arc::clone(&engine.queue), lifecycle);
-    let auth = Auth::start(engine.store.clone(), lifecycle);
+    let auth = Auth::start(engine, lifecycle);
     let queue = QueueReady(publisher.clone());
     let store = ops::StoreReady(engine.store.clone());
     let ops = ops::Ops {

@@ -42,7 +42,7 @@ fn main() -> ExitCode {
             });
         }
         let publisher = Publisher::start(Arc::clone(&engine.queue), &lifecycle);
-        let auth = Auth::start(engine.store.clone(), &lifecycle);
+        let auth = Auth::start(&engine, &lifecycle);
         let ready = QueueReady(publisher.clone());
         let routes = ingest::routes(Ingest::new(auth, publisher));
         let ops = ops::Ops {

@@ -285,6 +285,10 @@ pub struct Key {
     pub expires_at: Option<Timestamp>,
     /// When it was revoked.
     pub revoked_at: Option<Timestamp>,
+    /// The key that took its place.
+    pub replaced_by: Option<KeyId>,
+    /// When it was last used: minutes ago may show as earlier, never as later.
+    pub last_used_at: Option<Timestamp>,
 }
 
 /// What a valid key grants: the answer to a look-up by hash.

@@ -10,6 +10,8 @@ on_both_engines!(
     a_key_is_shown_once_and_listed,
     scopes_limit_a_key,
     a_revoked_key_ends_within_seconds,
+    a_key_is_rotated_with_an_overlap,
+    the_last_use_of_a_key_is_shown,
     a_key_expires,
     bad_keys_are_refused,
     organizations_are_created_with_the_admin_token,
@@ -147,6 +149,73 @@ async fn a_revoked_key_ends_within_seconds(engine: Engine) {
     client.event("order.placed").await;
     let listed = client.get("/v1/keys").await.expect(200);
     assert!(listed["data"][0]["revoked_at"].is_string(), "{listed}");
+}
+
+async fn a_key_is_rotated_with_an_overlap(engine: Engine) {
+    let world = World::start(engine).await;
+    let client = world.organization().await;
+    let made = make(
+        &client,
+        &json!({"name": "deploys", "scopes": ["events:write", "events:read"]}),
+    )
+    .await;
+    let old = client.with_key(text(&made, "key"));
+    old.event("order.placed").await;
+    let rotate = format!("/v1/keys/{}/rotate", text(&made, "id"));
+    let begun = Instant::now();
+    let rotated = client
+        .post(&rotate, &json!({"overlap_seconds": 3}))
+        .await
+        .expect(201);
+    assert_eq!(
+        (&rotated["name"], &rotated["scopes"]),
+        (&made["name"], &made["scopes"])
+    );
+    assert_eq!(rotated["replaces"], made["id"]);
+    let new = client.with_key(text(&rotated, "key"));
+    for key in [&old, &new] {
+        key.event("order.placed").await;
+        key.get("/v1/inbox").await.expect(200);
+    }
+    // At the node that posts and at the one that rotated, it ends when it was said to.
+    for path in ["/v1/events", "/v1/inbox/ack"] {
+        eventually("the old key ends", Duration::from_secs(10), async || {
+            let body = json!({"type": "order.placed", "payload": 1});
+            match old.post(path, &body).await {
+                answer if answer.status == 401 => Ok(()),
+                answer => Err(answer.text),
+            }
+        })
+        .await;
+    }
+    assert!(
+        begun.elapsed() >= Duration::from_millis(2_900),
+        "it ended too soon"
+    );
+    new.event("order.placed").await;
+    client.post(&rotate, &json!({})).await.problem(409, "conflict");
+}
+
+async fn the_last_use_of_a_key_is_shown(engine: Engine) {
+    let world = World::start(engine).await;
+    let client = world.organization().await;
+    let made = make(&client, &json!({"name": "ci"})).await;
+    assert!(made["last_used_at"].is_null());
+    client.with_key(text(&made, "key")).event("order.placed").await;
+    eventually("the use is written down", Duration::from_secs(20), async || {
+        let listed = client.get("/v1/keys").await.expect(200);
+        let key = &listed["data"][0];
+        assert_eq!(key["id"], made["id"]);
+        match key["last_used_at"].as_str() {
+            Some(at) if at >= text(&made, "created_at") => Ok(()),
+            Some(at) => panic!("{at} is before {made}"),
+            None => Err(listed.to_string()),
+        }
+    })
+    .await;
+    make(&client, &json!({"name": "unused"})).await;
+    let listed = client.get("/v1/keys").await.expect(200);
+    assert!(listed["data"][0]["last_used_at"].is_null());
 }
 
 async fn a_key_expires(engine: Engine) {

@@ -4,6 +4,7 @@
 mod both;
 mod broker;
 mod database;
+mod keys;
 mod queue;
 mod several;
 mod writes;

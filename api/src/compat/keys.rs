@@ -1,13 +1,14 @@
 //! `/api/keys`: an organization and its key, in one.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{extract::State, response::IntoResponse};
 use serde::Serialize;
 use shared::{
     Organization, Subscription, Tier, Timestamp,
-    http::{ApiError, Fields, JsonBody, Unknown, fields},
+    http::{ApiError, Code, Fields, JsonBody, Unknown, fields},
     organization::Name,
+    store::Rotated,
 };
 use uuid::Uuid;
 
@@ -105,18 +106,18 @@ pub(super) async fn rotate(
     caller: Caller<Administration>,
 ) -> Result<impl IntoResponse, ApiError> {
     let organization = own_organization(&control, &caller).await?;
-    let grant = &caller.grant;
-    let (text, key) = keys::mint(
-        organization.id,
-        "rotated key".to_owned(),
-        grant.scopes,
-        grant.expires_at,
-    );
-    let rotated = control.api.store.organizations.rotate_key(grant.key, key).await?;
-    control.api.auth.forget(grant.key);
-    let key = rotated.ok_or_else(|| {
-        ApiError::unauthorized("the API key was revoked or rotated by another request just now")
-    })?;
-    tracing::info!(organization.id = %organization.id, key.id = %key.id, "a key was rotated");
-    Ok(Answer::ok(KeyView::of(organization, text.expose(), key.created_at)).secret())
+    let old = caller.grant.key;
+    let (text, rotated) = keys::replace(&control, organization.id, old, Duration::ZERO).await?;
+    match rotated {
+        Rotated::Done { new, .. } => {
+            Ok(Answer::ok(KeyView::of(organization, text.expose(), new.created_at)).secret())
+        }
+        Rotated::Replaced(_) => Err(ApiError::new(
+            Code::Conflict,
+            "another key has taken this one's place already: rotate that one",
+        )),
+        Rotated::Ended | Rotated::NotFound => Err(ApiError::unauthorized(
+            "the API key was revoked or rotated by another request just now",
+        )),
+    }
 }

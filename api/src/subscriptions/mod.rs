@@ -27,6 +27,7 @@ use shared::{
     subscription::{Push, Target},
 };
 
+pub(crate) use self::rotation::{OVERLAP, overlap};
 use self::{
     request::{Kind, Row, Settings},
     view::SubscriptionView,

@@ -19,8 +19,8 @@ use crate::{
     path::PathId,
 };
 
-/// How long the former secret signs, too, unless the caller says.
-const OVERLAP: Duration = Duration::from_hours(24);
+/// How long what was replaced is good beside the new one, unless the caller says.
+pub(crate) const OVERLAP: Duration = Duration::from_hours(24);
 /// How long it may.
 const MAX_OVERLAP: u64 = 7 * 24 * 3600;
 
@@ -73,7 +73,7 @@ pub(super) async fn rotate(
     Err(busy())
 }
 
-fn overlap(seconds: u64) -> Result<Duration, Invalid> {
+pub(crate) fn overlap(seconds: u64) -> Result<Duration, Invalid> {
     if seconds > MAX_OVERLAP {
         return Err(Invalid::new("must be a whole number from 0 to 604800"));
     }

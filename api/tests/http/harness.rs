@@ -102,7 +102,7 @@ impl Desk {
         let api = Api {
             store: engine.store.clone(),
             sealer: Arc::clone(&engine.sealer),
-            auth: Auth::start(engine.store.clone(), &lifecycle),
+            auth: Auth::start(&engine, &lifecycle),
             publisher: publisher.clone(),
             targets: Targets {
                 policy: TargetPolicy::default(),

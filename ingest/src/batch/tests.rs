@@ -113,7 +113,7 @@ impl Front {
             tokio::task::yield_now().await;
         }
         Self {
-            ingest: Ingest::new(Auth::start(engine.store, &lifecycle), publisher),
+            ingest: Ingest::new(Auth::start(&engine, &lifecycle), publisher),
             paper,
             organization: OrganizationId::new(),
             lifecycle,

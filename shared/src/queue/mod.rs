@@ -9,6 +9,7 @@
 
 pub mod embedded;
 pub mod frame;
+mod notice;
 pub mod publisher;
 pub mod rabbit;
 
@@ -19,6 +20,7 @@ use bytes::Bytes;
 
 use crate::{OrganizationId, event::MAX_PAYLOAD_BYTES};
 
+pub use notice::{NoticeSink, NoticeSource};
 pub use publisher::{PublishError, Publisher};
 
 /// The most bytes of a frame, unless a single event is larger. Room for hundreds of small events, and no more than one of
@@ -88,6 +90,14 @@ pub trait Queue: Send + Sync {
     async fn source(&self, lane: SourceLane) -> Result<Box<dyn FrameSource>>;
     /// How full it is, at this moment.
     async fn depth(&self) -> Result<Depth>;
+    /// The way to tell every process of the deployment; `None` if there is no other.
+    async fn notice_sink(&self) -> Result<Option<Box<dyn NoticeSink>>> {
+        Ok(None)
+    }
+    /// The way to hear what is told; `None` if there is no other process.
+    async fn notice_source(&self) -> Result<Option<Box<dyn NoticeSource>>> {
+        Ok(None)
+    }
     /// Ends connections after what is under way.
     async fn close(&self);
 }

@@ -10,6 +10,8 @@
 //! A sink writes to as many queues as are set. A source takes from those and from every further one that is there when it
 //! connects, so that what lies in the queues of a deployment that once had more is taken in.
 
+mod notices;
+
 use std::{collections::VecDeque, future::poll_fn, task::Poll, time::Duration};
 
 use async_trait::async_trait;
@@ -29,8 +31,8 @@ use lapin::{
 use tokio::{sync::Mutex, time::timeout};
 
 use super::{
-    Confirmation, Depth, FrameSink, FrameSource, MAX_QUEUES, Queue, QueueError, Received, Result, SourceLane,
-    frame,
+    Confirmation, Depth, FrameSink, FrameSource, MAX_QUEUES, NoticeSink, NoticeSource, Queue, QueueError,
+    Received, Result, SourceLane, frame,
 };
 use crate::Invalid;
 
@@ -105,14 +107,19 @@ impl RabbitQueue {
         }
     }
 
+    /// A connection on which the queues are declared.
     async fn connect(&self, purpose: &str) -> Result<Link> {
+        let link = self.link(purpose).await?;
+        self.declare(&link.channel).await?;
+        Ok(link)
+    }
+
+    async fn link(&self, purpose: &str) -> Result<Link> {
         let properties =
             ConnectionProperties::default().with_connection_name(format!("triggers {purpose}").into());
         let connection = call(Connection::connect_uri(self.options.uri.clone(), properties)).await?;
         let channel = call(connection.create_channel()).await?;
-        let link = Link { connection, channel };
-        self.declare(&link.channel).await?;
-        Ok(link)
+        Ok(Link { connection, channel })
     }
 
     async fn declare(&self, channel: &Channel) -> Result<()> {
@@ -309,6 +316,14 @@ impl Queue for RabbitQueue {
         let dead = message_count(&link.channel, self.options.dead_queue()).await?;
         *monitor = Some((link, queues));
         Ok(Depth { frames, dead })
+    }
+
+    async fn notice_sink(&self) -> Result<Option<Box<dyn NoticeSink>>> {
+        Ok(Some(Box::new(self.open_notice_sink().await?)))
+    }
+
+    async fn notice_source(&self) -> Result<Option<Box<dyn NoticeSource>>> {
+        Ok(Some(Box::new(self.open_notice_source().await?)))
     }
 
     async fn close(&self) {

@@ -28,7 +28,7 @@ pub use self::{
         PlannedDelivery, StoredEvent,
     },
     keeper::{Change, Keeper, Retention},
-    organizations::{NewKey, Organizations},
+    organizations::{NewKey, Organizations, Rotated, Rotation, USE_GRAIN},
     page::PAGE_BYTES,
     range::{MAX_AHEAD, is_in_range},
     replays::{ActedOn, Candidate, NewReplay, REPLAY_KEPT, Replay, ReplayStatus, ReplayStep, Replays},

@@ -1,5 +1,7 @@
 //! Organizations and their keys.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 
 use super::{Page, PageRequest, Result};
@@ -24,6 +26,44 @@ pub struct NewKey {
     pub expires_at: Option<Timestamp>,
 }
 
+/// A key to take another's place, with the same name, scopes and end.
+#[derive(Debug, Clone)]
+pub struct Rotation {
+    /// The one whose place it takes.
+    pub old: KeyId,
+    /// Whose both are.
+    pub organization: OrganizationId,
+    /// The new one's id.
+    pub id: KeyId,
+    /// The first characters of its text.
+    pub hint: String,
+    /// What it is looked up by.
+    pub hash: KeyHash,
+    /// How long the old one is good beside it; zero revokes it.
+    pub overlap: Duration,
+}
+
+/// What came of a rotation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Rotated {
+    /// The new key is there.
+    Done {
+        /// It.
+        new: Key,
+        /// When the old one ends; `None` is that it has.
+        old_until: Option<Timestamp>,
+    },
+    /// The old one had been revoked, or had expired.
+    Ended,
+    /// This key has taken its place already.
+    Replaced(KeyId),
+    /// The organization has no such key.
+    NotFound,
+}
+
+/// How much later than what is stored a use must be to be written down.
+pub const USE_GRAIN: Duration = Duration::from_mins(5);
+
 /// Organizations and their keys.
 #[async_trait]
 pub trait Organizations: Send + Sync {
@@ -39,8 +79,10 @@ pub trait Organizations: Send + Sync {
     async fn keys(&self, organization: OrganizationId, page: PageRequest<KeyId>) -> Result<Page<Key, KeyId>>;
     /// Ends a key now; `false` if the organization has no such key. Revoking again changes nothing.
     async fn revoke_key(&self, organization: OrganizationId, key: KeyId) -> Result<bool>;
-    /// Adds `new` and ends `old` now, in one transaction; `None` if `old` is not a valid key of the organization.
-    async fn rotate_key(&self, old: KeyId, new: NewKey) -> Result<Option<Key>>;
+    /// Adds a key in another's place, and ends that once they have overlapped, all or nothing. A key is replaced once.
+    async fn rotate_key(&self, rotation: Rotation) -> Result<Rotated>;
+    /// Notes how long ago keys were last used, where that is [`USE_GRAIN`] later than what is known. Each key once.
+    async fn note_used(&self, used: &[(KeyId, Duration)]) -> Result<()>;
     /// What these keys grant; unknown, revoked and expired ones are left out.
     async fn grants(&self, hashes: &[KeyHash]) -> Result<Vec<(KeyHash, Grant)>>;
 }

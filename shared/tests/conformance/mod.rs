@@ -17,7 +17,9 @@ macro_rules! conformance_tests {
     ($run:path) => {
         $crate::conformance::conformance_tests! { $run;
             organizations: created_with_inbox_and_key, renamed, keys_are_listed_newest_first,
-                keys_grant_until_they_end, rotating_ends_the_old_key, a_hash_belongs_to_one_key;
+                keys_grant_until_they_end, rotating_without_overlap_ends_the_old_key,
+                rotating_with_overlap_ends_the_old_key_later, rotated_by_many_it_has_one_successor,
+                the_last_use_is_noted_rarely, a_hash_belongs_to_one_key;
             subscriptions: created_and_read_back, listed_in_pages, patched_by_version, changes_raise_the_version,
                 enabling_clears_the_reason, deleted_ones_are_gone, one_webhook_an_organization,
                 in_force_leaves_out_unknown_organizations, disabled_by_version, secrets_are_rotated,

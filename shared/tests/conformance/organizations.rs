@@ -1,10 +1,13 @@
+use std::time::Duration;
+
+use futures_util::future::join_all;
 use shared::{
-    OrganizationId, Scopes, Tier, Timestamp,
-    store::{Store, StoreError},
+    Key, KeyHash, KeyId, KeyText, OrganizationId, Scope, Scopes, Tier, Timestamp,
+    store::{NewKey, Rotated, Rotation, Store, StoreError},
     subscription::{Builtin, Target},
 };
 
-use super::world::{after, first, new_key, organization};
+use super::world::{MINUTE, after, first, new_key, organization};
 
 pub(crate) async fn created_with_inbox_and_key(store: &Store) {
     let id = OrganizationId::new();
@@ -130,40 +133,187 @@ pub(crate) async fn keys_grant_until_they_end(store: &Store) {
     assert!(store.organizations.grants(&[]).await.unwrap().is_empty());
 }
 
-pub(crate) async fn rotating_ends_the_old_key(store: &Store) {
-    let (ours, theirs) = (organization(store).await.id, organization(store).await.id);
-    let (old, new, late) = (new_key(ours), new_key(ours), new_key(ours));
-    store.organizations.create_key(old.clone()).await.unwrap();
-    assert_eq!(
-        store
-            .organizations
-            .rotate_key(old.id, new_key(theirs))
-            .await
-            .unwrap(),
-        None
-    );
-    let rotated = store
+fn rotation(old: &NewKey, overlap: Duration) -> Rotation {
+    let text = KeyText::generate();
+    Rotation {
+        old: old.id,
+        organization: old.organization,
+        id: KeyId::new(),
+        hint: text.hint(),
+        hash: text.hash(),
+        overlap,
+    }
+}
+
+async fn listed(store: &Store, key: &NewKey) -> Key {
+    let page = store
         .organizations
-        .rotate_key(old.id, new.clone())
+        .keys(key.organization, first(100))
         .await
-        .unwrap()
         .unwrap();
-    assert_eq!(rotated.id, new.id);
-    let granted = store.organizations.grants(&[old.hash, new.hash]).await.unwrap();
+    page.items.into_iter().find(|one| one.id == key.id).unwrap()
+}
+
+async fn good(store: &Store, hash: KeyHash) -> bool {
+    !store.organizations.grants(&[hash]).await.unwrap().is_empty()
+}
+
+pub(crate) async fn rotating_without_overlap_ends_the_old_key(store: &Store) {
+    let (ours, theirs) = (organization(store).await.id, organization(store).await.id);
+    let old = NewKey {
+        name: "deploys".to_owned(),
+        scopes: [Scope::EventsWrite, Scope::Admin].into_iter().collect(),
+        expires_at: Some(Timestamp::now().plus(MINUTE)),
+        ..new_key(ours)
+    };
+    store.organizations.create_key(old.clone()).await.unwrap();
+    let stolen = Rotation {
+        organization: theirs,
+        ..rotation(&old, Duration::ZERO)
+    };
+    let refused = store.organizations.rotate_key(stolen).await.unwrap();
+    assert_eq!(refused, Rotated::NotFound);
+    assert!(good(store, old.hash).await);
+
+    let asked = rotation(&old, Duration::ZERO);
+    let Rotated::Done { new, old_until } = store.organizations.rotate_key(asked.clone()).await.unwrap()
+    else {
+        panic!("it is rotated")
+    };
+    assert_eq!((new.id, new.organization, old_until), (asked.id, ours, None));
     assert_eq!(
-        granted.iter().map(|(_, grant)| grant.key).collect::<Vec<_>>(),
-        [new.id]
+        (&*new.name, new.scopes, &*new.hint),
+        ("deploys", old.scopes, &*asked.hint)
+    );
+    assert_eq!(
+        (new.expires_at, new.revoked_at, new.replaced_by),
+        (old.expires_at, None, None)
+    );
+    assert!(!good(store, old.hash).await && good(store, asked.hash).await);
+    let after = listed(store, &old).await;
+    assert!(after.revoked_at.is_some());
+    assert_eq!(
+        (after.replaced_by, after.expires_at),
+        (Some(new.id), old.expires_at)
+    );
+    let again = rotation(&old, Duration::ZERO);
+    assert_eq!(
+        store.organizations.rotate_key(again.clone()).await.unwrap(),
+        Rotated::Ended
+    );
+    assert!(!good(store, again.hash).await);
+}
+
+pub(crate) async fn rotating_with_overlap_ends_the_old_key_later(store: &Store) {
+    let ours = organization(store).await.id;
+    let (old, ending) = (
+        new_key(ours),
+        NewKey {
+            expires_at: Some(Timestamp::now().plus(Duration::from_secs(20))),
+            ..new_key(ours)
+        },
+    );
+    for key in [&old, &ending] {
+        store.organizations.create_key(key.clone()).await.unwrap();
+    }
+    let overlap = Duration::from_millis(1_200);
+    let begun = Timestamp::now();
+    let asked = rotation(&old, overlap);
+    let Rotated::Done { new, old_until } = store.organizations.rotate_key(asked.clone()).await.unwrap()
+    else {
+        panic!("it is rotated")
+    };
+    assert_eq!(new.expires_at, None, "as the old one had none");
+    assert!(old_until.unwrap() >= begun.plus(overlap).minus(Duration::from_millis(100)));
+    let after = listed(store, &old).await;
+    assert_eq!(
+        (after.expires_at, after.revoked_at, after.replaced_by),
+        (old_until, None, Some(new.id))
+    );
+    assert!(
+        good(store, old.hash).await && good(store, asked.hash).await,
+        "both are good"
     );
     assert_eq!(
         store
             .organizations
-            .rotate_key(old.id, late.clone())
+            .rotate_key(rotation(&old, overlap))
             .await
             .unwrap(),
-        None,
-        "it has ended"
+        Rotated::Replaced(new.id),
+        "once"
     );
-    assert!(store.organizations.grants(&[late.hash]).await.unwrap().is_empty());
+    // An overlap gives no key longer than it had.
+    let asked = rotation(&ending, MINUTE);
+    let Rotated::Done { new, old_until } = store.organizations.rotate_key(asked).await.unwrap() else {
+        panic!("it is rotated")
+    };
+    assert_eq!(
+        (new.expires_at, old_until),
+        (ending.expires_at, ending.expires_at)
+    );
+    tokio::time::timeout(Duration::from_secs(20), async {
+        while good(store, old.hash).await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .expect("the old key ends");
+    assert!(Timestamp::now() >= begun.plus(overlap), "it ended too soon");
+    assert_eq!(
+        store
+            .organizations
+            .rotate_key(rotation(&old, overlap))
+            .await
+            .unwrap(),
+        Rotated::Ended
+    );
+}
+
+pub(crate) async fn rotated_by_many_it_has_one_successor(store: &Store) {
+    let old = new_key(organization(store).await.id);
+    store.organizations.create_key(old.clone()).await.unwrap();
+    let rotations: Vec<_> = (0..8).map(|_| rotation(&old, MINUTE)).collect();
+    let rotate = |rotation: &Rotation| store.organizations.rotate_key(rotation.clone());
+    let outcomes = join_all(rotations.iter().map(rotate)).await;
+    let successor = listed(store, &old).await.replaced_by.unwrap();
+    for (rotation, outcome) in rotations.iter().zip(outcomes) {
+        match outcome.unwrap() {
+            Rotated::Done { new, .. } => assert_eq!(new.id, successor),
+            Rotated::Replaced(by) => assert_eq!(by, successor),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(good(store, rotation.hash).await, rotation.id == successor);
+    }
+}
+
+pub(crate) async fn the_last_use_is_noted_rarely(store: &Store) {
+    let ours = organization(store).await.id;
+    let (used, other) = (new_key(ours), new_key(ours));
+    for key in [&used, &other] {
+        store.organizations.create_key(key.clone()).await.unwrap();
+    }
+    assert_eq!(listed(store, &used).await.last_used_at, None);
+    let note = async |ago: Duration| {
+        let noted = [(used.id, ago), (KeyId::new(), ago)];
+        store.organizations.note_used(&noted).await.unwrap();
+        Timestamp::now().since(listed(store, &used).await.last_used_at.unwrap())
+    };
+    let within = |found: Duration, minutes: u64| {
+        found.abs_diff(Duration::from_mins(minutes)) < Duration::from_secs(20)
+    };
+    assert!(within(note(Duration::from_mins(20)).await, 20));
+    assert!(
+        within(note(Duration::from_mins(16)).await, 20),
+        "too little later"
+    );
+    assert!(
+        within(note(Duration::from_mins(30)).await, 20),
+        "it was used since"
+    );
+    assert!(within(note(Duration::from_mins(14)).await, 14));
+    assert_eq!(listed(store, &other).await.last_used_at, None);
+    store.organizations.note_used(&[]).await.unwrap();
 }
 
 pub(crate) async fn a_hash_belongs_to_one_key(store: &Store) {

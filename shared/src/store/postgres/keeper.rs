@@ -75,6 +75,11 @@ fn migrator() -> Migrator {
             "push",
             include_str!("../../../../migrations/postgres/0009_push.sql"),
         ),
+        (
+            12,
+            "keys",
+            include_str!("../../../../migrations/postgres/0012_keys.sql"),
+        ),
     ];
     let migrations = migrations.map(|(version, name, text)| {
         let name = Cow::Borrowed(name);

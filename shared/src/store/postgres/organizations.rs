@@ -1,5 +1,7 @@
 //! Organizations and their keys.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use sqlx::query;
 use time::OffsetDateTime;
@@ -8,7 +10,7 @@ use uuid::Uuid;
 use super::{Engine, Result, Statement, StoreError, rows, rows::Columns};
 use crate::{
     Grant, Key, KeyHash, KeyId, Organization, OrganizationId, Scopes, SubscriptionId, Tier,
-    store::{NewKey, Organizations, Page, PageRequest},
+    store::{NewKey, Organizations, Page, PageRequest, Rotated, Rotation, USE_GRAIN},
 };
 
 const CREATE: &str = "
@@ -26,21 +28,48 @@ const CREATE: &str = "
 const CREATE_KEY: &str = "
     INSERT INTO api_keys (id, organization_id, name, hint, hash, scopes, expires_at)
     VALUES ($1, $2, $3, $4, $5, $6, $7)
-    RETURNING id, organization_id, name, hint, scopes, created_at, expires_at, revoked_at";
+    RETURNING id, organization_id, name, hint, scopes, created_at, expires_at, revoked_at, replaced_by,
+              last_used_at";
 
+/// The old key is locked first, so that what is read of it still holds when it is written. `$6` is the overlap.
 const ROTATE_KEY: &str = "
-    WITH ended AS (
-        UPDATE api_keys SET revoked_at = now()
-        WHERE id = $8 AND organization_id = $2 AND revoked_at IS NULL
-          AND (expires_at IS NULL OR expires_at > now())
-        RETURNING organization_id
+    WITH old AS MATERIALIZED (
+        SELECT id, organization_id, name, scopes, expires_at, replaced_by,
+               revoked_at IS NOT NULL OR coalesce(expires_at <= now(), false) AS ended
+        FROM api_keys WHERE id = $1 AND organization_id = $2
+        FOR UPDATE
+    ), new AS (
+        INSERT INTO api_keys (id, organization_id, name, hint, hash, scopes, expires_at)
+        SELECT $3, organization_id, name, $4, $5, scopes, expires_at FROM old
+        WHERE NOT ended AND replaced_by IS NULL
+        RETURNING id, organization_id, name, hint, scopes, created_at, expires_at, revoked_at, replaced_by,
+                  last_used_at
+    ), changed AS (
+        UPDATE api_keys k
+        SET replaced_by = new.id,
+            revoked_at = CASE WHEN $6::double precision = 0 THEN now() END,
+            expires_at = CASE WHEN $6::double precision = 0 THEN k.expires_at
+                              ELSE least(k.expires_at, now() + make_interval(secs => $6)) END
+        FROM new WHERE k.id = $1
+        RETURNING k.expires_at AS old_until, k.revoked_at AS old_revoked_at
     )
-    INSERT INTO api_keys (id, organization_id, name, hint, hash, scopes, expires_at)
-    SELECT $1, organization_id, $3, $4, $5, $6, $7 FROM ended
-    RETURNING id, organization_id, name, hint, scopes, created_at, expires_at, revoked_at";
+    SELECT old.ended AS old_ended, old.replaced_by AS old_replaced_by, changed.old_until, changed.old_revoked_at,
+           new.*
+    FROM old LEFT JOIN new ON true LEFT JOIN changed ON true";
+
+/// A key that another node is writing is left to it: it was used just as late there.
+const NOTE_USED: &str = "
+    WITH used AS (
+        SELECT k.id, now() - make_interval(secs => u.ago) AS at
+        FROM unnest($1::uuid[], $2::double precision[]) AS u (id, ago) JOIN api_keys k ON k.id = u.id
+        WHERE k.last_used_at IS NULL OR k.last_used_at <= now() - make_interval(secs => u.ago + $3)
+        FOR NO KEY UPDATE OF k SKIP LOCKED
+    )
+    UPDATE api_keys k SET last_used_at = used.at FROM used WHERE k.id = used.id";
 
 const KEYS: &str = "
-    SELECT id, organization_id, name, hint, scopes, created_at, expires_at, revoked_at FROM api_keys
+    SELECT id, organization_id, name, hint, scopes, created_at, expires_at, revoked_at, replaced_by, last_used_at
+    FROM api_keys
     WHERE organization_id = $1 AND ($2::uuid IS NULL OR id < $2)
     ORDER BY id DESC LIMIT $3";
 
@@ -127,9 +156,44 @@ impl Organizations for Engine {
         Ok(self.row(statement).await?.is_some())
     }
 
-    async fn rotate_key(&self, old: KeyId, new: NewKey) -> Result<Option<Key>> {
-        let statement = bind_key(query(ROTATE_KEY), &new).bind(old.uuid());
-        self.row(statement).await?.as_ref().map(rows::key).transpose()
+    async fn rotate_key(&self, rotation: Rotation) -> Result<Rotated> {
+        let statement = query(ROTATE_KEY)
+            .bind(rotation.old.uuid())
+            .bind(rotation.organization.uuid())
+            .bind(rotation.id.uuid())
+            .bind(rotation.hint)
+            .bind(rotation.hash.0.to_vec())
+            .bind(rows::seconds(rotation.overlap));
+        let Some(row) = self.row(statement).await? else {
+            return Ok(Rotated::NotFound);
+        };
+        if row.value("old_ended")? {
+            return Ok(Rotated::Ended);
+        }
+        if let Some(successor) = row.optional_id("old_replaced_by")? {
+            return Ok(Rotated::Replaced(successor));
+        }
+        let revoked = row.optional_at("old_revoked_at")?.is_some();
+        Ok(Rotated::Done {
+            new: rows::key(&row)?,
+            old_until: if revoked {
+                None
+            } else {
+                row.optional_at("old_until")?
+            },
+        })
+    }
+
+    async fn note_used(&self, used: &[(KeyId, Duration)]) -> Result<()> {
+        let (ids, ago): (Vec<Uuid>, Vec<f64>) = used
+            .iter()
+            .map(|(id, ago)| (id.uuid(), rows::seconds(*ago)))
+            .unzip();
+        let statement = query(NOTE_USED)
+            .bind(ids)
+            .bind(ago)
+            .bind(rows::seconds(USE_GRAIN));
+        self.rows(statement).await.map(drop)
     }
 
     async fn grants(&self, hashes: &[KeyHash]) -> Result<Vec<(KeyHash, Grant)>> {

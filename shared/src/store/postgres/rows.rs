@@ -123,6 +123,8 @@ pub(super) fn key(row: &PgRow) -> Result<Key> {
         created_at: row.at("created_at")?,
         expires_at: row.optional_at("expires_at")?,
         revoked_at: row.optional_at("revoked_at")?,
+        replaced_by: row.optional_id("replaced_by")?,
+        last_used_at: row.optional_at("last_used_at")?,
     })
 }
 

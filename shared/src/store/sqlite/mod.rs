@@ -81,6 +81,11 @@ const MIGRATIONS: Migrations = &[
         "push",
         include_str!("../../../../migrations/sqlite/store/0009_push.sql"),
     ),
+    (
+        12,
+        "keys",
+        include_str!("../../../../migrations/sqlite/store/0012_keys.sql"),
+    ),
 ];
 /// Changes that a receiver may lag behind before it is told that it lost some.
 const CHANGES: usize = 1024;

@@ -1,20 +1,25 @@
 //! Organizations and their keys.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use sqlx::{AssertSqlSafe, SqliteConnection, sqlite::SqliteRow};
+use uuid::Uuid;
 
 use super::{
     Engine,
     many::{marks, portions},
     row::{Columns as _, corrupt, failed},
     subscriptions::insert_inbox,
+    writer::Tx,
 };
 use crate::{
     Grant, Key, KeyHash, KeyId, Organization, OrganizationId, Scopes, Tier, Timestamp,
-    store::{NewKey, Organizations, Page, PageRequest, Result},
+    store::{NewKey, Organizations, Page, PageRequest, Result, Rotated, Rotation, USE_GRAIN},
 };
 
-const KEY: &str = "id, organization_id, name, hint, scopes, created_at, expires_at, revoked_at";
+const KEY: &str = "id, organization_id, name, hint, scopes, created_at, expires_at, revoked_at, \
+    replaced_by, last_used_at";
 
 fn organization(row: &SqliteRow) -> Result<Organization> {
     Ok(Organization {
@@ -35,6 +40,8 @@ fn key(row: &SqliteRow) -> Result<Key> {
         created_at: row.time(5)?,
         expires_at: row.time_if_any(6)?,
         revoked_at: row.time_if_any(7)?,
+        replaced_by: row.value::<Option<Uuid>>(8)?.map(KeyId::from_uuid),
+        last_used_at: row.time_if_any(9)?,
     })
 }
 
@@ -63,6 +70,8 @@ async fn insert_key(connection: &mut SqliteConnection, key: NewKey, now: Timesta
         created_at: now,
         expires_at: key.expires_at,
         revoked_at: None,
+        replaced_by: None,
+        last_used_at: None,
     })
 }
 
@@ -175,25 +184,29 @@ impl Organizations for Engine {
             .await
     }
 
-    async fn rotate_key(&self, old: KeyId, new: NewKey) -> Result<Option<Key>> {
+    async fn rotate_key(&self, rotation: Rotation) -> Result<Rotated> {
+        self.writer.run(move |tx| Box::pin(rotate(tx, rotation))).await
+    }
+
+    async fn note_used(&self, used: &[(KeyId, Duration)]) -> Result<()> {
+        let used = used.to_vec();
         self.writer
             .run(move |tx| {
                 Box::pin(async move {
-                    let ended = sqlx::query(
-                        "UPDATE keys SET revoked_at = ? WHERE id = ? AND organization_id = ? \
-                         AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > ?)",
-                    )
-                    .bind(tx.now.millis())
-                    .bind(old.uuid())
-                    .bind(new.organization.uuid())
-                    .bind(tx.now.millis())
-                    .execute(&mut tx.connection)
-                    .await
-                    .map_err(failed)?;
-                    if ended.rows_affected() == 0 {
-                        return Ok(None);
+                    for (id, ago) in used {
+                        let at = tx.now.minus(ago);
+                        sqlx::query(
+                            "UPDATE keys SET last_used_at = ? \
+                             WHERE id = ? AND (last_used_at IS NULL OR last_used_at <= ?)",
+                        )
+                        .bind(at.millis())
+                        .bind(id.uuid())
+                        .bind(at.minus(USE_GRAIN).millis())
+                        .execute(&mut tx.connection)
+                        .await
+                        .map_err(failed)?;
                     }
-                    insert_key(&mut tx.connection, new, tx.now).await.map(Some)
+                    Ok(())
                 })
             })
             .await
@@ -228,6 +241,51 @@ impl Organizations for Engine {
         }
         Ok(grants)
     }
+}
+
+async fn rotate(tx: &mut Tx, rotation: Rotation) -> Result<Rotated> {
+    let found = sqlx::query(AssertSqlSafe(format!(
+        "SELECT {KEY} FROM keys WHERE id = ? AND organization_id = ?"
+    )))
+    .bind(rotation.old.uuid())
+    .bind(rotation.organization.uuid())
+    .fetch_optional(&mut tx.connection)
+    .await
+    .map_err(failed)?;
+    let Some(old) = found.as_ref().map(key).transpose()? else {
+        return Ok(Rotated::NotFound);
+    };
+    if old.revoked_at.is_some() || old.expires_at.is_some_and(|end| end <= tx.now) {
+        return Ok(Rotated::Ended);
+    }
+    if let Some(successor) = old.replaced_by {
+        return Ok(Rotated::Replaced(successor));
+    }
+    let until = (!rotation.overlap.is_zero()).then(|| {
+        let overlapped = tx.now.plus(rotation.overlap);
+        old.expires_at.map_or(overlapped, |end| end.min(overlapped))
+    });
+    sqlx::query("UPDATE keys SET replaced_by = ?, revoked_at = ?, expires_at = ? WHERE id = ?")
+        .bind(rotation.id.uuid())
+        .bind(until.is_none().then(|| tx.now.millis()))
+        .bind(until.or(old.expires_at).map(Timestamp::millis))
+        .bind(old.id.uuid())
+        .execute(&mut tx.connection)
+        .await
+        .map_err(failed)?;
+    let new = NewKey {
+        id: rotation.id,
+        organization: rotation.organization,
+        name: old.name,
+        hint: rotation.hint,
+        hash: rotation.hash,
+        scopes: old.scopes,
+        expires_at: old.expires_at,
+    };
+    Ok(Rotated::Done {
+        new: insert_key(&mut tx.connection, new, tx.now).await?,
+        old_until: until,
+    })
 }
 
 /// A page from what was read with one more than its limit.

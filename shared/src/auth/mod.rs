@@ -1,0 +1,355 @@
+//! Who a request is from: API keys, looked up by hash in a cache that outlives an outage of the store.
+//!
+//! A key that is used is looked up again every [`REFRESH`] in the background, so the hot path never waits and a revoked
+//! key ends within seconds. While the store is away known keys are served from the cache, for an hour at most; an
+//! unknown one is a 503 meanwhile, not a 401, since nobody can tell.
+//!
+//! A key that is revoked through this process ends at once, whatever look-ups were under way, and a [notice](notices) tells the
+//! other processes: so they need not reach the store for it. Neither way needs the other.
+
+mod ending;
+mod last_use;
+mod notices;
+
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use http::{HeaderMap, HeaderValue, header};
+use quick_cache::sync::Cache;
+use tokio::sync::{Semaphore, mpsc};
+
+use crate::{
+    Grant, KeyHash, KeyText, Timestamp,
+    engine::Engine,
+    http::ApiError,
+    lifecycle::Lifecycle,
+    store::{Organizations, StoreError},
+};
+
+pub use self::ending::Ending;
+use self::{
+    ending::{Endings, Left},
+    last_use::LastUse,
+};
+
+/// How often keys in use are looked up again.
+pub const REFRESH: Duration = Duration::from_secs(2);
+/// How old a look-up may be before the next use waits for a new one: longer than a refresh takes.
+const FRESH: Duration = Duration::from_secs(5);
+/// How old a look-up may be while the store is away.
+const MAX_STALE: Duration = Duration::from_hours(1);
+/// How long a request waits for a look-up. Short, for a producer has to be answered within two seconds, and the queue has
+/// to confirm meanwhile.
+pub const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long after a failed look-up the store counts as away: longer than the next refresh takes to fail, so that while it
+/// is away no request waits for it again.
+const AWAY: Duration = Duration::from_secs(8);
+/// The most keys that are remembered.
+const MAX_KEYS: usize = 50_000;
+/// The most look-ups at once for keys that are not remembered.
+const MAX_LOOK_UPS: usize = 16;
+/// The most keys whose last use one call writes down.
+const MAX_USES: usize = 1_000;
+/// How long a process that stops goes on trying to write uses down.
+const LAST_USES: Duration = Duration::from_secs(1);
+
+/// What a key's look-up came to, and when.
+#[derive(Debug)]
+struct Known {
+    grant: Arc<Grant>,
+    looked_up: Instant,
+    /// Since the last refresh.
+    used: AtomicBool,
+    /// It was used before a refresh that failed: the next one is to look it up.
+    owed: AtomicBool,
+}
+
+/// The keys of a deployment, as one process knows them.
+pub struct Auth {
+    organizations: Arc<dyn Organizations>,
+    known: Cache<KeyHash, Arc<Known>>,
+    /// Keys that end. Locked for as long as `known` is added to.
+    endings: Mutex<Endings>,
+    /// To the task that tells the other processes.
+    untold: mpsc::Sender<Ending>,
+    look_ups: Semaphore,
+    started: Instant,
+    /// Milliseconds after `started` of the last failed look-up, plus one; zero is never.
+    failed: AtomicU64,
+}
+
+impl Auth {
+    /// Starts the background refresh, and telling and hearing of revocations.
+    pub fn start(engine: &Engine, lifecycle: &Lifecycle) -> Arc<Self> {
+        let (untold, to_tell) = mpsc::channel(notices::MAX_UNTOLD);
+        let auth = Arc::new(Self::new(Arc::clone(&engine.store.organizations), untold));
+        let soft = &lifecycle.soft;
+        lifecycle.critical(
+            "key refresh",
+            Arc::clone(&auth).keep_refreshing(lifecycle.clone()),
+        );
+        lifecycle.critical(
+            "telling of revocations",
+            notices::tell(to_tell, Arc::clone(&engine.queue), soft.clone()),
+        );
+        lifecycle.critical(
+            "hearing of revocations",
+            notices::hear(Arc::clone(&auth), Arc::clone(&engine.queue), soft.clone()),
+        );
+        auth
+    }
+
+    fn new(organizations: Arc<dyn Organizations>, untold: mpsc::Sender<Ending>) -> Self {
+        Self {
+            organizations,
+            known: Cache::new(MAX_KEYS),
+            endings: Mutex::default(),
+            untold,
+            look_ups: Semaphore::new(MAX_LOOK_UPS),
+            started: Instant::now(),
+            failed: AtomicU64::new(0),
+        }
+    }
+
+    async fn keep_refreshing(self: Arc<Self>, lifecycle: Lifecycle) -> anyhow::Result<()> {
+        let mut last_use = LastUse::default();
+        let mut every = tokio::time::interval(REFRESH);
+        every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = lifecycle.soft.cancelled() => break,
+                _ = every.tick() => {}
+            }
+            let round = async {
+                self.refresh(&mut last_use).await;
+                self.write_uses(&mut last_use).await;
+            };
+            // A store that is away does not hold up the end.
+            lifecycle.soft.run_until_cancelled(round).await;
+        }
+        self.note_uses(&mut last_use);
+        let _ = tokio::time::timeout(LAST_USES, self.write_uses(&mut last_use)).await;
+        Ok(())
+    }
+
+    /// The grant of the request's key.
+    pub async fn authenticate(&self, headers: &HeaderMap) -> Result<Arc<Grant>, ApiError> {
+        let key = presented(headers)?;
+        let hash = KeyText::hash_of(key).ok_or_else(invalid)?;
+        let grant = self.grant(hash).await?;
+        if has_expired(&grant, Timestamp::now()) {
+            return Err(invalid());
+        }
+        Ok(grant)
+    }
+
+    /// Ends a key as it was ended in the store: at once in this process, whatever look-ups are under way, and as soon as they
+    /// hear of it in the others.
+    pub fn end(&self, ending: Ending) {
+        self.apply(ending);
+        if self.untold.try_send(ending).is_err() {
+            tracing::warn!(key.id = %ending.key, "too many revocations wait to be told; the store tells this one");
+        }
+    }
+
+    fn apply(&self, ending: Ending) {
+        let mut endings = self.endings.lock().unwrap_or_else(PoisonError::into_inner);
+        endings.insert(ending, Instant::now());
+        let of_the_key = self
+            .known
+            .iter()
+            .filter(|(_, known)| known.grant.key == ending.key);
+        let of_the_key: Vec<_> = of_the_key.collect();
+        for (hash, known) in of_the_key {
+            match cut(&known.grant, endings.left(ending.key)) {
+                None => {
+                    self.known.remove(&hash);
+                }
+                Some(grant) => {
+                    let known = Known {
+                        grant: Arc::new(grant),
+                        looked_up: known.looked_up,
+                        used: AtomicBool::new(true),
+                        owed: AtomicBool::new(false),
+                    };
+                    self.known.insert(hash, Arc::new(known));
+                }
+            }
+        }
+    }
+
+    async fn grant(&self, hash: KeyHash) -> Result<Arc<Grant>, ApiError> {
+        let known = self.known.get(&hash);
+        if let Some(known) = &known {
+            let age = known.looked_up.elapsed();
+            if age < FRESH || (age < MAX_STALE && self.is_store_away()) {
+                known.used.store(true, Ordering::Relaxed);
+                return Ok(Arc::clone(&known.grant));
+            }
+        }
+        let look_up = async {
+            let _permit = self.look_ups.acquire().await;
+            self.organizations.grants(&[hash]).await
+        };
+        match tokio::time::timeout(LOOK_UP_TIMEOUT, look_up).await {
+            Ok(Ok(grants)) => {
+                let grant = grants.into_iter().next();
+                let known = grant.and_then(|(_, grant)| self.remember(hash, &grant, true));
+                known.ok_or_else(|| {
+                    self.known.remove(&hash);
+                    invalid()
+                })
+            }
+            failed => {
+                self.note_failure(failed.ok().and_then(Result::err).as_ref());
+                match known {
+                    Some(known) if known.looked_up.elapsed() < MAX_STALE => Ok(Arc::clone(&known.grant)),
+                    _ => Err(ApiError::unavailable(
+                        "the API key cannot be checked at the moment; try again",
+                        Duration::from_secs(1),
+                    )),
+                }
+            }
+        }
+    }
+
+    /// `None` if it was revoked meanwhile. `used` keeps it among those that the next refresh looks up.
+    fn remember(&self, hash: KeyHash, grant: &Grant, used: bool) -> Option<Arc<Grant>> {
+        let endings = self.endings.lock().unwrap_or_else(PoisonError::into_inner);
+        let grant = Arc::new(cut(grant, endings.left(grant.key))?);
+        let known = Known {
+            grant: Arc::clone(&grant),
+            looked_up: Instant::now(),
+            used: AtomicBool::new(used),
+            owed: AtomicBool::new(false),
+        };
+        self.known.insert(hash, Arc::new(known));
+        Some(grant)
+    }
+
+    /// Notes which keys were used since the last time; gives those, and what is owed a look-up besides.
+    fn note_uses(&self, last_use: &mut LastUse) -> Vec<KeyHash> {
+        let now = Instant::now();
+        let mut due = Vec::new();
+        for (hash, known) in self.known.iter() {
+            let used = known.used.swap(false, Ordering::Relaxed);
+            if used {
+                last_use.note(known.grant.key, now);
+            }
+            if known.owed.swap(false, Ordering::Relaxed) || used {
+                due.push(hash);
+            }
+        }
+        due
+    }
+
+    async fn write_uses(&self, last_use: &mut LastUse) {
+        let now = Instant::now();
+        for uses in last_use.due(now).chunks(MAX_USES) {
+            if let Err(error) = self.organizations.note_used(uses).await {
+                tracing::debug!(%error, "when keys were last used is written down later");
+                return;
+            }
+        }
+        last_use.wrote(now);
+    }
+
+    /// Looks up every key that was used since the last time.
+    async fn refresh(&self, last_use: &mut LastUse) {
+        let used = self.note_uses(last_use);
+        for hashes in used.chunks(1_000) {
+            // In the background there is time, but not without end.
+            let looked_up = tokio::time::timeout(FRESH, self.organizations.grants(hashes)).await;
+            match looked_up {
+                Ok(Ok(grants)) => {
+                    let mut gone: HashSet<KeyHash> = hashes.iter().copied().collect();
+                    for (hash, grant) in grants {
+                        gone.remove(&hash);
+                        self.remember(hash, &grant, false);
+                    }
+                    for hash in gone {
+                        self.known.remove(&hash);
+                    }
+                }
+                failed => {
+                    self.note_failure(failed.ok().and_then(Result::err).as_ref());
+                    // They are still in use as far as anybody knows: try again next time, with those not yet tried.
+                    for hash in &used {
+                        if let Some(known) = self.known.get(hash) {
+                            known.owed.store(true, Ordering::Relaxed);
+                        }
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    fn note_failure(&self, error: Option<&StoreError>) {
+        if !self.is_store_away() {
+            let error = error.map_or_else(|| "no answer in time".to_owned(), ToString::to_string);
+            tracing::warn!(%error, "keys cannot be looked up; known ones are served for an hour at most");
+        }
+        let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX - 1);
+        self.failed.store(now + 1, Ordering::Relaxed);
+    }
+
+    fn is_store_away(&self) -> bool {
+        match self.failed.load(Ordering::Relaxed) {
+            0 => false,
+            failed => self.started.elapsed() < Duration::from_millis(failed - 1) + AWAY,
+        }
+    }
+}
+
+/// What a key grants that ends as it was told to; `None` is nothing.
+fn cut(grant: &Grant, left: Left) -> Option<Grant> {
+    let mut grant = grant.clone();
+    match left {
+        Left::All => {}
+        Left::Nothing => return None,
+        Left::Until(end) => grant.expires_at = Some(grant.expires_at.map_or(end, |earlier| earlier.min(end))),
+    }
+    Some(grant)
+}
+
+/// A key is good before its end, and not at it.
+fn has_expired(grant: &Grant, now: Timestamp) -> bool {
+    grant.expires_at.is_some_and(|end| end <= now)
+}
+
+/// The key that a request presents: as a bearer, or else in a header of its own. What proxies put into `authorization`
+/// for themselves does not hide that.
+fn presented(headers: &HeaderMap) -> Result<&str, ApiError> {
+    let bearer = |value| {
+        let (scheme, key) = str::from_utf8(HeaderValue::as_bytes(value))
+            .ok()?
+            .split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
+    };
+    if let Some(key) = headers.get_all(header::AUTHORIZATION).iter().find_map(bearer) {
+        return Ok(key);
+    }
+    match headers.get("x-api-key") {
+        Some(value) => value.to_str().map_err(|_| invalid()),
+        None if headers.contains_key(header::AUTHORIZATION) => Err(ApiError::unauthorized(
+            "the authorization header must be: Bearer <key>",
+        )),
+        None => Err(ApiError::unauthorized(
+            "send an API key, as Authorization: Bearer <key> or X-API-Key: <key>",
+        )),
+    }
+}
+
+fn invalid() -> ApiError {
+    ApiError::unauthorized("the API key is not valid: it is mistyped, unknown, revoked or expired")
+}
+
+#[cfg(test)]
+mod tests;

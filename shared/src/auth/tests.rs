@@ -1,0 +1,206 @@
+//! Keys that end while look-ups are under way, and keys that are not looked up at all.
+
+use async_trait::async_trait;
+
+use super::*;
+use crate::{
+    Key, KeyId, Organization, OrganizationId, Scopes, Tier,
+    http::Code,
+    store::{NewKey, Page, PageRequest, Result as StoreResult, Rotated, Rotation},
+};
+
+fn headers(given: &[(&'static str, &str)]) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    for (name, value) in given {
+        headers.append(*name, value.parse().unwrap());
+    }
+    headers
+}
+
+#[test]
+fn a_key_is_a_bearer_or_else_in_a_header_of_its_own() {
+    for (given, expected) in [
+        (&[("authorization", "Bearer one")][..], Ok("one")),
+        (&[("authorization", "bearer  one ")], Ok("one")),
+        (&[("x-api-key", "two")], Ok("two")),
+        (
+            &[("authorization", "Bearer one"), ("x-api-key", "two")],
+            Ok("one"),
+        ),
+        (
+            &[("authorization", "Basic eDp5"), ("x-api-key", "two")],
+            Ok("two"),
+        ),
+        (&[("authorization", "nonsense"), ("x-api-key", "two")], Ok("two")),
+        (
+            &[("authorization", "Basic eDp5"), ("authorization", "Bearer one")],
+            Ok("one"),
+        ),
+        (
+            &[("authorization", "Basic eDp5")],
+            Err("the authorization header must be: Bearer <key>"),
+        ),
+        (
+            &[],
+            Err("send an API key, as Authorization: Bearer <key> or X-API-Key: <key>"),
+        ),
+    ] {
+        let headers = headers(given);
+        let presented = presented(&headers);
+        let presented = presented.as_deref().map_err(ApiError::detail);
+        assert_eq!(presented, expected, "{given:?}");
+    }
+}
+
+/// A store of one key, whose look-ups are answered when the test lets them, as they were when they began.
+struct Slow {
+    hash: KeyHash,
+    grant: Grant,
+    revoked: AtomicBool,
+    began: Semaphore,
+    answer: Semaphore,
+}
+
+#[async_trait]
+impl Organizations for Slow {
+    async fn grants(&self, _: &[KeyHash]) -> StoreResult<Vec<(KeyHash, Grant)>> {
+        let revoked = self.revoked.load(Ordering::SeqCst);
+        self.began.add_permits(1);
+        self.answer.acquire().await.unwrap().forget();
+        Ok(if revoked {
+            Vec::new()
+        } else {
+            vec![(self.hash, self.grant.clone())]
+        })
+    }
+
+    async fn create(&self, _: OrganizationId, _: &str, _: Tier, _: NewKey) -> StoreResult<Organization> {
+        unreachable!("keys are only looked up")
+    }
+    async fn get(&self, _: OrganizationId) -> StoreResult<Option<Organization>> {
+        unreachable!("keys are only looked up")
+    }
+    async fn rename(&self, _: OrganizationId, _: &str) -> StoreResult<Option<Organization>> {
+        unreachable!("keys are only looked up")
+    }
+    async fn create_key(&self, _: NewKey) -> StoreResult<Key> {
+        unreachable!("keys are only looked up")
+    }
+    async fn keys(&self, _: OrganizationId, _: PageRequest<KeyId>) -> StoreResult<Page<Key, KeyId>> {
+        unreachable!("keys are only looked up")
+    }
+    async fn revoke_key(&self, _: OrganizationId, _: KeyId) -> StoreResult<bool> {
+        unreachable!("keys are only looked up")
+    }
+    async fn rotate_key(&self, _: Rotation) -> StoreResult<Rotated> {
+        unreachable!("keys are only looked up")
+    }
+    async fn note_used(&self, _: &[(KeyId, Duration)]) -> StoreResult<()> {
+        Ok(())
+    }
+}
+
+fn slow() -> (KeyText, Arc<Slow>) {
+    let text = KeyText::generate();
+    let grant = Grant {
+        key: KeyId::new(),
+        organization: OrganizationId::new(),
+        tier: Tier::Free,
+        scopes: Scopes::all(),
+        expires_at: None,
+    };
+    let store = Arc::new(Slow {
+        hash: text.hash(),
+        grant,
+        revoked: AtomicBool::new(false),
+        began: Semaphore::new(0),
+        answer: Semaphore::new(0),
+    });
+    (text, store)
+}
+
+fn auth(store: &Arc<Slow>) -> Auth {
+    let (untold, _) = mpsc::channel(1);
+    Auth::new(Arc::clone(store) as Arc<dyn Organizations>, untold)
+}
+
+/// Revokes the key once a look-up has begun, and lets that be answered then.
+async fn revoke(store: &Slow, auth: &Auth) {
+    store.began.acquire().await.unwrap().forget();
+    store.revoked.store(true, Ordering::SeqCst);
+    auth.end(Ending {
+        key: store.grant.key,
+        ends_at: None,
+    });
+    store.answer.add_permits(1);
+}
+
+#[tokio::test]
+async fn what_was_revoked_stays_forgotten_whatever_was_under_way() {
+    let (text, store) = slow();
+    let auth = auth(&store);
+    let request = headers(&[("x-api-key", text.expose())]);
+    let mut last_use = LastUse::default();
+    store.answer.add_permits(1);
+    assert_eq!(auth.authenticate(&request).await.unwrap().key, store.grant.key);
+    store.began.acquire().await.unwrap().forget();
+
+    // The refresh has looked, and has no answer yet, when the key is revoked.
+    tokio::join!(auth.refresh(&mut last_use), revoke(&store, &auth));
+    assert!(
+        auth.known.get(&store.hash).is_none(),
+        "the refresh brought it back"
+    );
+    store.answer.add_permits(1);
+    assert!(auth.authenticate(&request).await.is_err());
+}
+
+#[tokio::test]
+async fn a_first_use_does_not_bring_back_what_was_revoked_meanwhile() {
+    let (_, store) = slow();
+    let auth = auth(&store);
+    let (used, ()) = tokio::join!(auth.grant(store.hash), revoke(&store, &auth));
+    assert!(used.is_err());
+    assert!(auth.known.get(&store.hash).is_none());
+}
+
+#[tokio::test]
+async fn a_key_that_was_replaced_ends_when_it_was_told_to() {
+    let (_, store) = slow();
+    let auth = auth(&store);
+    store.answer.add_permits(2);
+    let ends_at = Some(Timestamp::now().plus(Duration::from_mins(1)));
+    assert_eq!(auth.grant(store.hash).await.unwrap().expires_at, None);
+    auth.end(Ending {
+        key: store.grant.key,
+        ends_at,
+    });
+    assert_eq!(auth.grant(store.hash).await.unwrap().expires_at, ends_at);
+    // What the store knew before the rotation does not give it longer.
+    auth.refresh(&mut LastUse::default()).await;
+    assert_eq!(auth.known.get(&store.hash).unwrap().grant.expires_at, ends_at);
+}
+
+#[tokio::test]
+async fn a_mistyped_key_is_refused_without_a_look_up() {
+    let (text, store) = slow();
+    let auth = auth(&store);
+    let last = if text.expose().ends_with('0') { "1" } else { "0" };
+    let mistyped = format!("{}{last}", &text.expose()[..text.expose().len() - 1]);
+    let refused = auth.authenticate(&headers(&[("x-api-key", &mistyped)])).await;
+    assert_eq!(refused.unwrap_err().code(), Code::Unauthorized);
+    assert_eq!(store.began.available_permits(), 0, "the store was asked");
+}
+
+#[test]
+fn a_key_is_good_before_its_end_and_not_at_it() {
+    let (_, store) = slow();
+    let end = Timestamp::from_millis(1_000);
+    let grant = Grant {
+        expires_at: Some(end),
+        ..store.grant.clone()
+    };
+    assert!(!has_expired(&grant, Timestamp::from_millis(999)));
+    assert!(has_expired(&grant, end));
+    assert!(!has_expired(&store.grant, end), "one without an end");
+}

@@ -1,0 +1,186 @@
+//! A key is revoked while the database or the broker is away: it ends everywhere within five seconds and never comes back,
+//! while keys that are known go on.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use harness::{Answer, Client, Engine, Node, PrivatePostgres, PrivateRabbit, Turn, World, eventually};
+use serde_json::json;
+
+/// Within which a revoked key ends everywhere, and a second for a busy test machine.
+const ENDS_WITHIN: Duration = Duration::from_secs(6);
+
+async fn post(client: &Client) -> Answer {
+    client
+        .post("/v1/events", &json!({"type": "order.placed", "payload": 1}))
+        .await
+}
+
+async fn make(client: &Client, name: &str) -> (String, Client) {
+    let made = client.post("/v1/keys", &json!({"name": name})).await.expect(201);
+    let text = |member: &str| made[member].as_str().expect("a text").to_owned();
+    (text("id"), client.with_key(&text("key")))
+}
+
+async fn revoke(client: &Client, id: &str) {
+    let revoked = client.delete(&format!("/v1/keys/{id}")).await;
+    assert_eq!(revoked.status, 204, "{}", revoked.text);
+}
+
+/// Waits until the key is refused at these nodes, for good reason and within its time.
+async fn ends(key: &Client, nodes: &[&Arc<Node>], since: Instant) {
+    for node in nodes {
+        eventually("the key ends", ENDS_WITHIN, async || {
+            let answer = post(&key.posting_to(node)).await;
+            if answer.status == 202 {
+                return Err("it is still good".to_owned());
+            }
+            answer.problem(401, "unauthorized");
+            Ok(())
+        })
+        .await;
+    }
+    assert!(since.elapsed() < ENDS_WITHIN, "it took {:?}", since.elapsed());
+}
+
+/// Waits until the api answers so.
+async fn store_is(client: &Client, status: u16) {
+    eventually(
+        "the api notices",
+        Duration::from_secs(40),
+        async || match client.get("/v1/keys").await {
+            answer if answer.status == status => Ok(()),
+            answer => Err(answer.text),
+        },
+    )
+    .await;
+}
+
+/// Neither node has had time to ask the database again when it hangs: the notice alone can tell them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_is_revoked_just_before_the_database_hangs() {
+    let _turn = Turn::wait().await;
+    let database = PrivatePostgres::start().await;
+    let world = World::with(Engine::Servers)
+        .database_server(&database.url())
+        .start()
+        .await;
+    let second = world.start_another("ingest").await;
+    second.ready().await;
+    let nodes = [world.ingest(), &second, world.api()];
+    let client = world.organization().await;
+    let (leaked_id, leaked) = make(&client, "leaked").await;
+    let (_, good) = make(&client, "good").await;
+    let (old_id, old) = make(&client, "old").await;
+    for node in nodes {
+        for key in [&leaked, &good, &old] {
+            post(&key.posting_to(node)).await.expect(202);
+        }
+    }
+
+    let rotate = format!("/v1/keys/{old_id}/rotate");
+    let rotated = client
+        .post(&rotate, &json!({"overlap_seconds": 4}))
+        .await
+        .expect(201);
+    revoke(&client, &leaked_id).await;
+    let begun = Instant::now();
+    database.pause();
+    ends(&leaked, &nodes, begun).await;
+    // What was rotated ends when it was told to, though no node has read so.
+    for node in nodes {
+        eventually(
+            "the old key ends",
+            Duration::from_secs(10),
+            async || match post(&old.posting_to(node)).await {
+                answer if answer.status == 202 => Err("it is still good".to_owned()),
+                answer => Ok(answer.problem(401, "unauthorized")),
+            },
+        )
+        .await;
+    }
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+
+    // The outage goes on: known keys are good, nobody can tell of others, and what ended stays so.
+    store_is(&client, 503).await;
+    for node in nodes {
+        post(&good.posting_to(node)).await.expect(202);
+        post(&leaked.posting_to(node)).await.problem(401, "unauthorized");
+    }
+    let new = client.with_key(rotated["key"].as_str().expect("a key"));
+    post(&new).await.problem(503, "unavailable");
+    // A node that starts meanwhile knows nobody.
+    let late = world.start_another("ingest").await;
+    post(&good.posting_to(&late)).await.problem(503, "unavailable");
+    post(&leaked.posting_to(&late)).await.problem(503, "unavailable");
+
+    database.resume();
+    store_is(&client, 200).await;
+    for node in [world.ingest(), &second, world.api(), &late] {
+        eventually(
+            "keys are looked up again",
+            Duration::from_secs(20),
+            async || match post(&new.posting_to(node)).await {
+                answer if answer.status == 202 => Ok(()),
+                answer => Err(answer.text),
+            },
+        )
+        .await;
+        post(&good.posting_to(node)).await.expect(202);
+        for ended in [&leaked, &old] {
+            post(&ended.posting_to(node)).await.problem(401, "unauthorized");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_is_revoked_while_the_broker_is_dead() {
+    let _turn = Turn::wait().await;
+    let mut broker = PrivateRabbit::start().await;
+    let world = World::with(Engine::Servers)
+        .amqp_server(&broker.url())
+        .start()
+        .await;
+    let client = world.organization().await;
+    let (first_id, first) = make(&client, "first").await;
+    let (second_id, second) = make(&client, "second").await;
+    // A broker that is killed the moment it has made a queue may not have that queue any more.
+    let mut last = String::new();
+    for _ in 0..100 {
+        for key in [&first, &second] {
+            last = key.event("order.placed").await;
+        }
+    }
+    client.event_becomes(&last, "pending").await;
+    broker.kill();
+    revoke(&client, &first_id).await;
+    let begun = Instant::now();
+    eventually("the key ends", ENDS_WITHIN, async || {
+        match post(&first).await {
+            // The key is asked for before the queue is.
+            answer if answer.status == 503 => Err("it is still good".to_owned()),
+            answer => Ok(answer.problem(401, "unauthorized")),
+        }
+    })
+    .await;
+    assert!(begun.elapsed() < ENDS_WITHIN, "it took {:?}", begun.elapsed());
+
+    broker.start_again().await;
+    eventually(
+        "events are accepted again",
+        Duration::from_secs(40),
+        async || match post(&second).await {
+            answer if answer.status == 202 => Ok(()),
+            answer => Err(answer.text),
+        },
+    )
+    .await;
+    post(&first).await.problem(401, "unauthorized");
+    // Both ways work again by themselves.
+    let warned = "revocations of keys are not heard";
+    assert!(world.ingest().output().contains(warned));
+    revoke(&client, &second_id).await;
+    ends(&second, &[world.ingest(), world.api()], Instant::now()).await;
+}
