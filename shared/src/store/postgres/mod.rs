@@ -30,6 +30,7 @@ mod records;
 mod rehearsal;
 mod replays;
 mod rows;
+mod statistics;
 mod subscriptions;
 
 use std::{future::Future, io, net::IpAddr, str::FromStr, sync::Arc, time::Duration};
