@@ -4,10 +4,10 @@ use async_trait::async_trait;
 use sqlx::{postgres::PgRow, query};
 use uuid::Uuid;
 
-use super::{Engine, Result, rows::Columns};
+use super::{Engine, Result, records::condition, rows::Columns};
 use crate::{
     OrganizationId, SubscriptionId,
-    delivery::{Status, SubscriptionCondition},
+    delivery::Status,
     store::{
         DeliveryFilter, DeliveryPlace, Insight, ListedDelivery, Page, PageRequest,
         looked::{self, Found, Looked, Where},
@@ -20,6 +20,7 @@ macro_rules! found {
     () => {
         "d.subscription_id, d.state, d.attempts, d.updated_at, s.enabled,
          CASE WHEN s.kind = 'push' THEN d.due_at END AS next_attempt_at,
+         CASE WHEN s.kind = 'pull' AND d.lease_owner IS NOT NULL AND d.due_at > now() THEN d.due_at END AS lease_until,
          coalesce(d.lease_owner = ANY (ARRAY(SELECT id FROM workers WHERE lease_until > now())), false) AS held"
     };
 }
@@ -106,15 +107,13 @@ fn looked(row: &PgRow) -> Result<Looked> {
     let delivery = match row.value::<Option<Uuid>>("subscription_id")? {
         None => None,
         Some(subscription) => {
-            let condition = match row.value::<Option<bool>>("enabled")? {
-                Some(true) => SubscriptionCondition::Enabled,
-                Some(false) => SubscriptionCondition::Disabled,
-                None => SubscriptionCondition::Deleted,
-            };
+            let lease_until = row.optional_at("lease_until")?;
+            let held = row.value("held")? || lease_until.is_some();
             Some(Found {
                 subscription: SubscriptionId::from_uuid(subscription),
-                status: Status::of(parse_state(row.value("state")?)?, row.value("held")?, condition),
+                status: Status::of(parse_state(row.value("state")?)?, held, condition(row)?),
                 attempts: row.count("attempts")?,
+                lease_until,
                 next_attempt_at: row.optional_at("next_attempt_at")?,
                 updated_at: row.at("updated_at")?,
             })

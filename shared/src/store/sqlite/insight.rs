@@ -5,11 +5,12 @@ use sqlx::{AssertSqlSafe, sqlite::SqliteRow};
 
 use super::{
     Engine,
+    events::condition,
     row::{Columns as _, failed},
 };
 use crate::{
     OrganizationId, SubscriptionId, Timestamp,
-    delivery::{Status, SubscriptionCondition},
+    delivery::Status,
     store::{
         DeliveryFilter, DeliveryPlace, Insight, ListedDelivery, Page, PageRequest, Result,
         looked::{self, Found, Looked, Where},
@@ -20,7 +21,8 @@ use crate::{
 /// Of a delivery `d`, where there is one, its event `e`, and its subscription `s`.
 const LOOKED: &str = "SELECT e.id, e.seq, e.type, e.received_at, d.subscription_id, d.state, d.attempts, d.updated_at, \
      iif(s.kind = 'push', d.due_at, NULL), s.enabled, s.deleted_at IS NOT NULL, \
-     EXISTS (SELECT 1 FROM workers w WHERE w.id = d.lease_owner AND w.lease_until > ?1)";
+     EXISTS (SELECT 1 FROM workers w WHERE w.id = d.lease_owner AND w.lease_until > ?1), \
+     iif(s.kind = 'pull' AND d.lease_owner IS NOT NULL AND d.due_at > ?1, d.due_at, NULL)";
 
 /// Event by event: now, organization, the place after which it begins, how many are looked at, the subscription.
 fn everywhere() -> String {
@@ -82,15 +84,14 @@ fn looked(row: &SqliteRow) -> Result<Looked> {
     let delivery = match row.value::<Option<uuid::Uuid>>(4)? {
         None => None,
         Some(subscription) => {
-            let condition = match (row.value::<bool>(10)?, row.value::<bool>(9)?) {
-                (true, _) => SubscriptionCondition::Deleted,
-                (false, true) => SubscriptionCondition::Enabled,
-                (false, false) => SubscriptionCondition::Disabled,
-            };
+            let condition = condition(row.value(10)?, row.value(9)?);
+            let lease_until = row.time_if_any(12)?;
+            let held = row.value(11)? || lease_until.is_some();
             Some(Found {
                 subscription: SubscriptionId::from_uuid(subscription),
-                status: Status::of(parse_state(row.value(5)?)?, row.value(11)?, condition),
+                status: Status::of(parse_state(row.value(5)?)?, held, condition),
                 attempts: row.number(6)?,
+                lease_until,
                 next_attempt_at: row.time_if_any(8)?,
                 updated_at: row.time(7)?,
             })
