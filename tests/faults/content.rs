@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use sqlx::query_scalar;
 
 use crate::{
-    database::run,
+    database::change,
     deployment::{Deployment, RECOVERY},
     invariants::uuid_of,
 };
@@ -99,7 +99,7 @@ pub async fn poison(deployment: &mut Deployment, sqlstate: &str, reason: &str) {
          BEGIN RAISE EXCEPTION 'it is poison' USING ERRCODE = '{sqlstate}'; END $$;
          CREATE TRIGGER poison BEFORE INSERT ON events FOR EACH ROW WHEN (NEW.type = 'poison') EXECUTE FUNCTION poison()"
     );
-    run(&mut database, &trap).await.expect("a trigger is made");
+    change(&mut database, &trap).await;
     let id = deployment.second().client().event("poison").await;
     let item = set_aside(deployment, reason).await;
     assert_eq!(item["event"], id, "{item}");
@@ -108,12 +108,11 @@ pub async fn poison(deployment: &mut Deployment, sqlstate: &str, reason: &str) {
 
 pub async fn no_poison(deployment: &Deployment) {
     let mut database = deployment.sql().await;
-    run(
+    change(
         &mut database,
         "DROP TRIGGER poison ON events; DROP FUNCTION poison()",
     )
-    .await
-    .expect("the trigger is there");
+    .await;
 }
 
 /// What was set aside is put back, and arrives.

@@ -24,6 +24,16 @@ pub async fn run(connection: &mut PgConnection, statements: &str) -> Result<(), 
         .map(drop)
 }
 
+/// Changes the schema, until the server does not choose that for the victim of a deadlock with what the workers do.
+pub async fn change(connection: &mut PgConnection, statements: &str) {
+    eventually("the schema is changed", Duration::from_secs(20), async || {
+        run(connection, statements)
+            .await
+            .map_err(|error| error.to_string())
+    })
+    .await;
+}
+
 /// Takes every connection that the server has, and ends those of the others.
 pub async fn take_all_connections(deployment: &mut Deployment) {
     let url = deployment.world.database_url();
