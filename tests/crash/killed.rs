@@ -84,20 +84,6 @@ async fn embedded_serve_is_killed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ingest_is_killed() {
-    let _turn = Turn::wait().await;
-    let world = World::start(Engine::Servers).await;
-    kill_under_load(&world, &[&[world.ingest()]]).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn worker_is_killed() {
-    let _turn = Turn::wait().await;
-    let world = World::start(Engine::Servers).await;
-    kill_under_load(&world, &[&[world.worker()]]).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn everything_is_killed() {
     let _turn = Turn::wait().await;
     let world = World::start(Engine::Servers).await;

@@ -57,13 +57,6 @@ async fn embedded_serve_is_stopped() {
     stop_under_load(&world, &[world.ingest()], 4).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_role_is_stopped_in_turn() {
-    let _turn = Turn::wait().await;
-    let world = world(Engine::Servers).await;
-    stop_under_load(&world, &[world.ingest(), world.worker(), world.api()], 2).await;
-}
-
 /// What is under way when a process is asked to stop is finished: a request whose body is still coming, and an attempt
 /// whose answer is.
 async fn finish_what_is_under_way(engine: Engine) {
