@@ -62,12 +62,24 @@ const LAST_USES: Duration = Duration::from_secs(1);
 /// What a key's look-up came to, and when.
 #[derive(Debug)]
 struct Known {
-    grant: Arc<Grant>,
+    /// `None` since it has ended: kept, so that it is refused for that also while nobody can be asked.
+    grant: Option<Arc<Grant>>,
     looked_up: Instant,
     /// Since the last refresh.
     used: AtomicBool,
     /// It was used before a refresh that failed: the next one is to look it up.
     owed: AtomicBool,
+}
+
+impl Known {
+    fn new(grant: Option<Arc<Grant>>, looked_up: Instant, used: bool) -> Self {
+        Self {
+            grant,
+            looked_up,
+            used: AtomicBool::new(used),
+            owed: AtomicBool::new(false),
+        }
+    }
 }
 
 /// The keys of a deployment, as one process knows them.
@@ -161,26 +173,14 @@ impl Auth {
     fn apply(&self, ending: Ending) {
         let mut endings = self.endings.lock().unwrap_or_else(PoisonError::into_inner);
         endings.insert(ending, Instant::now());
-        let of_the_key = self
-            .known
-            .iter()
-            .filter(|(_, known)| known.grant.key == ending.key);
+        let of_the_key = self.known.iter().filter_map(|(hash, known)| {
+            let grant = known.grant.clone().filter(|grant| grant.key == ending.key)?;
+            Some((hash, grant, known.looked_up))
+        });
         let of_the_key: Vec<_> = of_the_key.collect();
-        for (hash, known) in of_the_key {
-            match cut(&known.grant, endings.left(ending.key)) {
-                None => {
-                    self.known.remove(&hash);
-                }
-                Some(grant) => {
-                    let known = Known {
-                        grant: Arc::new(grant),
-                        looked_up: known.looked_up,
-                        used: AtomicBool::new(true),
-                        owed: AtomicBool::new(false),
-                    };
-                    self.known.insert(hash, Arc::new(known));
-                }
-            }
+        for (hash, grant, looked_up) in of_the_key {
+            let grant = cut(&grant, endings.left(ending.key)).map(Arc::new);
+            self.known.insert(hash, Arc::new(Known::new(grant, looked_up, true)));
         }
     }
 
@@ -190,7 +190,7 @@ impl Auth {
             let age = known.looked_up.elapsed();
             if age < FRESH || (age < MAX_STALE && self.is_store_away()) {
                 known.used.store(true, Ordering::Relaxed);
-                return Ok(Arc::clone(&known.grant));
+                return known.grant.clone().ok_or_else(invalid);
             }
         }
         let look_up = async {
@@ -202,14 +202,16 @@ impl Auth {
                 let grant = grants.into_iter().next();
                 let known = grant.and_then(|(_, grant)| self.remember(hash, &grant, true));
                 known.ok_or_else(|| {
-                    self.known.remove(&hash);
+                    self.end_known(hash);
                     invalid()
                 })
             }
             failed => {
                 self.note_failure(failed.ok().and_then(Result::err).as_ref());
                 match known {
-                    Some(known) if known.looked_up.elapsed() < MAX_STALE => Ok(Arc::clone(&known.grant)),
+                    Some(known) if known.looked_up.elapsed() < MAX_STALE => {
+                        known.grant.clone().ok_or_else(invalid)
+                    }
                     _ => Err(ApiError::unavailable(
                         "the API key cannot be checked at the moment; try again",
                         Duration::from_secs(1),
@@ -223,14 +225,17 @@ impl Auth {
     fn remember(&self, hash: KeyHash, grant: &Grant, used: bool) -> Option<Arc<Grant>> {
         let endings = self.endings.lock().unwrap_or_else(PoisonError::into_inner);
         let grant = Arc::new(cut(grant, endings.left(grant.key))?);
-        let known = Known {
-            grant: Arc::clone(&grant),
-            looked_up: Instant::now(),
-            used: AtomicBool::new(used),
-            owed: AtomicBool::new(false),
-        };
+        let known = Known::new(Some(Arc::clone(&grant)), Instant::now(), used);
         self.known.insert(hash, Arc::new(known));
         Some(grant)
+    }
+
+    /// The store knows no such key. One that this process knew is remembered as ended; of others there is no end.
+    fn end_known(&self, hash: KeyHash) {
+        if self.known.get(&hash).is_some() {
+            let known = Known::new(None, Instant::now(), false);
+            self.known.insert(hash, Arc::new(known));
+        }
     }
 
     /// Notes which keys were used since the last time; gives those, and what is owed a look-up besides.
@@ -239,8 +244,8 @@ impl Auth {
         let mut due = Vec::new();
         for (hash, known) in self.known.iter() {
             let used = known.used.swap(false, Ordering::Relaxed);
-            if used {
-                last_use.note(known.grant.key, now);
+            if used && let Some(grant) = &known.grant {
+                last_use.note(grant.key, now);
             }
             if known.owed.swap(false, Ordering::Relaxed) || used {
                 due.push(hash);
@@ -270,11 +275,12 @@ impl Auth {
                 Ok(Ok(grants)) => {
                     let mut gone: HashSet<KeyHash> = hashes.iter().copied().collect();
                     for (hash, grant) in grants {
-                        gone.remove(&hash);
-                        self.remember(hash, &grant, false);
+                        if self.remember(hash, &grant, false).is_some() {
+                            gone.remove(&hash);
+                        }
                     }
                     for hash in gone {
-                        self.known.remove(&hash);
+                        self.end_known(hash);
                     }
                 }
                 failed => {
