@@ -176,6 +176,11 @@ impl Place {
     pub fn subscription(&self) -> SubscriptionId {
         self.subscription
     }
+
+    /// Whether it is among those of subscribers that answer quickly.
+    pub fn is_trusted(&self) -> bool {
+        self.pool == In::Trusted
+    }
 }
 
 /// What follows from the end of an attempt.

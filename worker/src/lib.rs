@@ -31,7 +31,6 @@ use async_trait::async_trait;
 use shared::{
     config::WorkerArgs,
     engine::Engine,
-    guard::TargetPolicy,
     http::ops::{ReadyCheck, StoreReady},
     lifecycle::Lifecycle,
     queue::{DynQueue, SourceLane},
@@ -44,6 +43,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+pub use crate::outbound::Outbound;
 use crate::{
     awaited::Awaited,
     dispatch::Dispatch,
@@ -62,11 +62,10 @@ const POLL: Duration = Duration::from_secs(1);
 /// Starts a worker; it drains and ends with the lifecycle.
 pub fn start(
     engine: &Engine,
-    policy: TargetPolicy,
+    client: Outbound,
     args: &WorkerArgs,
     lifecycle: &Lifecycle,
 ) -> anyhow::Result<()> {
-    let client = outbound::client(Arc::new(policy))?;
     let bounds = Bounds {
         in_flight: args.max_attempts as usize,
         ..Bounds::default()
@@ -109,7 +108,7 @@ async fn work(
     lease: Arc<Lease>,
     ownership: Arc<Ownership>,
     lanes: Lanes,
-    client: outbound::Outbound,
+    client: Outbound,
     times: Times,
     lifecycle: &Lifecycle,
 ) -> anyhow::Result<()> {
@@ -178,6 +177,7 @@ async fn work(
         retention,
     };
     lifecycle.critical("announcements", announcing::take_in(intake.clone(), soft.clone()));
+    lifecycle.critical("test pushes", intake.clone().take_tests(soft.clone()));
     lifecycle.critical("intake", intake.clone().run(SourceLane::Main, soft.clone()));
     lifecycle.critical(
         "intake of dead frames",
@@ -299,6 +299,8 @@ async fn heed_changes(
                 awaited.note(lane, Instant::now());
                 continue;
             }
+            // Whoever takes them listens, too.
+            Change::TestPush => continue,
             Change::Subscription(subscription) => vec![subscription],
             Change::Everything => dispatch.lanes().subscriptions(),
         };

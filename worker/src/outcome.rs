@@ -61,7 +61,7 @@ pub async fn record(
         {
             batch.push(more);
         }
-        let went: Vec<Went> = batch.iter().map(went).collect();
+        let went: Vec<Went> = batch.iter().filter(|ended| !ended.is_test).map(went).collect();
         let settled = write(&store, &wake, &lease, std::mem::take(&mut batch)).await;
         dispatch.settle(&settled);
         failing.note(&store, &went).await;
@@ -84,7 +84,7 @@ async fn write(store: &Store, wake: &Wake, lease: &Lease, batch: Vec<Ended>) -> 
         let applied = apply(store, lease, holder, &outcomes).await;
         for ended in of_holder {
             let applied = applied.contains(&ended.outcome.delivery);
-            if applied && says_gone(&ended.outcome.result) {
+            if applied && !ended.is_test && says_gone(&ended.outcome.result) {
                 let lane = (ended.outcome.organization, ended.outcome.delivery.subscription);
                 let version = gone.entry(lane).or_insert(ended.version);
                 *version = ended.version.max(*version);
@@ -184,6 +184,13 @@ fn announce(wake: &Wake, ended: &Ended, applied: bool) {
     telemetry::attempt_seconds().record(outcome.duration);
     if let AttemptResult::Failed { failure, .. } = &outcome.result {
         telemetry::attempt_failures(failure.kind).increment(1);
+    }
+    if ended.is_test {
+        tracing::info!(
+            event.id = %delivery.event, subscription.id = %delivery.subscription, result = ?outcome.result,
+            "a test push ended"
+        );
+        return;
     }
     let ending = match &outcome.result {
         _ if !applied => Ending::Superseded,

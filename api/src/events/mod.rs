@@ -90,8 +90,9 @@ struct DeliveryView {
     log: Vec<AttemptView>,
 }
 
+/// An attempt as it is shown.
 #[derive(Serialize)]
-struct AttemptView {
+pub(crate) struct AttemptView {
     number: u32,
     started_at: Timestamp,
     duration_ms: u64,

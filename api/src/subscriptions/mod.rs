@@ -7,6 +7,7 @@
 mod replays;
 mod request;
 mod rotation;
+mod test;
 mod view;
 
 use std::sync::Arc;
@@ -28,6 +29,7 @@ use shared::{
 };
 
 pub(crate) use self::rotation::{OVERLAP, overlap};
+pub(crate) use self::test::Tests;
 use self::{
     request::{Kind, Row, Settings},
     view::SubscriptionView,
@@ -49,6 +51,7 @@ pub(crate) fn routes() -> Router<Arc<Control>> {
         .route("/v1/subscriptions", post(create).get(list))
         .route("/v1/subscriptions/{id}", get(show).patch(change).delete(delete))
         .route("/v1/subscriptions/{id}/rotate-secret", post(rotation::rotate))
+        .route("/v1/subscriptions/{id}/test", post(test::test))
         .route("/v1/subscriptions/{id}/enable", post(enable))
         .route("/v1/subscriptions/{id}/disable", post(disable))
         .route("/v1/subscriptions/{id}/replay", post(replays::create))

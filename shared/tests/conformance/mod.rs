@@ -14,6 +14,7 @@ pub(crate) mod outcomes;
 pub(crate) mod pulls;
 pub(crate) mod replays;
 pub(crate) mod subscriptions;
+pub(crate) mod test_pushes;
 pub(crate) mod world;
 
 /// Makes a test of each check. `$run` is called with a check, and gives it a store.
@@ -64,6 +65,8 @@ macro_rules! conformance_tests {
                 failing_is_timed_from_the_first;
             insight: deliveries_are_listed_newest_first, deliveries_are_filtered, deliveries_since,
                 a_rare_status_takes_pages;
+            test_pushes: each_is_taken_once_oldest_first, many_take_and_each_gets_its_own,
+                so_many_of_an_organization_wait, asking_is_announced;
             keeper: migrating_again_changes_nothing, changes_are_announced, deleted_subscriptions_are_cancelled,
                 what_retention_ends_is_expired,
                 what_expires_is_announced_once_a_subscription, keeping_concurrently, the_first_check_value_stays,

@@ -31,6 +31,7 @@ mod rehearsal;
 mod replays;
 mod rows;
 mod subscriptions;
+mod test_pushes;
 
 use std::{future::Future, io, net::IpAddr, str::FromStr, sync::Arc, time::Duration};
 
@@ -90,6 +91,7 @@ pub fn connect(options: &PostgresOptions) -> Result<Store, Invalid> {
         feed: engine.clone(),
         announcements: engine.clone(),
         insight: engine.clone(),
+        tests: engine.clone(),
         keeper: engine,
     })
 }

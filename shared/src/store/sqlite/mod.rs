@@ -27,6 +27,7 @@ mod retention;
 mod row;
 mod set_aside;
 mod subscriptions;
+mod test_pushes;
 mod writer;
 
 use std::{
@@ -173,6 +174,7 @@ pub async fn open(dir: &Path) -> Result<Store> {
         feed: engine.clone(),
         announcements: engine.clone(),
         insight: engine.clone(),
+        tests: engine.clone(),
         keeper: engine,
     })
 }
