@@ -209,6 +209,17 @@ pub struct Load {
     pub open_circuits: usize,
 }
 
+/// A circuit that is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OpenedCircuit {
+    /// Of which subscription.
+    pub subscription: SubscriptionId,
+    /// When it opened.
+    pub since: Instant,
+    /// When the next probe may be sent; past, while one is under way.
+    pub next_probe: Instant,
+}
+
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 struct Pool {
     in_flight: usize,
@@ -692,6 +703,25 @@ impl Lanes {
             suspect: self.suspect.in_flight,
             open_circuits: self.open_circuits,
         }
+    }
+
+    /// The circuits that are open. Where there is none it costs nothing, else a look at every lane.
+    pub fn opened_circuits(&self) -> Vec<OpenedCircuit> {
+        if self.open_circuits == 0 {
+            return Vec::new();
+        }
+        let opened = self
+            .by_subscription
+            .iter()
+            .filter_map(|(subscription, lane)| match lane.health.circuit() {
+                CircuitState::Open { next_probe, since } => Some(OpenedCircuit {
+                    subscription: *subscription,
+                    since,
+                    next_probe,
+                }),
+                CircuitState::Closed => None,
+            });
+        opened.collect()
     }
 
     fn pool(&self, pool: In) -> Pool {

@@ -24,6 +24,7 @@ mod registry;
 mod replay;
 mod retry_after;
 mod scheduler;
+mod statistics;
 
 use std::{sync::Arc, time::Duration};
 
@@ -54,6 +55,7 @@ use crate::{
     ownership::Ownership,
     registry::Registry,
     scheduler::Scheduler,
+    statistics::Statistics,
 };
 
 /// How often the subscriptions that have a lane are read anew, whatever word has come.
@@ -130,6 +132,15 @@ async fn work(
         wake.clone(),
     );
     let (drained, recorded) = (CancellationToken::new(), CancellationToken::new());
+    let statistics = Statistics::new();
+    let writing = statistics::write(
+        Arc::clone(&statistics),
+        store.clone(),
+        Arc::clone(&lease),
+        Arc::clone(&dispatch),
+        recorded.clone(),
+    );
+    lifecycle.critical("statistics", writing);
     let recording = outcome::record(
         store.clone(),
         ended,
@@ -137,6 +148,7 @@ async fn work(
         Arc::clone(&lease),
         Arc::clone(&dispatch),
         Failing::new(disable_after),
+        statistics,
         drained.clone(),
     );
     let all_recorded = recorded.clone().drop_guard();
@@ -163,6 +175,7 @@ async fn work(
         soft.clone(),
     );
     lifecycle.critical("gauges", gauges);
+    lifecycle.critical("gauges of subscriptions", keep::fleet(store.clone(), soft.clone()));
     let awaited = Arc::new(Awaited::default());
     let intake = Intake {
         queue: Arc::clone(&engine.queue),

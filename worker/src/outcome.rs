@@ -25,6 +25,7 @@ use crate::{
     failing::{Failing, Went},
     lease::Lease,
     scheduler::Wake,
+    statistics::Statistics,
 };
 
 /// Outcomes that wait or are about to be: attempts under way have their place here.
@@ -42,6 +43,7 @@ pub async fn record(
     lease: Arc<Lease>,
     dispatch: Arc<Dispatch>,
     mut failing: Failing,
+    statistics: Arc<Statistics>,
     drained: CancellationToken,
 ) -> anyhow::Result<()> {
     let mut batch = Vec::with_capacity(BATCH);
@@ -61,6 +63,7 @@ pub async fn record(
         {
             batch.push(more);
         }
+        statistics.note(&batch);
         let went: Vec<Went> = batch.iter().filter(|ended| !ended.is_test).map(went).collect();
         let settled = write(&store, &wake, &lease, std::mem::take(&mut batch)).await;
         dispatch.settle(&settled);

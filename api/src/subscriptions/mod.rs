@@ -7,6 +7,7 @@
 mod replays;
 mod request;
 mod rotation;
+mod stats;
 mod test;
 mod view;
 
@@ -54,6 +55,7 @@ pub(crate) fn routes() -> Router<Arc<Control>> {
         .route("/v1/subscriptions/{id}/test", post(test::test))
         .route("/v1/subscriptions/{id}/enable", post(enable))
         .route("/v1/subscriptions/{id}/disable", post(disable))
+        .route("/v1/subscriptions/{id}/stats", get(stats::show))
         .route("/v1/subscriptions/{id}/replay", post(replays::create))
         .route("/v1/subscriptions/{id}/replays", get(replays::list))
         .route(

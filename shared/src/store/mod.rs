@@ -22,6 +22,7 @@ mod rehearsal;
 mod replays;
 mod set_aside;
 pub mod sqlite;
+mod statistics;
 mod subscriptions;
 mod test_pushes;
 
@@ -45,6 +46,10 @@ pub use self::{
     range::{MAX_AHEAD, is_in_range},
     replays::{ActedOn, Candidate, NewReplay, REPLAY_KEPT, Replay, ReplayStatus, ReplayStep, Replays},
     set_aside::{ID_OUT_OF_RANGE, SetAside, SetAsidePlace},
+    statistics::{
+        BACKLOG_COUNTED, BacklogAge, COUNTED_FOR, CircuitReport, FLEET_COUNTED_FOR, Fleet, Minute, OpenCircuit,
+        SubscriptionStats, SuccessBand,
+    },
     subscriptions::{InForce, NewSecret, PatchOutcome, SealedSecrets, SubscriptionPatch, Subscriptions},
     test_pushes::{TEST_PUSH_KEPT, TestPush, TestPushes},
 };

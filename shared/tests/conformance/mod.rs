@@ -13,6 +13,7 @@ pub(crate) mod organizations;
 pub(crate) mod outcomes;
 pub(crate) mod pulls;
 pub(crate) mod replays;
+pub(crate) mod statistics;
 pub(crate) mod subscriptions;
 pub(crate) mod test_pushes;
 pub(crate) mod world;
@@ -63,8 +64,10 @@ macro_rules! conformance_tests {
                 followed_in_order, a_place_is_had_by_any_id, who_follows_misses_nothing;
             announcements: a_dead_letter_is_announced_with_its_outcome, disabling_is_announced,
                 failing_is_timed_from_the_first;
-            insight: deliveries_are_listed_newest_first, deliveries_are_filtered, deliveries_since,
+            insight: deliveries_are_listed_newest_first, deliveries_are_filtered, what_is_pulled_is_in_flight_while_it_is_leased, deliveries_since,
                 a_rare_status_takes_pages;
+            statistics: what_workers_count_is_added_up, circuits_count_while_their_worker_lives,
+                a_backlog_is_counted_with_its_age, a_backlog_is_counted_to_a_cap, the_fleet_is_counted_in_bands;
             test_pushes: each_is_taken_once_oldest_first, many_take_and_each_gets_its_own,
                 so_many_of_an_organization_wait, asking_is_announced;
             keeper: migrating_again_changes_nothing, changes_are_announced, deleted_subscriptions_are_cancelled,

@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 mod faults;
 mod partitions;
+mod statistics;
 
 crate::conformance::conformance_tests!(crate::postgres::on_a_store);
 

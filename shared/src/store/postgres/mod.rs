@@ -30,6 +30,7 @@ mod records;
 mod rehearsal;
 mod replays;
 mod rows;
+mod statistics;
 mod subscriptions;
 mod test_pushes;
 

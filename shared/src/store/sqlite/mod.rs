@@ -26,6 +26,7 @@ mod replays;
 mod retention;
 mod row;
 mod set_aside;
+mod statistics;
 mod subscriptions;
 mod test_pushes;
 mod writer;
@@ -81,6 +82,11 @@ const MIGRATIONS: Migrations = &[
         7,
         "announcements",
         include_str!("../../../../migrations/sqlite/store/0007_announcements.sql"),
+    ),
+    (
+        8,
+        "seeing",
+        include_str!("../../../../migrations/sqlite/store/0008_seeing.sql"),
     ),
     (
         9,
