@@ -380,7 +380,11 @@ async fn counts_go_after_an_hour_and_the_last_times_stay() {
             failure_ago: None,
         })
         .collect();
-    store.insight.write_minutes(WorkerId::new(), &minutes).await.unwrap();
+    store
+        .insight
+        .write_minutes(WorkerId::new(), &minutes)
+        .await
+        .unwrap();
     let age = async |by: Duration| {
         let mut file = SqliteConnectOptions::new()
             .filename(directory.path().join("store.db"))
@@ -410,7 +414,11 @@ async fn counts_go_after_an_hour_and_the_last_times_stay() {
         success_ago: Some(2 * HOUR),
         ..minutes[0].clone()
     };
-    store.insight.write_minutes(WorkerId::new(), &[older]).await.unwrap();
+    store
+        .insight
+        .write_minutes(WorkerId::new(), &[older])
+        .await
+        .unwrap();
     age(2 * HOUR).await;
     store.keeper.keep(DAY).await.unwrap();
     assert_eq!(stats().await, expected);

@@ -171,7 +171,11 @@ async fn stats(client: &Client, subscription: &str, what: &str, expected: impl F
     let path = format!("/v1/subscriptions/{subscription}/stats");
     eventually(what, LONG, async || {
         let stats = client.get(&path).await.expect(200);
-        if expected(&stats) { Ok(stats) } else { Err(stats.to_string()) }
+        if expected(&stats) {
+            Ok(stats)
+        } else {
+            Err(stats.to_string())
+        }
     })
     .await
 }
@@ -194,29 +198,50 @@ async fn a_failing_subscriber_shows_in_its_statistics(engine: Engine) {
         stats["circuit"]["state"] != "closed"
     })
     .await;
-    assert!(matches!(failing["circuit"]["state"].as_str(), Some("open" | "half_open")), "{failing}");
+    assert!(
+        matches!(failing["circuit"]["state"].as_str(), Some("open" | "half_open")),
+        "{failing}"
+    );
     assert!(
         failing["circuit"]["since"].is_string() && failing["circuit"]["next_probe_at"].is_string(),
         "{failing}"
     );
     assert_eq!(failing["circuit"]["workers"], 1);
-    assert_eq!((&failing["backlog"], &failing["backlog_capped"]), (&EVENTS.into(), &false.into()));
+    assert_eq!(
+        (&failing["backlog"], &failing["backlog_capped"]),
+        (&EVENTS.into(), &false.into())
+    );
     assert!(failing["oldest_undelivered_age_seconds"].is_u64(), "{failing}");
     let failing = stats(&client, &hook, "ten failures are counted", |stats| {
         stats["last_hour"]["failed"].as_u64() >= Some(10)
     })
     .await;
     let hour = &failing["last_hour"];
-    assert_eq!((&hour["succeeded"], &hour["success_rate"]), (&0.into(), &0.0.into()));
-    assert_eq!((&hour["attempts"], &hour["failures"]["status"]), (&hour["failed"], &hour["failed"]));
-    assert!(hour["p50_ms"].as_u64() <= hour["p95_ms"].as_u64() && hour["p95_ms"].is_u64(), "{hour}");
-    assert!(failing["last_failure_at"].is_string() && failing["last_success_at"].is_null(), "{failing}");
+    assert_eq!(
+        (&hour["succeeded"], &hour["success_rate"]),
+        (&0.into(), &0.0.into())
+    );
+    assert_eq!(
+        (&hour["attempts"], &hour["failures"]["status"]),
+        (&hour["failed"], &hour["failed"])
+    );
+    assert!(
+        hour["p50_ms"].as_u64() <= hour["p95_ms"].as_u64() && hour["p95_ms"].is_u64(),
+        "{hour}"
+    );
+    assert!(
+        failing["last_failure_at"].is_string() && failing["last_success_at"].is_null(),
+        "{failing}"
+    );
 
     let well = stats(&client, &healthy, "the healthy one's are counted", |stats| {
         stats["last_hour"]["succeeded"] == EVENTS
     })
     .await;
-    assert_eq!((&well["last_hour"]["success_rate"], &well["backlog"]), (&1.0.into(), &0.into()));
+    assert_eq!(
+        (&well["last_hour"]["success_rate"], &well["backlog"]),
+        (&1.0.into(), &0.into())
+    );
     assert_eq!(well["circuit"]["state"], "closed");
     assert!(well["oldest_undelivered_age_seconds"].is_null(), "{well}");
 
@@ -226,7 +251,10 @@ async fn a_failing_subscriber_shows_in_its_statistics(engine: Engine) {
     })
     .await;
     assert_eq!(mended["backlog"], 0);
-    assert!(mended["last_success_at"].as_str() > mended["last_failure_at"].as_str(), "{mended}");
+    assert!(
+        mended["last_success_at"].as_str() > mended["last_failure_at"].as_str(),
+        "{mended}"
+    );
     // What was counted outlives the process that counted it.
     let worker = world.worker();
     assert!(worker.terminate().await.success());
@@ -265,13 +293,19 @@ async fn metrics_tell_of_subscriptions_without_naming_any(engine: Engine) {
     ];
     let metrics = eventually("the gauges tell of them", LONG, async || {
         let metrics = world.get(world.worker(), "/metrics").await.text;
-        match expected.iter().find(|line| !metrics.lines().any(|other| other == **line)) {
+        match expected
+            .iter()
+            .find(|line| !metrics.lines().any(|other| other == **line))
+        {
             None => Ok(metrics),
             Some(missing) => Err(format!("{missing} is missing")),
         }
     })
     .await;
-    assert!(metrics.contains("triggers_backlog_oldest_undelivered_seconds "), "{metrics}");
+    assert!(
+        metrics.contains("triggers_backlog_oldest_undelivered_seconds "),
+        "{metrics}"
+    );
     for id in [&client.organization, &bad, &parked] {
         assert!(!metrics.contains(&**id), "no label tells of anybody");
     }

@@ -710,17 +710,17 @@ impl Lanes {
         if self.open_circuits == 0 {
             return Vec::new();
         }
-        let opened = self
-            .by_subscription
-            .iter()
-            .filter_map(|(subscription, lane)| match lane.health.circuit() {
-                CircuitState::Open { next_probe, since } => Some(OpenedCircuit {
-                    subscription: *subscription,
-                    since,
-                    next_probe,
-                }),
-                CircuitState::Closed => None,
-            });
+        let opened =
+            self.by_subscription
+                .iter()
+                .filter_map(|(subscription, lane)| match lane.health.circuit() {
+                    CircuitState::Open { next_probe, since } => Some(OpenedCircuit {
+                        subscription: *subscription,
+                        since,
+                        next_probe,
+                    }),
+                    CircuitState::Closed => None,
+                });
         opened.collect()
     }
 

@@ -175,7 +175,10 @@ async fn work(
         soft.clone(),
     );
     lifecycle.critical("gauges", gauges);
-    lifecycle.critical("gauges of subscriptions", keep::fleet(store.clone(), soft.clone()));
+    lifecycle.critical(
+        "gauges of subscriptions",
+        keep::fleet(store.clone(), soft.clone()),
+    );
     let awaited = Arc::new(Awaited::default());
     let intake = Intake {
         queue: Arc::clone(&engine.queue),

@@ -176,9 +176,13 @@ impl Circuits {
         }
         self.worker = Some(worker);
         let now = Instant::now();
-        let open: HashMap<SubscriptionId, OpenedCircuit> =
-            open.into_iter().map(|circuit| (circuit.subscription, circuit)).collect();
-        let changed = open.values().filter(|circuit| self.told.get(&circuit.subscription) != Some(circuit));
+        let open: HashMap<SubscriptionId, OpenedCircuit> = open
+            .into_iter()
+            .map(|circuit| (circuit.subscription, circuit))
+            .collect();
+        let changed = open
+            .values()
+            .filter(|circuit| self.told.get(&circuit.subscription) != Some(circuit));
         let changed: Vec<OpenCircuit> = changed
             .map(|circuit| OpenCircuit {
                 subscription: circuit.subscription,
@@ -186,7 +190,10 @@ impl Circuits {
                 next_probe_in: circuit.next_probe.saturating_duration_since(now),
             })
             .collect();
-        let closed = self.told.keys().filter(|subscription| !open.contains_key(subscription));
+        let closed = self
+            .told
+            .keys()
+            .filter(|subscription| !open.contains_key(subscription));
         let closed: Vec<SubscriptionId> = closed.copied().collect();
         if changed.is_empty() && closed.is_empty() {
             return Ok(());
@@ -242,9 +249,20 @@ mod tests {
 
     const OK: Option<FailureKind> = None;
 
-    fn count(statistics: &Statistics, subscription: SubscriptionId, failure: Option<FailureKind>, at: Instant) {
+    fn count(
+        statistics: &Statistics,
+        subscription: SubscriptionId,
+        failure: Option<FailureKind>,
+        at: Instant,
+    ) {
         let key = (subscription, statistics.minute(at));
-        add(&mut statistics.counts(), key, failure, Duration::from_millis(4), at);
+        add(
+            &mut statistics.counts(),
+            key,
+            failure,
+            Duration::from_millis(4),
+            at,
+        );
     }
 
     #[tokio::test]
@@ -291,7 +309,11 @@ mod tests {
         let (store, now) = (real.store().clone(), Instant::now());
         let [mine, later] = [WorkerId::new(), WorkerId::new()];
         for worker in [mine, later] {
-            store.deliveries.enlist(worker, Duration::from_hours(1)).await.unwrap();
+            store
+                .deliveries
+                .enlist(worker, Duration::from_hours(1))
+                .await
+                .unwrap();
         }
         let mut circuits = Circuits::default();
         let [one, other] = [SubscriptionId::new(), SubscriptionId::new()];
@@ -304,12 +326,21 @@ mod tests {
             let stats = store.insight.subscription_stats(subscription).await.unwrap();
             stats.circuit.map_or(0, |circuit| circuit.workers)
         };
-        circuits.write(&*store.insight, mine, vec![open(one), open(other)]).await.unwrap();
+        circuits
+            .write(&*store.insight, mine, vec![open(one), open(other)])
+            .await
+            .unwrap();
         assert_eq!((workers(one).await, workers(other).await), (1, 1));
-        circuits.write(&*store.insight, mine, vec![open(one)]).await.unwrap();
+        circuits
+            .write(&*store.insight, mine, vec![open(one)])
+            .await
+            .unwrap();
         assert_eq!((workers(one).await, workers(other).await), (1, 0));
         // The former lease lives on for a while; it is one worker all the same.
-        circuits.write(&*store.insight, later, vec![open(one)]).await.unwrap();
+        circuits
+            .write(&*store.insight, later, vec![open(one)])
+            .await
+            .unwrap();
         assert_eq!(workers(one).await, 1);
         circuits.write(&*store.insight, later, Vec::new()).await.unwrap();
         assert_eq!(workers(one).await, 0);

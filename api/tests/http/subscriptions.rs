@@ -350,17 +350,28 @@ async fn how_a_subscription_fares_is_shown() {
     };
     insight.write_circuits(worker, &[open(LONG)], &[]).await.unwrap();
     insta::assert_snapshot!(desk.get(&path, &tenant.key).await.shown());
-    insight.write_circuits(worker, &[open(Duration::ZERO)], &[]).await.unwrap();
+    insight
+        .write_circuits(worker, &[open(Duration::ZERO)], &[])
+        .await
+        .unwrap();
     desk.event(&tenant, "user.created", "1", hook).await;
     let probing = desk.get(&path, &tenant.key).await;
     assert_eq!(probing.body["circuit"]["state"], "half_open");
-    assert_eq!((&probing.body["backlog"], &probing.body["backlog_capped"]), (&1.into(), &false.into()));
+    assert_eq!(
+        (&probing.body["backlog"], &probing.body["backlog_capped"]),
+        (&1.into(), &false.into())
+    );
     assert_eq!(probing.body["oldest_undelivered_age_seconds"], 0);
 
     let inbox = desk.inbox(&tenant).await;
-    let pulled = desk.get(&format!("/v1/subscriptions/{inbox}/stats"), &tenant.key).await;
+    let pulled = desk
+        .get(&format!("/v1/subscriptions/{inbox}/stats"), &tenant.key)
+        .await;
     assert!(pulled.body["circuit"].is_null(), "{}", pulled.text);
-    assert_eq!(desk.get(&path, &other.key).await.problem(), "404 there is no such subscription");
+    assert_eq!(
+        desk.get(&path, &other.key).await.problem(),
+        "404 there is no such subscription"
+    );
     let narrow = desk.key(&tenant, &["events:write"]).await;
     assert_eq!(desk.get(&path, &narrow).await.status, 403);
 }

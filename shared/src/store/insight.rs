@@ -40,8 +40,10 @@ pub struct ListedDelivery {
     pub subscription: SubscriptionId,
     /// Where it is.
     pub status: Status,
-    /// How many attempts were made.
+    /// How many attempts were made; of what is pulled, how often it was leased.
     pub attempts: u32,
+    /// When its lease ends, while it is leased to somebody who pulled it.
+    pub lease_until: Option<Timestamp>,
     /// When the next attempt is due, while it is open and to be pushed.
     pub next_attempt_at: Option<Timestamp>,
     /// When it last changed state or had an attempt.

@@ -202,7 +202,10 @@ pub(crate) async fn what_is_pulled_is_in_flight_while_it_is_leased(store: &Store
         assert_eq!(found.len(), 1);
         let is_leased = found[0].event == pulled[0].id;
         assert_eq!(is_leased, status == DeliveryStatus::InFlight);
-        assert_eq!((found[0].attempts, found[0].next_attempt_at), (u32::from(is_leased), None));
+        assert_eq!(
+            (found[0].attempts, found[0].next_attempt_at),
+            (u32::from(is_leased), None)
+        );
     }
 }
 

@@ -52,7 +52,7 @@ macro_rules! conformance_tests {
             pulls: leased_oldest_first, only_pull_subscriptions_are_pulled_from, a_lease_runs_out,
                 what_ran_out_comes_after_what_was_due, acknowledged_alone, leases_are_released_and_extended,
                 whatever_else_ends_a_delivery_ends_its_lease, retention_ends_what_is_leased, pulls_are_bounded_by_bytes,
-                pulls_never_overlap, who_waits_is_told, any_order_of_operations;
+                pulls_never_overlap, lists_show_what_is_leased, who_waits_is_told, any_order_of_operations;
             replays: one_is_opened_again, one_is_called_off, a_replay_gets_on_step_by_step, a_replay_is_called_off,
                 opening_is_announced, what_is_opened_again_is_in_order;
             erasures: what_is_stored_is_erased_in_place, what_a_worker_holds_is_called_off,

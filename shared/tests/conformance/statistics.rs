@@ -55,11 +55,21 @@ pub(crate) async fn what_workers_count_is_added_up(store: &Store) {
     assert_eq!(tally.failures_text(), r#"{"timeout":2}"#);
     assert_eq!(tally.percentile_ms(50), Some(4));
     assert!(tally.percentile_ms(95).unwrap().abs_diff(15_000) <= 1_000);
-    for (at, ago) in [(stats.last_success_at, 2 * SECOND), (stats.last_failure_at, SECOND)] {
+    for (at, ago) in [
+        (stats.last_success_at, 2 * SECOND),
+        (stats.last_failure_at, SECOND),
+    ] {
         let since = before.since(at.expect("a time"));
-        assert!(since >= ago.saturating_sub(SECOND / 2) && since < ago + MINUTE, "{since:?}");
+        assert!(
+            since >= ago.saturating_sub(SECOND / 2) && since < ago + MINUTE,
+            "{since:?}"
+        );
     }
-    let none = store.insight.subscription_stats(inbox(store, ours).await).await.unwrap();
+    let none = store
+        .insight
+        .subscription_stats(inbox(store, ours).await)
+        .await
+        .unwrap();
     assert_eq!(none, shared::store::SubscriptionStats::default());
 }
 
@@ -83,7 +93,10 @@ pub(crate) async fn circuits_count_while_their_worker_lives(store: &Store) {
     assert!(!alone.is_half_open);
     assert_eq!(alone.workers, 1);
     assert_eq!(alone.next_probe_at.since(alone.since), 6 * MINUTE);
-    assert!(circuit(other).await.expect("it is open").is_half_open, "a probe may be sent");
+    assert!(
+        circuit(other).await.expect("it is open").is_half_open,
+        "a probe may be sent"
+    );
     let fleet = store.insight.fleet().await.unwrap();
     assert_eq!((fleet.subscriptions, fleet.open, fleet.half_open), (2, 1, 1));
     write(another, &[open(one, MINUTE)], &[]).await;
@@ -141,7 +154,13 @@ pub(crate) async fn the_fleet_is_counted_in_bands(store: &Store) {
         ..event(ours)
     };
     let slow = push(store, ours).await.id;
-    take_in(store, me, from_ref(&old), &[(slow, false), (inbox(store, ours).await, false)]).await;
+    take_in(
+        store,
+        me,
+        from_ref(&old),
+        &[(slow, false), (inbox(store, ours).await, false)],
+    )
+    .await;
     let mut minutes = Vec::new();
     for (well, ill) in [(3, 0), (9, 1), (5, 5), (1, 9), (0, 2), (0, 1)] {
         let subscription = push(store, ours).await.id;
@@ -170,5 +189,9 @@ pub(crate) async fn the_fleet_is_counted_in_bands(store: &Store) {
     let fleet = store.insight.fleet().await.unwrap();
     assert_eq!((fleet.subscriptions, fleet.backlogged), (7, [0, 0, 0]));
     let backlog = store.deliveries.backlog().await.unwrap();
-    assert_eq!((backlog.parked, backlog.pending), (1, 2), "what is pulled does not count");
+    assert_eq!(
+        (backlog.parked, backlog.pending),
+        (1, 2),
+        "what is pulled does not count"
+    );
 }

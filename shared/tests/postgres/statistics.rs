@@ -27,7 +27,11 @@ async fn counts_go_after_an_hour_and_the_last_times_stay() {
                 failure_ago: None,
             })
             .collect();
-        store.insight.write_minutes(WorkerId::new(), &minutes).await.unwrap();
+        store
+            .insight
+            .write_minutes(WorkerId::new(), &minutes)
+            .await
+            .unwrap();
         sql(&url, "UPDATE attempt_minutes SET at = at - interval '59 minutes'").await;
         let stats = store.insight.subscription_stats(push).await.unwrap();
         assert_eq!(stats.tally.attempts(), 1_500);
@@ -47,7 +51,11 @@ async fn counts_go_after_an_hour_and_the_last_times_stay() {
             success_ago: Some(Duration::from_hours(2)),
             ..minutes[0].clone()
         };
-        store.insight.write_minutes(WorkerId::new(), &[older]).await.unwrap();
+        store
+            .insight
+            .write_minutes(WorkerId::new(), &[older])
+            .await
+            .unwrap();
         sql(&url, "UPDATE attempt_minutes SET at = at - interval '2 hours'").await;
         store.keeper.keep(Duration::from_hours(24)).await.unwrap();
         assert_eq!(store.insight.subscription_stats(push).await.unwrap(), expected);

@@ -6,7 +6,11 @@ use uuid::Uuid;
 
 use super::{Engine, Result, records::condition, rows::Columns};
 use crate::{
+<<<<<<< HEAD
     OrganizationId, SubscriptionId, WorkerId,
+=======
+    OrganizationId, SubscriptionId,
+>>>>>>> cafe524 (Show in lists of deliveries what is leased)
     delivery::Status,
     store::{
         DeliveryFilter, DeliveryPlace, Fleet, Insight, ListedDelivery, Minute, OpenCircuit, Page, PageRequest,
@@ -20,8 +24,13 @@ macro_rules! found {
     () => {
         "d.subscription_id, d.state, d.attempts, d.updated_at, s.enabled,
          CASE WHEN s.kind = 'push' THEN d.due_at END AS next_attempt_at,
+<<<<<<< HEAD
          coalesce(d.lease_owner = ANY (ARRAY(SELECT id FROM workers WHERE lease_until > now())), false)
          OR coalesce(s.kind = 'pull' AND d.lease_owner IS NOT NULL AND d.due_at > now(), false) AS held"
+=======
+         CASE WHEN s.kind = 'pull' AND d.lease_owner IS NOT NULL AND d.due_at > now() THEN d.due_at END AS lease_until,
+         coalesce(d.lease_owner = ANY (ARRAY(SELECT id FROM workers WHERE lease_until > now())), false) AS held"
+>>>>>>> cafe524 (Show in lists of deliveries what is leased)
     };
 }
 
@@ -127,6 +136,7 @@ impl Insight for Engine {
 fn looked(row: &PgRow) -> Result<Looked> {
     let delivery = match row.value::<Option<Uuid>>("subscription_id")? {
         None => None,
+<<<<<<< HEAD
         Some(subscription) => Some(Found {
             subscription: SubscriptionId::from_uuid(subscription),
             status: Status::of(
@@ -138,6 +148,20 @@ fn looked(row: &PgRow) -> Result<Looked> {
             next_attempt_at: row.optional_at("next_attempt_at")?,
             updated_at: row.at("updated_at")?,
         }),
+=======
+        Some(subscription) => {
+            let lease_until = row.optional_at("lease_until")?;
+            let held = row.value("held")? || lease_until.is_some();
+            Some(Found {
+                subscription: SubscriptionId::from_uuid(subscription),
+                status: Status::of(parse_state(row.value("state")?)?, held, condition(row)?),
+                attempts: row.count("attempts")?,
+                lease_until,
+                next_attempt_at: row.optional_at("next_attempt_at")?,
+                updated_at: row.at("updated_at")?,
+            })
+        }
+>>>>>>> cafe524 (Show in lists of deliveries what is leased)
     };
     Ok(Looked {
         event: row.id("event_id")?,

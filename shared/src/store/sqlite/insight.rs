@@ -9,7 +9,11 @@ use super::{
     row::{Columns as _, failed},
 };
 use crate::{
+<<<<<<< HEAD
     OrganizationId, SubscriptionId, Timestamp, WorkerId,
+=======
+    OrganizationId, SubscriptionId, Timestamp,
+>>>>>>> cafe524 (Show in lists of deliveries what is leased)
     delivery::Status,
     store::{
         DeliveryFilter, DeliveryPlace, Fleet, Insight, ListedDelivery, Minute, OpenCircuit, Page, PageRequest, Result, SubscriptionStats,
@@ -21,8 +25,13 @@ use crate::{
 /// Of a delivery `d`, where there is one, its event `e`, and its subscription `s`.
 const LOOKED: &str = "SELECT e.id, e.seq, e.type, e.received_at, d.subscription_id, d.state, d.attempts, d.updated_at, \
      iif(s.kind = 'push', d.due_at, NULL), s.enabled, s.deleted_at IS NOT NULL, \
+<<<<<<< HEAD
      EXISTS (SELECT 1 FROM workers w WHERE w.id = d.lease_owner AND w.lease_until > ?1) \
      OR (s.kind = 'pull' AND d.lease_owner IS NOT NULL AND d.due_at > ?1)";
+=======
+     EXISTS (SELECT 1 FROM workers w WHERE w.id = d.lease_owner AND w.lease_until > ?1), \
+     iif(s.kind = 'pull' AND d.lease_owner IS NOT NULL AND d.due_at > ?1, d.due_at, NULL)";
+>>>>>>> cafe524 (Show in lists of deliveries what is leased)
 
 /// Event by event: now, organization, the place after which it begins, how many are looked at, the subscription.
 fn everywhere() -> String {
@@ -104,6 +113,7 @@ impl Insight for Engine {
 fn looked(row: &SqliteRow) -> Result<Looked> {
     let delivery = match row.value::<Option<uuid::Uuid>>(4)? {
         None => None,
+<<<<<<< HEAD
         Some(subscription) => Some(Found {
             subscription: SubscriptionId::from_uuid(subscription),
             status: Status::of(
@@ -115,6 +125,21 @@ fn looked(row: &SqliteRow) -> Result<Looked> {
             next_attempt_at: row.time_if_any(8)?,
             updated_at: row.time(7)?,
         }),
+=======
+        Some(subscription) => {
+            let condition = condition(row.value(10)?, row.value(9)?);
+            let lease_until = row.time_if_any(12)?;
+            let held = row.value(11)? || lease_until.is_some();
+            Some(Found {
+                subscription: SubscriptionId::from_uuid(subscription),
+                status: Status::of(parse_state(row.value(5)?)?, held, condition),
+                attempts: row.number(6)?,
+                lease_until,
+                next_attempt_at: row.time_if_any(8)?,
+                updated_at: row.time(7)?,
+            })
+        }
+>>>>>>> cafe524 (Show in lists of deliveries what is leased)
     };
     Ok(Looked {
         event: row.id(0)?,
