@@ -19,6 +19,7 @@ mod order;
 mod pulling;
 mod refused;
 mod seeing;
+mod removing;
 mod set_aside;
 mod signing;
 mod streaming;

@@ -21,6 +21,7 @@ mod ownership;
 #[cfg(test)]
 mod real_store;
 mod registry;
+mod remove;
 mod replay;
 mod retry_after;
 mod scheduler;
@@ -64,6 +65,7 @@ pub fn start(
     engine: &Engine,
     policy: TargetPolicy,
     args: &WorkerArgs,
+    retention: Duration,
     lifecycle: &Lifecycle,
 ) -> anyhow::Result<()> {
     let client = outbound::client(Arc::new(policy))?;
@@ -71,7 +73,6 @@ pub fn start(
         in_flight: args.max_attempts as usize,
         ..Bounds::default()
     };
-    let retention = Duration::from_secs(u64::from(args.retention_days) * 24 * 3600);
     let times = Times {
         retention,
         disable_after: Duration::from_secs(u64::from(args.disable_after_seconds)),
@@ -80,6 +81,7 @@ pub fn start(
     lifecycle.critical("retention", keep::keep(store.clone(), retention, soft.clone()));
     lifecycle.critical("cancelling", keep::cancel(store.clone(), soft.clone()));
     lifecycle.critical("erasures", keep::erase(store.clone(), soft.clone()));
+    lifecycle.critical("removals", remove::remove(store.clone(), soft.clone()));
     lifecycle.critical("replays", replay::replay(store, soft));
     let (engine, starting) = (engine.clone(), lifecycle.clone());
     lifecycle.critical("worker", async move {

@@ -19,6 +19,7 @@ pub mod postgres;
 mod pulls;
 mod range;
 mod rehearsal;
+mod removals;
 mod replays;
 mod set_aside;
 pub mod sqlite;
@@ -42,6 +43,7 @@ pub use self::{
     page::PAGE_BYTES,
     pulls::{LeaseChange, PullSource, Pulled, PulledEvent, Pulls, Settled},
     range::{MAX_AHEAD, is_in_range},
+    removals::{OrganizationStanding, Removal, Removals, Removed},
     replays::{ActedOn, Candidate, NewReplay, REPLAY_KEPT, Replay, ReplayStatus, ReplayStep, Replays},
     set_aside::{ID_OUT_OF_RANGE, SetAside, SetAsidePlace},
     subscriptions::{InForce, NewSecret, PatchOutcome, SealedSecrets, SubscriptionPatch, Subscriptions},
@@ -102,6 +104,8 @@ pub struct Store {
     pub replays: Arc<dyn Replays>,
     /// Erasing what a producer sent.
     pub erasures: Arc<dyn Erasures>,
+    /// Removing an organization with everything of it.
+    pub removals: Arc<dyn Removals>,
     /// Events as they come, for those who follow.
     pub feed: Arc<dyn Feed>,
     /// Events of the system's own, and which subscriptions fail.

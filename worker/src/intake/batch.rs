@@ -44,6 +44,7 @@ impl Intake {
                     .iter()
                     .cloned()
                     .partition(|event| in_force.contains_key(&event.organization));
+                let unknown = self.without_removed(unknown).await?;
                 let why = "there is no such organization";
                 let items: Vec<_> = unknown
                     .iter()
@@ -104,6 +105,21 @@ impl Intake {
             return Ok(());
         }
         Err(IntakeError::NeverFresh)
+    }
+
+    /// Drops events of organizations that are being removed, or were: nothing of those is kept.
+    async fn without_removed(&self, events: Vec<AcceptedEvent>) -> Result<Vec<AcceptedEvent>, IntakeError> {
+        let organizations: HashSet<OrganizationId> = events.iter().map(|event| event.organization).collect();
+        let organizations: Vec<OrganizationId> = organizations.into_iter().collect();
+        let removed = self.store.removals.removed(&organizations).await?;
+        let (dropped, left): (Vec<_>, Vec<_>) = events
+            .into_iter()
+            .partition(|event| removed.contains(&event.organization));
+        if !dropped.is_empty() {
+            telemetry::dropped().increment(dropped.len() as u64);
+            tracing::info!(events = dropped.len(), "events of removed organizations were dropped");
+        }
+        Ok(left)
     }
 
     /// Hands what was stored, and is held, to the lanes.
