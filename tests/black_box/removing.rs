@@ -45,7 +45,10 @@ async fn an_organization_is_removed_with_everything(engine: Engine) {
 
     let path = format!("/v1/organizations/{}", client.organization);
     let shown = admin.get(&path).await.expect(200);
-    assert_eq!((&shown["status"], &shown["removal"]), (&json!("active"), &json!(null)));
+    assert_eq!(
+        (&shown["status"], &shown["removal"]),
+        (&json!("active"), &json!(null))
+    );
     // Nobody but the operator may.
     client.delete(&path).await.problem(401, "unauthorized");
     let asked = admin.delete(&path).await.expect(202);
@@ -68,7 +71,10 @@ async fn an_organization_is_removed_with_everything(engine: Engine) {
     let listed = listed["data"].as_array().expect("a list");
     assert_eq!(listed.len(), 1);
     assert_eq!(listed[0]["id"], other.organization.as_str());
-    assert_eq!(other.look_up(&kept).await["payload"], json!({"of": "order.placed"}));
+    assert_eq!(
+        other.look_up(&kept).await["payload"],
+        json!({"of": "order.placed"})
+    );
 }
 
 async fn what_waits_in_the_queue_of_a_removed_one_is_dropped(engine: Engine) {
@@ -103,18 +109,37 @@ async fn what_waits_in_the_queue_of_a_removed_one_is_dropped(engine: Engine) {
 }
 
 async fn an_organization_keeps_events_for_as_long_as_it_says(engine: Engine) {
-    let world = World::with(engine).set("TRIGGERS_RETENTION_DAYS", 20).start().await;
+    let world = World::with(engine)
+        .set("TRIGGERS_RETENTION_DAYS", 20)
+        .start()
+        .await;
     let client = world.organization().await;
-    let set = async |days| client.patch("/v1/organization", &json!({"retention_days": days})).await;
-    assert_eq!(client.get("/v1/organization").await.expect(200)["retention_days"], json!(null));
+    let set = async |days| {
+        client
+            .patch("/v1/organization", &json!({"retention_days": days}))
+            .await
+    };
+    assert_eq!(
+        client.get("/v1/organization").await.expect(200)["retention_days"],
+        json!(null)
+    );
     assert_eq!(set(json!(7)).await.expect(200)["retention_days"], 7);
-    assert_eq!(client.get("/v1/organization").await.expect(200)["retention_days"], 7);
+    assert_eq!(
+        client.get("/v1/organization").await.expect(200)["retention_days"],
+        7
+    );
     for bad in [json!(0), json!(21), json!(-1), json!("7"), json!(1.5)] {
         let refused = set(bad).await;
         refused.problem(422, "invalid_request");
         assert_eq!(refused.pointers(), ["/retention_days"]);
     }
-    let renamed = client.patch("/v1/organization", &json!({"name": "Other"})).await.expect(200);
-    assert_eq!((&renamed["name"], &renamed["retention_days"]), (&json!("Other"), &json!(7)));
+    let renamed = client
+        .patch("/v1/organization", &json!({"name": "Other"}))
+        .await
+        .expect(200);
+    assert_eq!(
+        (&renamed["name"], &renamed["retention_days"]),
+        (&json!("Other"), &json!(7))
+    );
     assert_eq!(set(json!(null)).await.expect(200)["retention_days"], json!(null));
 }

@@ -45,7 +45,9 @@ async fn round(store: &Store) -> store::Result<bool> {
         match store.removals.remove_some(organization).await {
             Ok(Removed::Some) => some = true,
             Ok(Removed::NotNow) => {}
-            Ok(Removed::All) => tracing::info!(organization.id = %organization, "an organization was removed"),
+            Ok(Removed::All) => {
+                tracing::info!(organization.id = %organization, "an organization was removed")
+            }
             Err(error) => {
                 tracing::warn!(%error, organization.id = %organization, "removing an organization has to wait");
             }

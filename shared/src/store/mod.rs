@@ -39,7 +39,7 @@ pub use self::{
     feed::{Feed, FeedEvent, FeedPage},
     insight::{DeliveryFilter, DeliveryPlace, Insight, ListedDelivery},
     keeper::{Change, Keeper, Retention},
-    organizations::{NewKey, Organizations, Rotated, Rotation, USE_GRAIN},
+    organizations::{NewKey, OrganizationPatch, Organizations, Rotated, Rotation, USE_GRAIN},
     page::PAGE_BYTES,
     pulls::{LeaseChange, PullSource, Pulled, PulledEvent, Pulls, Settled},
     range::{MAX_AHEAD, is_in_range},

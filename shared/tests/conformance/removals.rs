@@ -3,7 +3,8 @@
 use std::{slice::from_ref, time::Duration};
 
 use shared::{
-    AcceptedEvent, DeliveryState, EventId, EventPattern, EventStatus, OrganizationId, ReplayId, Tier, Timestamp,
+    AcceptedEvent, DeliveryState, EventId, EventPattern, EventStatus, OrganizationId, ReplayId, Tier,
+    Timestamp,
     delivery::Next,
     store::{EventFilter, IntakeOutcome, NewReplay, OrganizationPatch, Removed, SetAside, Store},
 };
@@ -84,13 +85,27 @@ pub(crate) async fn an_organization_goes_with_everything(store: &Store) {
     assert_eq!(store.organizations.get(ours).await.unwrap(), None);
     assert!(store.subscriptions.in_force(&[ours]).await.unwrap().is_empty());
     assert_eq!(store.removals.under_removal(10).await.unwrap(), [ours]);
-    assert_eq!(store.removals.removed(&[ours, theirs]).await.unwrap(), [ours].into());
+    assert_eq!(
+        store.removals.removed(&[ours, theirs]).await.unwrap(),
+        [ours].into()
+    );
 
     assert_eq!(store.removals.remove_some(ours).await.unwrap(), Removed::Some);
-    let removal = store.removals.standing(ours).await.unwrap().unwrap().removal.unwrap();
+    let removal = store
+        .removals
+        .standing(ours)
+        .await
+        .unwrap()
+        .unwrap()
+        .removal
+        .unwrap();
     assert!((1..601).contains(&removal.events), "{removal:?}");
     assert_eq!(removal.events, removal.deliveries);
-    assert_eq!(count(store, ours).await, 601 - removal.events, "bounded, and counted");
+    assert_eq!(
+        count(store, ours).await,
+        601 - removal.events,
+        "bounded, and counted"
+    );
     remove(store, ours).await;
     assert_eq!(store.removals.standing(ours).await.unwrap(), None);
     assert_eq!(store.removals.begin_removal(ours).await.unwrap(), None);
@@ -214,10 +229,19 @@ pub(crate) async fn an_organization_keeps_its_events_for_shorter(store: &Store) 
     );
     let ids = [done.id, theirs_done.id];
     assert!(store.events.admit(&ids, 30 * DAYS).await.unwrap().is_empty());
-    take_in(store, me, &[done.clone(), gone.clone(), young.clone()], &[(push, false)]).await;
+    take_in(
+        store,
+        me,
+        &[done.clone(), gone.clone(), young.clone()],
+        &[(push, false)],
+    )
+    .await;
     take_in(store, me, from_ref(&theirs_done), &[(theirs_push, false)]).await;
     for event in [&done, &theirs_done] {
-        let closed = store.deliveries.acknowledge(event.organization, &[event.id]).await;
+        let closed = store
+            .deliveries
+            .acknowledge(event.organization, &[event.id])
+            .await;
         assert_eq!(closed.unwrap().len(), 1);
     }
     take_in(store, me, from_ref(&stays), &[(theirs_push, false)]).await;
@@ -232,8 +256,15 @@ pub(crate) async fn an_organization_keeps_its_events_for_shorter(store: &Store) 
     let kept = store.keeper.keep(30 * DAYS).await.unwrap();
     assert_eq!((kept.expired, kept.removed_early), (1, 1));
     assert!(store.events.get(ours, done.id).await.unwrap().is_none());
-    assert_eq!(get(store, ours, gone.id).await.status(), EventStatus::Expired, "it can still be seen");
-    assert_eq!(get(store, theirs, theirs_done.id).await.status(), EventStatus::Acknowledged);
+    assert_eq!(
+        get(store, ours, gone.id).await.status(),
+        EventStatus::Expired,
+        "it can still be seen"
+    );
+    assert_eq!(
+        get(store, theirs, theirs_done.id).await.status(),
+        EventStatus::Acknowledged
+    );
     assert_eq!(get(store, ours, young.id).await.status(), EventStatus::Pending);
     assert_eq!(get(store, theirs, stays.id).await.status(), EventStatus::Pending);
     assert_eq!(store.keeper.keep(30 * DAYS).await.unwrap().expired, 0);

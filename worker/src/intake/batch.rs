@@ -27,7 +27,7 @@ use crate::{
 const MAX_PLANS: usize = 20;
 
 impl Intake {
-    /// Stores a batch, whole. Events of organizations that do not exist are set aside.
+    /// Stores a batch, whole. Events of organizations that do not exist are set aside, or dropped if those were removed.
     pub(super) async fn store_batch(
         &self,
         events: &[AcceptedEvent],
@@ -44,7 +44,6 @@ impl Intake {
                     .iter()
                     .cloned()
                     .partition(|event| in_force.contains_key(&event.organization));
-                let unknown = self.without_removed(unknown).await?;
                 let why = "there is no such organization";
                 let items: Vec<_> = unknown
                     .iter()
@@ -105,21 +104,6 @@ impl Intake {
             return Ok(());
         }
         Err(IntakeError::NeverFresh)
-    }
-
-    /// Drops events of organizations that are being removed, or were: nothing of those is kept.
-    async fn without_removed(&self, events: Vec<AcceptedEvent>) -> Result<Vec<AcceptedEvent>, IntakeError> {
-        let organizations: HashSet<OrganizationId> = events.iter().map(|event| event.organization).collect();
-        let organizations: Vec<OrganizationId> = organizations.into_iter().collect();
-        let removed = self.store.removals.removed(&organizations).await?;
-        let (dropped, left): (Vec<_>, Vec<_>) = events
-            .into_iter()
-            .partition(|event| removed.contains(&event.organization));
-        if !dropped.is_empty() {
-            telemetry::dropped().increment(dropped.len() as u64);
-            tracing::info!(events = dropped.len(), "events of removed organizations were dropped");
-        }
-        Ok(left)
     }
 
     /// Hands what was stored, and is held, to the lanes.

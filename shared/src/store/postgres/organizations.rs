@@ -119,8 +119,7 @@ impl Organizations for Engine {
     }
 
     async fn get(&self, id: OrganizationId) -> Result<Option<Organization>> {
-        let statement =
-            query(GET).bind(id.uuid());
+        let statement = query(GET).bind(id.uuid());
         self.row(statement)
             .await?
             .as_ref()

@@ -76,13 +76,14 @@ macro_rules! some {
 }
 
 /// What an organization has besides events, in an order that breaks no reference; what belongs to subscriptions before them.
-const REST: [(&str, i64); 10] = [
+const REST: [(&str, i64); 11] = [
     (some!("dedup_keys", "key"), ROWS),
     (some!("former_ids", "id"), ROWS),
     (some!("erasures", "id"), ROWS),
     (some!("set_aside", "id"), FRAMES),
     (some!("announcements", "id"), ROWS),
     (some!("replays", "id"), ROWS),
+    (some!("test_pushes", "id"), ROWS),
     (
         "WITH some AS (
             SELECT f.subscription_id FROM subscription_failures f JOIN subscriptions s ON s.id = f.subscription_id
@@ -117,20 +118,32 @@ pub(super) async fn remove_events(
         .fetch_all(&mut *connection)
         .await
         .map_err(classify)?;
-    let mut ids = rows.iter().map(|row| row.value("id")).collect::<Result<Vec<Uuid>>>()?;
+    let mut ids = rows
+        .iter()
+        .map(|row| row.value("id"))
+        .collect::<Result<Vec<Uuid>>>()?;
     ids.sort_unstable();
     let (Some(first), Some(last)) = (ids.first().copied(), ids.last().copied()) else {
         return Ok((0, 0));
     };
     let (mut events, mut deliveries) = (0, 0);
     for (sql, count) in [
-        ("DELETE FROM attempts WHERE event_id = ANY ($1) AND event_id BETWEEN $2 AND $3", None),
+        (
+            "DELETE FROM attempts WHERE event_id = ANY ($1) AND event_id BETWEEN $2 AND $3",
+            None,
+        ),
         (
             "DELETE FROM deliveries WHERE event_id = ANY ($1) AND event_id BETWEEN $2 AND $3",
             Some(&mut deliveries),
         ),
-        ("DELETE FROM event_aliases WHERE event_id = ANY ($1) AND $2 <= $3", None),
-        ("DELETE FROM events WHERE id = ANY ($1) AND id BETWEEN $2 AND $3", Some(&mut events)),
+        (
+            "DELETE FROM event_aliases WHERE event_id = ANY ($1) AND $2 <= $3",
+            None,
+        ),
+        (
+            "DELETE FROM events WHERE id = ANY ($1) AND id BETWEEN $2 AND $3",
+            Some(&mut events),
+        ),
     ] {
         let done = query(sql)
             .bind(ids.clone())

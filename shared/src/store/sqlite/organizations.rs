@@ -15,7 +15,9 @@ use super::{
 };
 use crate::{
     Grant, Key, KeyHash, KeyId, Organization, OrganizationId, Scopes, Tier, Timestamp,
-    store::{NewKey, OrganizationPatch, Organizations, Page, PageRequest, Result, Rotated, Rotation, USE_GRAIN},
+    store::{
+        NewKey, OrganizationPatch, Organizations, Page, PageRequest, Result, Rotated, Rotation, USE_GRAIN,
+    },
 };
 
 const KEY: &str = "id, organization_id, name, hint, scopes, created_at, expires_at, revoked_at, \
@@ -126,13 +128,13 @@ impl Organizations for Engine {
             "SELECT {ORGANIZATION} FROM organizations o WHERE o.id = ? AND o.id NOT IN \
              (SELECT organization_id FROM removals)"
         )))
-            .bind(id.uuid())
-            .fetch_optional(&self.readers)
-            .await
-            .map_err(failed)?
-            .as_ref()
-            .map(organization)
-            .transpose()
+        .bind(id.uuid())
+        .fetch_optional(&self.readers)
+        .await
+        .map_err(failed)?
+        .as_ref()
+        .map(organization)
+        .transpose()
     }
 
     async fn change(&self, id: OrganizationId, patch: OrganizationPatch) -> Result<Option<Organization>> {

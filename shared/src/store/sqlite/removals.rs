@@ -16,9 +16,7 @@ use super::{
 };
 use crate::{
     KeyId, OrganizationId,
-    store::{
-        Change, OrganizationStanding, Page, PageRequest, Removal, Removals, Removed, Result,
-    },
+    store::{Change, OrganizationStanding, Page, PageRequest, Removal, Removals, Removed, Result},
 };
 
 /// The most rows that one step removes.
@@ -26,13 +24,14 @@ const STEP: u32 = 256;
 
 /// What an organization has besides events: tables, and what their rows are told apart by; what belongs to subscriptions
 /// before them.
-const REST: [(&str, &str); 10] = [
+const REST: [(&str, &str); 11] = [
     ("dedup_keys", "key"),
     ("former_ids", "id"),
     ("erasures", "id"),
     ("set_aside", "id"),
     ("announcements", "id"),
     ("replays", "id"),
+    ("test_pushes", "id"),
     ("subscription_failures", "subscription_id"),
     ("lanes", "subscription_id"),
     ("subscriptions", "id"),
@@ -62,11 +61,13 @@ fn standings(rest: &str) -> String {
 }
 
 async fn begin(tx: &mut Tx, id: OrganizationId) -> Result<Option<Vec<KeyId>>> {
-    let there = sqlx::query("UPDATE organizations SET subscriptions_version = subscriptions_version + 1 WHERE id = ?")
-        .bind(id.uuid())
-        .execute(&mut tx.connection)
-        .await
-        .map_err(failed)?;
+    let there = sqlx::query(
+        "UPDATE organizations SET subscriptions_version = subscriptions_version + 1 WHERE id = ?",
+    )
+    .bind(id.uuid())
+    .execute(&mut tx.connection)
+    .await
+    .map_err(failed)?;
     if there.rows_affected() == 0 {
         return Ok(None);
     }
@@ -97,7 +98,11 @@ async fn begin(tx: &mut Tx, id: OrganizationId) -> Result<Option<Vec<KeyId>>> {
     .fetch_all(&mut tx.connection)
     .await
     .map_err(failed)?;
-    revoked.iter().map(|row| row.id(0)).collect::<Result<_>>().map(Some)
+    revoked
+        .iter()
+        .map(|row| row.id(0))
+        .collect::<Result<_>>()
+        .map(Some)
 }
 
 async fn remove_some(tx: &mut Tx, id: OrganizationId) -> Result<Removed> {
@@ -107,10 +112,16 @@ async fn remove_some(tx: &mut Tx, id: OrganizationId) -> Result<Removed> {
         .fetch_all(&mut tx.connection)
         .await
         .map_err(failed)?;
-    let events = rows.iter().map(|row| row.value(0)).collect::<Result<Vec<Uuid>>>()?;
+    let events = rows
+        .iter()
+        .map(|row| row.value(0))
+        .collect::<Result<Vec<Uuid>>>()?;
     if !events.is_empty() {
         for portion in portions(&events) {
-            let sql = format!("DELETE FROM event_aliases WHERE event_id IN ({})", marks(portion.len()));
+            let sql = format!(
+                "DELETE FROM event_aliases WHERE event_id IN ({})",
+                marks(portion.len())
+            );
             let mut query = sqlx::query(AssertSqlSafe(sql));
             for event in portion {
                 query = query.bind(event);
@@ -118,13 +129,15 @@ async fn remove_some(tx: &mut Tx, id: OrganizationId) -> Result<Removed> {
             query.execute(&mut tx.connection).await.map_err(failed)?;
         }
         let removed = retention::remove(tx, &events).await?;
-        sqlx::query("UPDATE removals SET events = events + ?, deliveries = deliveries + ? WHERE organization_id = ?")
-            .bind(i64::try_from(removed.events).unwrap_or(i64::MAX))
-            .bind(i64::try_from(removed.deliveries).unwrap_or(i64::MAX))
-            .bind(id.uuid())
-            .execute(&mut tx.connection)
-            .await
-            .map_err(failed)?;
+        sqlx::query(
+            "UPDATE removals SET events = events + ?, deliveries = deliveries + ? WHERE organization_id = ?",
+        )
+        .bind(i64::try_from(removed.events).unwrap_or(i64::MAX))
+        .bind(i64::try_from(removed.deliveries).unwrap_or(i64::MAX))
+        .bind(id.uuid())
+        .execute(&mut tx.connection)
+        .await
+        .map_err(failed)?;
         return Ok(Removed::Some);
     }
     for (table, key) in REST {
@@ -134,13 +147,23 @@ async fn remove_some(tx: &mut Tx, id: OrganizationId) -> Result<Removed> {
             "organization_id = ?"
         };
         // A key may be another organization's too: of one table it is told apart by both.
-        let also = if key == "subscription_id" { "" } else { "organization_id = ? AND " };
-        let sql = format!("DELETE FROM {table} WHERE {also}{key} IN (SELECT {key} FROM {table} WHERE {of} LIMIT ?)");
+        let also = if key == "subscription_id" {
+            ""
+        } else {
+            "organization_id = ? AND "
+        };
+        let sql = format!(
+            "DELETE FROM {table} WHERE {also}{key} IN (SELECT {key} FROM {table} WHERE {of} LIMIT ?)"
+        );
         let mut query = sqlx::query(AssertSqlSafe(sql)).bind(id.uuid());
         if !also.is_empty() {
             query = query.bind(id.uuid());
         }
-        let done = query.bind(STEP).execute(&mut tx.connection).await.map_err(failed)?;
+        let done = query
+            .bind(STEP)
+            .execute(&mut tx.connection)
+            .await
+            .map_err(failed)?;
         if done.rows_affected() > 0 {
             return Ok(Removed::Some);
         }
