@@ -180,7 +180,8 @@ impl Auth {
         let of_the_key: Vec<_> = of_the_key.collect();
         for (hash, grant, looked_up) in of_the_key {
             let grant = cut(&grant, endings.left(ending.key)).map(Arc::new);
-            self.known.insert(hash, Arc::new(Known::new(grant, looked_up, true)));
+            self.known
+                .insert(hash, Arc::new(Known::new(grant, looked_up, true)));
         }
     }
 

@@ -179,7 +179,8 @@ async fn a_key_that_was_replaced_ends_when_it_was_told_to() {
     assert_eq!(auth.grant(store.hash).await.unwrap().expires_at, ends_at);
     // What the store knew before the rotation does not give it longer.
     auth.refresh(&mut LastUse::default()).await;
-    assert_eq!(auth.known.get(&store.hash).unwrap().grant.clone().unwrap().expires_at, ends_at);
+    let known = auth.known.get(&store.hash).unwrap();
+    assert_eq!(known.grant.as_ref().unwrap().expires_at, ends_at);
 }
 
 #[tokio::test]
