@@ -7,6 +7,7 @@ use std::{marker::PhantomData, sync::Arc};
 use axum::extract::FromRequestParts;
 use http::{HeaderMap, header, request::Parts};
 use secrecy::ExposeSecret;
+use shared::http::openapi::{Input, Operation, Security};
 use shared::{
     Grant, OrganizationId, Scope, Tier,
     http::{ApiError, Code},
@@ -68,6 +69,12 @@ impl<A> Caller<A> {
     }
 }
 
+impl<A: Access> Input for Caller<A> {
+    fn describe(operation: &mut Operation<'_>) {
+        operation.needs(Security::Key(A::ANY_OF));
+    }
+}
+
 impl<A: Access> FromRequestParts<Arc<Control>> for Caller<A> {
     type Rejection = ApiError;
 
@@ -125,6 +132,13 @@ const SEND_ADMIN_TOKEN: &str =
 /// A request with the deployment's admin token.
 pub(crate) struct Operator;
 
+impl Input for Operator {
+    fn describe(operation: &mut Operation<'_>) {
+        operation.needs(Security::AdminToken);
+        operation.problem(Code::Unavailable, "the store cannot be reached");
+    }
+}
+
 impl FromRequestParts<Arc<Control>> for Operator {
     type Rejection = ApiError;
 
@@ -156,6 +170,13 @@ impl Founder {
             )),
             _ => Ok(()),
         }
+    }
+}
+
+impl Input for Founder {
+    fn describe(operation: &mut Operation<'_>) {
+        operation.needs(Security::AdminTokenUnlessOpen);
+        operation.problem(Code::Unavailable, "the store cannot be reached");
     }
 }
 

@@ -2,35 +2,54 @@
 
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
+use schemars::JsonSchema;
 use serde::Serialize;
-use shared::http::ApiError;
+use shared::http::{
+    ApiError,
+    openapi::{Operation, Output, Parameter, Parameters},
+};
 
-/// A JSON answer.
-pub(crate) struct Answer<T> {
-    status: StatusCode,
+/// A JSON answer with this status.
+pub(crate) struct Answer<T, const STATUS: u16 = 200> {
     headers: HeaderMap,
     body: T,
 }
 
+/// 201.
+pub(crate) type Made<T> = Answer<T, 201>;
+/// 202.
+pub(crate) type Taken<T> = Answer<T, 202>;
+
 impl<T: Serialize> Answer<T> {
     /// 200.
     pub(crate) fn ok(body: T) -> Self {
-        Self::with_status(StatusCode::OK, body)
+        Self::new(body)
     }
+}
 
+impl<T: Serialize> Made<T> {
     /// 201.
     pub(crate) fn created(body: T) -> Self {
-        Self::with_status(StatusCode::CREATED, body)
+        Self::new(body)
     }
+}
 
+impl<T: Serialize> Taken<T> {
     /// 202.
     pub(crate) fn accepted(body: T) -> Self {
-        Self::with_status(StatusCode::ACCEPTED, body)
+        Self::new(body)
     }
+}
 
-    fn with_status(status: StatusCode, body: T) -> Self {
+impl<T: JsonSchema, const STATUS: u16> Output for Answer<T, STATUS> {
+    fn describe(operation: &mut Operation<'_>) {
+        operation.answer::<T>(STATUS);
+    }
+}
+
+impl<T: Serialize, const STATUS: u16> Answer<T, STATUS> {
+    fn new(body: T) -> Self {
         Self {
-            status,
             headers: HeaderMap::new(),
             body,
         }
@@ -52,23 +71,68 @@ impl<T: Serialize> Answer<T> {
     }
 }
 
-impl<T: Serialize> IntoResponse for Answer<T> {
+impl<T: Serialize, const STATUS: u16> IntoResponse for Answer<T, STATUS> {
     fn into_response(self) -> Response {
         let body = match serde_json::to_vec(&self.body) {
             Ok(body) => body,
             Err(error) => return ApiError::internal(&error).into_response(),
         };
+        let status = StatusCode::from_u16(STATUS).unwrap_or_default();
         let json = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
-        (self.status, json, self.headers, body).into_response()
+        (status, json, self.headers, body).into_response()
     }
 }
 
 /// 204.
-pub(crate) const NO_CONTENT: StatusCode = StatusCode::NO_CONTENT;
+pub(crate) struct NoContent;
+
+impl Output for NoContent {
+    fn describe(operation: &mut Operation<'_>) {
+        operation.answer_nothing(204);
+    }
+}
+
+impl IntoResponse for NoContent {
+    fn into_response(self) -> Response {
+        StatusCode::NO_CONTENT.into_response()
+    }
+}
 
 /// A page of a list.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "ListOf{T}")]
 pub(crate) struct Listing<T> {
     pub(crate) data: Vec<T>,
+    /// Where the next page begins; `null` is that there is none.
     pub(crate) next_cursor: Option<String>,
+}
+
+/// `limit`, of lists.
+pub(crate) const LIMIT: Parameter = Parameter::of::<Limit>("limit", "How many are shown; 50 unless given.");
+/// `cursor`, of lists.
+pub(crate) const CURSOR: Parameter =
+    Parameter::of::<String>("cursor", "Where to go on: the `next_cursor` of this same list.");
+
+/// 1 to 1,000.
+pub(crate) struct Limit;
+
+impl JsonSchema for Limit {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Limit".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({"type": "integer", "minimum": 1, "maximum": 1000, "default": 50})
+    }
+}
+
+/// The parameters of a list that is shown whole, page by page.
+pub(crate) struct Paged;
+
+impl Parameters for Paged {
+    const ALL: &'static [Parameter] = &[LIMIT, CURSOR];
 }

@@ -6,26 +6,52 @@
 
 use std::sync::Arc;
 
-use axum::{Router, extract::State, response::IntoResponse, routing::get};
+use axum::extract::State;
+use schemars::JsonSchema;
 use serde::Serialize;
 use shared::{
     DeliveryStatus, EventId, SubscriptionId, Timestamp,
-    http::{ApiError, Query},
+    http::{
+        ApiError, Query,
+        openapi::{Parameter, Parameters, Routes, doc, get},
+    },
     store::{DeliveryFilter, ListedDelivery, PageRequest},
 };
 
 use crate::{
     Control,
     access::{Caller, Events},
-    answer::{Answer, Listing},
+    answer::{Answer, CURSOR, LIMIT, Listing},
     cursor::List,
 };
 
-pub(crate) fn routes() -> Router<Arc<Control>> {
-    Router::new().route("/v1/deliveries", get(list))
+pub(crate) fn routes() -> Routes<Arc<Control>> {
+    Routes::of("Deliveries").at(
+        "/v1/deliveries",
+        get(
+            list,
+            doc("listDeliveries", "List deliveries")
+                .text("Newest first. A page may be short, or empty, and still name the next."),
+        ),
+    )
 }
 
-#[derive(Serialize)]
+/// The parameters of the list.
+struct Filters;
+
+impl Parameters for Filters {
+    const ALL: &'static [Parameter] = &[
+        LIMIT,
+        CURSOR,
+        Parameter::of::<SubscriptionId>("subscription", "Those to this subscription alone."),
+        Parameter::of::<DeliveryStatus>("status", "Those that are so alone."),
+        Parameter::of::<Timestamp>("since", "Those of events that were accepted then or later."),
+    ];
+}
+
+/// A delivery as it is listed.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "ListedDelivery")]
 struct ListedView {
     event: EventId,
     event_type: String,
@@ -56,8 +82,8 @@ impl From<ListedDelivery> for ListedView {
 async fn list(
     State(control): State<Arc<Control>>,
     caller: Caller<Events>,
-    mut query: Query,
-) -> Result<impl IntoResponse, ApiError> {
+    mut query: Query<Filters>,
+) -> Result<Answer<Listing<ListedView>>, ApiError> {
     let limit = query.limit();
     let after = query.optional("cursor", |cursor| List::Deliveries.place(cursor));
     let filter = DeliveryFilter {

@@ -9,17 +9,17 @@ use std::{
     time::Duration,
 };
 
-use axum::{
-    Router,
-    extract::State,
-    response::IntoResponse,
-    routing::{get, post},
-};
+use axum::{extract::State, response::Response};
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use shared::{
     EventId, EventStatus, EventType, Invalid, OrganizationId, Timestamp,
-    http::{ApiError, Fields, JsonBody, Query, Unknown, fields},
+    http::openapi::AnyEventId,
+    http::{
+        ApiError, JsonBody, Query, Unknown, fields,
+        openapi::{Header, Parameter, Parameters, Routes, doc, get, post},
+    },
     id::EventKind,
     store::{Acknowledged, EventFilter, Order, PageRequest},
 };
@@ -27,7 +27,7 @@ use shared::{
 use crate::{
     Control,
     access::{Caller, Events},
-    answer::Answer,
+    answer::{Answer, CURSOR, LIMIT, Listing},
     cursor::List,
     events::{self, EventView},
     listing,
@@ -40,11 +40,64 @@ const WAIT: Duration = Duration::from_secs(2);
 /// The most events that one request names.
 const MAX_EVENTS: usize = 1_000;
 
-pub(crate) fn routes() -> Router<Arc<Control>> {
-    Router::new()
-        .route("/v1/inbox", get(list))
-        .route("/v1/inbox/ack", post(acknowledge_many))
-        .route("/v1/inbox/{event_id}/ack", post(acknowledge_one))
+pub(crate) fn routes() -> Routes<Arc<Control>> {
+    Routes::of("Inbox")
+        .at(
+            "/v1/inbox",
+            get(
+                list,
+                doc("listInbox", "List what nobody has taken yet")
+                    .text("Every event with an open delivery, oldest first.")
+                    .answers::<Listing<EventView>>(200),
+            ),
+        )
+        .at(
+            "/v1/inbox/ack",
+            post(
+                acknowledge_many,
+                doc("acknowledgeEvents", "Acknowledge events")
+                    .text("Closes every open delivery of each: nothing more is sent. Doing it again changes nothing."),
+            ),
+        )
+        .at(
+            "/v1/inbox/{event_id}/ack",
+            post(
+                acknowledge_one,
+                doc("acknowledgeEvent", "Acknowledge an event")
+                    .text("Closes every open delivery of it: nothing more is sent. Doing it again changes nothing.")
+                    .header(404, Header::RetryAfter),
+            ),
+        )
+}
+
+/// The parameters of the list.
+struct Filters;
+
+impl Parameters for Filters {
+    const ALL: &'static [Parameter] = &[
+        LIMIT,
+        CURSOR,
+        Parameter::of::<EventType>("type", "Those of this type alone."),
+        Parameter::of::<Open>("status", "`pending`, which all of them are."),
+    ];
+}
+
+/// The one status that what is in the inbox has.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "snake_case", inline)]
+#[expect(dead_code, reason = "it is the shape of a parameter")]
+enum Open {
+    Pending,
+}
+
+/// Ids of events.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "it is the shape of a body, which is read field by field")]
+struct EventIds {
+    /// Each an id that was answered for an event, or for a repeat of one.
+    #[schemars(length(min = 1, max = 1_000))]
+    event_ids: Vec<AnyEventId>,
 }
 
 /// How many bytes of payloads make a list of the inbox long enough: what a client reads again if it breaks off.
@@ -53,7 +106,7 @@ const ENOUGH: usize = 8 * 1024 * 1024;
 /// The inbox as it is listed.
 struct InboxForm;
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Rest {
     next_cursor: Option<String>,
 }
@@ -73,8 +126,8 @@ impl listing::Form for InboxForm {
 async fn list(
     State(control): State<Arc<Control>>,
     caller: Caller<Events>,
-    mut query: Query,
-) -> Result<impl IntoResponse, ApiError> {
+    mut query: Query<Filters>,
+) -> Result<Response, ApiError> {
     let limit = query.limit();
     let after = query.optional("cursor", |cursor| List::Inbox.place(cursor));
     let event_type = query.optional("type", |text| {
@@ -160,7 +213,8 @@ pub(crate) async fn acknowledge_event(
 }
 
 /// What became of one id.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Acknowledgement")]
 struct AckView {
     /// As it was given.
     id: EventId,
@@ -172,7 +226,7 @@ struct AckView {
     acknowledged_at: Option<Timestamp>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 enum AckStatus {
     Acknowledged,
@@ -198,12 +252,13 @@ async fn acknowledge_one(
     State(control): State<Arc<Control>>,
     caller: Caller<Events>,
     PathId(event): PathId<EventKind>,
-) -> Result<impl IntoResponse, ApiError> {
+) -> Result<Answer<AckView>, ApiError> {
     let done = acknowledge_event(&control, caller.organization(), event).await?;
     Ok(Answer::ok(AckView::of(event, Some(done))))
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Acknowledgements")]
 struct Results {
     /// In the order of the ids given.
     results: Vec<AckView>,
@@ -212,9 +267,9 @@ struct Results {
 async fn acknowledge_many(
     State(control): State<Arc<Control>>,
     caller: Caller<Events>,
-    JsonBody(body): JsonBody,
-) -> Result<impl IntoResponse, ApiError> {
-    let mut fields = Fields::parse(&body, Unknown::Refuse)?;
+    body: JsonBody<EventIds>,
+) -> Result<Answer<Results>, ApiError> {
+    let mut fields = body.fields(Unknown::Refuse)?;
     let events = fields.required("event_ids", event_ids);
     let events = fields.finish(events)?;
     let done = acknowledge(&control, caller.organization(), &events).await?;

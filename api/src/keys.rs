@@ -7,18 +7,16 @@
 
 use std::{sync::Arc, time::Duration};
 
-use axum::{
-    Router,
-    extract::State,
-    response::IntoResponse,
-    routing::{delete, post},
-};
-use http::StatusCode;
+use axum::extract::State;
+use schemars::JsonSchema;
 use serde::Serialize;
 use shared::{
     Invalid, Key, KeyId, KeyText, OrganizationId, Scope, Scopes, Timestamp,
     auth::Ending,
-    http::{ApiError, Code, FieldError, Fields, JsonBody, Query, Unknown, fields},
+    http::{
+        ApiError, Code, FieldError, JsonBody, Query, Unknown, fields,
+        openapi::{Header, NameText, Overlap, Routes, delete, doc, post},
+    },
     id::KeyKind,
     organization::Name,
     store::{NewKey, PageRequest, Rotated, Rotation},
@@ -27,22 +25,70 @@ use shared::{
 use crate::{
     Control,
     access::{Administration, Caller},
-    answer::{Answer, Listing, NO_CONTENT},
+    answer::{Answer, Listing, Made, NoContent, Paged},
     cursor::List,
     organizations::Created,
     path::PathId,
     subscriptions::{OVERLAP, overlap},
 };
 
-pub(crate) fn routes() -> Router<Arc<Control>> {
-    Router::new()
-        .route("/v1/keys", post(create).get(list))
-        .route("/v1/keys/{id}", delete(revoke))
-        .route("/v1/keys/{id}/rotate", post(rotate))
+pub(crate) fn routes() -> Routes<Arc<Control>> {
+    Routes::of("Keys")
+        .at(
+            "/v1/keys",
+            post(
+                create,
+                doc("createKey", "Make a key")
+                    .text("It may do what the key that asks may, or less. Its text is answered here and never again.")
+                    .header(201, Header::NoStore),
+            )
+            .and_get(list, doc("listKeys", "List keys").text("In the order in which they were made.")),
+        )
+        .at(
+            "/v1/keys/{id}",
+            delete(
+                revoke,
+                doc("revokeKey", "Revoke a key").text("It ends at once here, and within five seconds everywhere."),
+            ),
+        )
+        .at(
+            "/v1/keys/{id}/rotate",
+            post(
+                rotate,
+                doc("rotateKey", "Rotate a key")
+                    .text("A new key that may do the same; the old one is good for `overlap_seconds` more.")
+                    .header(201, Header::NoStore)
+                    .problem(Code::Conflict, "the key has ended, or was rotated before"),
+            ),
+        )
+}
+
+/// A key to make.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "it is the shape of a body, which is read field by field")]
+struct NewKeyBody {
+    #[schemars(with = "NameText")]
+    name: String,
+    /// Scopes that the key making the request has itself: all of them, unless given.
+    #[schemars(length(min = 1, max = 4))]
+    scopes: Option<Vec<Scope>>,
+    /// In the future; never, unless given.
+    expires_at: Option<Timestamp>,
+}
+
+/// How a key is to be rotated.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "it is the shape of a body, which is read field by field")]
+struct KeyRotation {
+    /// How long the old key is good beside the new one; a day unless given.
+    overlap_seconds: Option<Overlap>,
 }
 
 /// A key as it is shown.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Key")]
 pub(crate) struct KeyView {
     id: KeyId,
     name: String,
@@ -122,9 +168,9 @@ pub(crate) fn mint(
 async fn create(
     State(control): State<Arc<Control>>,
     caller: Caller<Administration>,
-    JsonBody(body): JsonBody,
-) -> Result<impl IntoResponse, ApiError> {
-    let mut fields = Fields::parse(&body, Unknown::Refuse)?;
+    body: JsonBody<NewKeyBody>,
+) -> Result<Made<KeyView>, ApiError> {
+    let mut fields = body.fields(Unknown::Refuse)?;
     let name = fields.required("name", fields::string(Name::parse));
     let scopes = fields.optional("scopes", fields::strings(Scope::ALL.len(), str::parse::<Scope>));
     let expires_at = fields.optional("expires_at", fields::string(in_the_future));
@@ -139,7 +185,7 @@ async fn create(
     let (text, key) = mint(caller.organization(), name, scopes, expires_at);
     let key = control.api.store.organizations.create_key(key).await?;
     tracing::info!(organization.id = %key.organization, key.id = %key.id, "a key was created");
-    Ok(Answer::created(KeyView::of(key, Some(&text))).secret())
+    Ok(Made::created(KeyView::of(key, Some(&text))).secret())
 }
 
 fn in_the_future(text: &str) -> Result<Timestamp, Invalid> {
@@ -169,8 +215,8 @@ fn unfounded(asked: &[Scope], held: Scopes) -> Vec<FieldError> {
 async fn list(
     State(control): State<Arc<Control>>,
     caller: Caller<Administration>,
-    mut query: Query,
-) -> Result<impl IntoResponse, ApiError> {
+    mut query: Query<Paged>,
+) -> Result<Answer<Listing<KeyView>>, ApiError> {
     let limit = query.limit();
     let after = query.optional("cursor", |cursor| List::Keys.place(cursor));
     query.finish()?;
@@ -185,7 +231,8 @@ async fn list(
 }
 
 /// A rotation, as it is answered: the new key, and until when the old one is good.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "RotatedKey")]
 struct RotatedView {
     #[serde(flatten)]
     new: KeyView,
@@ -198,15 +245,15 @@ async fn rotate(
     State(control): State<Arc<Control>>,
     caller: Caller<Administration>,
     PathId(key): PathId<KeyKind>,
-    JsonBody(body): JsonBody,
-) -> Result<impl IntoResponse, ApiError> {
-    let mut fields = Fields::parse(&body, Unknown::Refuse)?;
+    body: JsonBody<KeyRotation>,
+) -> Result<Made<RotatedView>, ApiError> {
+    let mut fields = body.fields(Unknown::Refuse)?;
     let overlap = fields.optional("overlap_seconds", fields::number(overlap));
     fields.finish(Some(()))?;
     let (text, replacement) =
         replace(&control, caller.organization(), key, overlap.unwrap_or(OVERLAP)).await?;
     match replacement {
-        Rotated::Done { new, old_until } => Ok(Answer::created(RotatedView {
+        Rotated::Done { new, old_until } => Ok(Made::created(RotatedView {
             new: KeyView::of(new, Some(&text)),
             replaces: key,
             replaced_until: old_until,
@@ -263,7 +310,7 @@ async fn revoke(
     State(control): State<Arc<Control>>,
     caller: Caller<Administration>,
     PathId(key): PathId<KeyKind>,
-) -> Result<StatusCode, ApiError> {
+) -> Result<NoContent, ApiError> {
     if !control
         .api
         .store
@@ -275,5 +322,5 @@ async fn revoke(
     }
     control.api.auth.end(Ending { key, ends_at: None });
     tracing::info!(organization.id = %caller.organization(), key.id = %key, "a key was revoked");
-    Ok(NO_CONTENT)
+    Ok(NoContent)
 }

@@ -31,7 +31,17 @@ use std::sync::Arc;
 
 use axum::Router;
 use secrecy::SecretString;
-use shared::{auth::Auth, lifecycle::Lifecycle, queue::Publisher, seal::Sealer, store::Store};
+use shared::{
+    auth::Auth,
+    http::{
+        openapi::{self, Routes},
+        ops, reference,
+    },
+    lifecycle::Lifecycle,
+    queue::Publisher,
+    seal::Sealer,
+    store::Store,
+};
 
 pub use access::Signup;
 pub use pulls::Pullers;
@@ -79,7 +89,12 @@ pub fn routes(api: Arc<Api>) -> Router {
         waiters: waiting::Waiters::new(),
         room: room::Room::new(),
     };
-    Router::new()
+    table().into_router().with_state(Arc::new(control))
+}
+
+/// The routes, each with its description.
+fn table() -> Routes<Arc<Control>> {
+    Routes::of("Organizations")
         .merge(organizations::routes())
         .merge(keys::routes())
         .merge(subscriptions::routes())
@@ -89,5 +104,13 @@ pub fn routes(api: Arc<Api>) -> Router {
         .merge(pulls::routes())
         .merge(set_aside::routes())
         .merge(compat::routes())
-        .with_state(Arc::new(control))
+}
+
+/// The description of every route of a deployment, those of `ingest` included: an OpenAPI 3.1 document.
+pub fn document() -> serde_json::Value {
+    let mut operations = ingest::table().into_operations();
+    operations.extend(table().into_operations());
+    operations.extend(ops::table().into_operations());
+    operations.extend(reference::table::<()>().into_operations());
+    openapi::document(operations)
 }

@@ -2,16 +2,16 @@
 
 use std::sync::Arc;
 
-use axum::{
-    Router,
-    extract::State,
-    response::IntoResponse,
-    routing::{get, post},
-};
+use axum::extract::State;
+use schemars::JsonSchema;
 use serde::Serialize;
 use shared::{
     KeyText, Organization, OrganizationId, Scopes, Tier, Timestamp,
-    http::{ApiError, Fields, JsonBody, Unknown, fields},
+    http::openapi::NameText,
+    http::{
+        ApiError, Code, JsonBody, Unknown, fields,
+        openapi::{Header, Routes, doc, get, post},
+    },
     organization::Name,
     store::NewKey,
 };
@@ -19,17 +19,60 @@ use shared::{
 use crate::{
     Control,
     access::{Administration, AnyKey, Caller, Founder},
-    answer::Answer,
+    answer::{Answer, Made},
     keys,
 };
 
-pub(crate) fn routes() -> Router<Arc<Control>> {
-    Router::new()
-        .route("/v1/organizations", post(create))
-        .route("/v1/organization", get(show).patch(rename))
+pub(crate) fn routes() -> Routes<Arc<Control>> {
+    Routes::of("Organizations")
+        .at(
+            "/v1/organizations",
+            post(
+                create,
+                doc("createOrganization", "Create an organization")
+                    .text("With its first key, which may do everything. Where the deployment is open, anybody may create one of the tier `free`.")
+                    .header(201, Header::Location)
+                    .header(201, Header::NoStore),
+            ),
+        )
+        .at(
+            "/v1/organization",
+            get(show, doc("getOrganization", "Get the key's organization").problem(Code::NotFound, GONE)).and_patch(
+                rename,
+                doc("updateOrganization", "Rename the organization").problem(Code::NotFound, GONE),
+            ),
+        )
 }
 
-#[derive(Serialize)]
+const GONE: &str = "the organization is gone";
+
+/// An organization to create.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "it is the shape of a body, which is read field by field")]
+struct NewOrganization {
+    #[schemars(with = "NameText")]
+    name: String,
+    #[schemars(default = "free")]
+    tier: Tier,
+}
+
+fn free() -> Tier {
+    Tier::Free
+}
+
+/// What is to change.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "it is the shape of a body, which is read field by field")]
+struct OrganizationChange {
+    #[schemars(with = "NameText")]
+    name: String,
+}
+
+/// An organization.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Organization")]
 struct OrganizationView {
     id: OrganizationId,
     name: String,
@@ -85,22 +128,22 @@ pub(crate) async fn create_with_key(
 async fn create(
     State(control): State<Arc<Control>>,
     founder: Founder,
-    JsonBody(body): JsonBody,
-) -> Result<impl IntoResponse, ApiError> {
-    let mut fields = Fields::parse(&body, Unknown::Refuse)?;
+    body: JsonBody<NewOrganization>,
+) -> Result<Made<OrganizationView>, ApiError> {
+    let mut fields = body.fields(Unknown::Refuse)?;
     let name = fields.required("name", fields::string(Name::parse));
     let tier = fields.optional("tier", fields::string(str::parse::<Tier>));
     let name = fields.finish(name)?.into_string();
     let created = create_with_key(&control, founder, &name, tier.unwrap_or(Tier::Free)).await?;
     let key = keys::KeyView::first(&created);
     let view = OrganizationView::of(created.organization, Some(key));
-    Ok(Answer::created(view).at("/v1/organization").secret())
+    Ok(Made::created(view).at("/v1/organization").secret())
 }
 
 async fn show(
     State(control): State<Arc<Control>>,
     caller: Caller<AnyKey>,
-) -> Result<impl IntoResponse, ApiError> {
+) -> Result<Answer<OrganizationView>, ApiError> {
     let found = control.api.store.organizations.get(caller.organization()).await?;
     let organization = found.ok_or_else(|| ApiError::not_found("organization"))?;
     Ok(Answer::ok(OrganizationView::of(organization, None)))
@@ -109,9 +152,9 @@ async fn show(
 async fn rename(
     State(control): State<Arc<Control>>,
     caller: Caller<Administration>,
-    JsonBody(body): JsonBody,
-) -> Result<impl IntoResponse, ApiError> {
-    let mut fields = Fields::parse(&body, Unknown::Refuse)?;
+    body: JsonBody<OrganizationChange>,
+) -> Result<Answer<OrganizationView>, ApiError> {
+    let mut fields = body.fields(Unknown::Refuse)?;
     let name = fields.required("name", fields::string(Name::parse));
     let name = fields.finish(name)?.into_string();
     let organizations = &control.api.store.organizations;

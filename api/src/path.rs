@@ -4,7 +4,10 @@ use axum::extract::{FromRequestParts, Path};
 use http::request::Parts;
 use shared::{
     Id,
-    http::{ApiError, Code},
+    http::{
+        ApiError, Code,
+        openapi::{Input, Operation},
+    },
     id::Kind,
 };
 
@@ -13,6 +16,19 @@ pub(crate) struct PathId<K>(pub(crate) Id<K>);
 
 /// The two ids in a route's path.
 pub(crate) struct PathIds<A, B>(pub(crate) Id<A>, pub(crate) Id<B>);
+
+impl<K: Kind> Input for PathId<K> {
+    fn describe(operation: &mut Operation<'_>) {
+        operation.path_id(K::TYPE);
+    }
+}
+
+impl<A: Kind, B: Kind> Input for PathIds<A, B> {
+    fn describe(operation: &mut Operation<'_>) {
+        operation.path_id(A::TYPE);
+        operation.path_id(B::TYPE);
+    }
+}
 
 impl<K: Kind, S: Send + Sync> FromRequestParts<S> for PathId<K> {
     type Rejection = ApiError;

@@ -8,7 +8,7 @@ use secrecy::SecretString;
 use shared::{
     auth::Auth,
     engine::Engine,
-    http::{ops, server},
+    http::{ops, reference, server},
     lifecycle::Lifecycle,
     queue::Publisher,
     telemetry::PrometheusHandle,
@@ -57,6 +57,7 @@ pub fn routes(
     };
     let routes = ingest::routes(Ingest::new(auth, publisher))
         .merge(crate::routes(Arc::new(api)))
-        .merge(ops::routes(ops));
+        .merge(ops::routes(ops))
+        .merge(reference::routes());
     server::with_fallbacks(routes)
 }

@@ -2,19 +2,17 @@
 
 use std::sync::Arc;
 
-use axum::{
-    Router,
-    extract::State,
-    response::IntoResponse,
-    routing::{get, post},
-};
+use axum::extract::State;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
-use http::StatusCode;
+use schemars::JsonSchema;
 use serde::Serialize;
 use shared::{
     Entry, EventId, OrganizationId, SetAsideId, Timestamp,
-    http::{ApiError, Code, Query},
+    http::{
+        ApiError, Code, Query,
+        openapi::{Routes, doc, get, post},
+    },
     id::SetAsideKind,
     queue::frame,
     store::{ID_OUT_OF_RANGE, PageRequest, SetAside},
@@ -23,7 +21,7 @@ use shared::{
 use crate::{
     Control,
     access::Operator,
-    answer::{Answer, Listing, NO_CONTENT},
+    answer::{Answer, Listing, NoContent, Paged, Taken},
     cursor::List,
     path::PathId,
 };
@@ -31,14 +29,33 @@ use crate::{
 /// How many are read at once: their frames are large, and a list leaves them out.
 const PIECE: u32 = 16;
 
-pub(crate) fn routes() -> Router<Arc<Control>> {
-    Router::new()
-        .route("/v1/set-aside", get(list))
-        .route("/v1/set-aside/{id}", get(show).delete(forget))
-        .route("/v1/set-aside/{id}/put-back", post(put_back))
+pub(crate) fn routes() -> Routes<Arc<Control>> {
+    Routes::of("Set aside")
+        .at(
+            "/v1/set-aside",
+            get(list, doc("listSetAside", "List what was set aside")),
+        )
+        .at(
+            "/v1/set-aside/{id}",
+            get(
+                show,
+                doc("getSetAside", "Get what was set aside").text("With its frame."),
+            )
+            .and_delete(forget, doc("forgetSetAside", "Forget what was set aside")),
+        )
+        .at(
+            "/v1/set-aside/{id}/put-back",
+            post(
+                put_back,
+                doc("putBackSetAside", "Put what was set aside back into the queue")
+                    .problem(Code::Conflict, "the frame cannot be read"),
+            ),
+        )
 }
 
-#[derive(Serialize)]
+/// A frame, or an event of one, that could not be taken in.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "SetAside")]
 struct SetAsideView {
     id: SetAsideId,
     reason: String,
@@ -54,7 +71,8 @@ struct SetAsideView {
 }
 
 /// A frame, for people and for programs.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Frame")]
 struct FrameView {
     /// What is not UTF-8 in it is replaced.
     text: String,
@@ -91,8 +109,8 @@ impl SetAsideView {
 async fn list(
     State(control): State<Arc<Control>>,
     _: Operator,
-    mut query: Query,
-) -> Result<impl IntoResponse, ApiError> {
+    mut query: Query<Paged>,
+) -> Result<Answer<Listing<SetAsideView>>, ApiError> {
     let limit = query.limit();
     let after = query.optional("cursor", |cursor| List::SetAside.place(cursor));
     query.finish()?;
@@ -122,11 +140,12 @@ async fn show(
     State(control): State<Arc<Control>>,
     _: Operator,
     PathId(id): PathId<SetAsideKind>,
-) -> Result<impl IntoResponse, ApiError> {
+) -> Result<Answer<SetAsideView>, ApiError> {
     Ok(Answer::ok(SetAsideView::with_frame(found(&control, id).await?)))
 }
 
-#[derive(Serialize)]
+/// What was put back.
+#[derive(Serialize, JsonSchema)]
 struct PutBack {
     id: SetAsideId,
     status: &'static str,
@@ -140,7 +159,7 @@ async fn put_back(
     State(control): State<Arc<Control>>,
     _: Operator,
     PathId(id): PathId<SetAsideKind>,
-) -> Result<impl IntoResponse, ApiError> {
+) -> Result<Taken<PutBack>, ApiError> {
     let item = found(&control, id).await?;
     let mut bytes = Bytes::from(item.frame);
     // It would travel with others in one frame, and make all of them unreadable.
@@ -175,7 +194,7 @@ async fn put_back(
         .await?;
     tracing::info!(set_aside.id = %id, event.id = ?event, "what was set aside was put back into the queue");
     let status = "put_back";
-    Ok(Answer::accepted(PutBack { id, status, event }))
+    Ok(Taken::accepted(PutBack { id, status, event }))
 }
 
 /// The frame with events that have an id of now. Put back twice, it is stored once: the former id says so.
@@ -195,10 +214,10 @@ async fn forget(
     State(control): State<Arc<Control>>,
     _: Operator,
     PathId(id): PathId<SetAsideKind>,
-) -> Result<StatusCode, ApiError> {
+) -> Result<NoContent, ApiError> {
     if control.api.store.events.forget_set_aside(id, None).await? {
         tracing::info!(set_aside.id = %id, "what was set aside was forgotten");
-        Ok(NO_CONTENT)
+        Ok(NoContent)
     } else {
         Err(ApiError::not_found("thing set aside"))
     }

@@ -8,6 +8,7 @@ use std::{convert::Infallible, net::Ipv4Addr};
 
 use axum::extract::FromRequestParts;
 use http::{HeaderMap, Uri, header, request::Parts};
+use shared::http::openapi::{Input, Operation};
 
 /// Headers that proxies, tunnels and content networks add, besides all that begin with one of [`FORWARDING_PREFIXES`].
 const FORWARDING: [&str; 12] = [
@@ -29,6 +30,10 @@ const FORWARDING_PREFIXES: [&str; 4] = ["x-forwarded", "cf-", "x-vercel-", "tail
 /// Whether the request is from this machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct FromThisMachine(pub(crate) bool);
+
+impl Input for FromThisMachine {
+    fn describe(_: &mut Operation<'_>) {}
+}
 
 impl<S: Sync> FromRequestParts<S> for FromThisMachine {
     type Rejection = Infallible;

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use shared::{
     EventType, OrganizationId, SubscriptionId,
@@ -14,14 +15,16 @@ use shared::{
 const LOOKED_AT: u32 = 200;
 
 /// What of an organization's subscriptions an event was not for.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub(crate) struct Unmatched {
     not_matched: Vec<UnmatchedView>,
     /// There are more subscriptions than were looked at.
     not_matched_incomplete: bool,
 }
 
-#[derive(Serialize)]
+/// A subscription that has no delivery of an event.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "NotMatched")]
 struct UnmatchedView {
     subscription: SubscriptionId,
     reason: NoMatch,

@@ -1,5 +1,6 @@
 //! What is answered of an event that is accepted, now or before.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use shared::{
     Entry, EventId, EventType, OrganizationId, Payload, Repeat, Timestamp, event::Digest16, telemetry,
@@ -17,13 +18,17 @@ pub(crate) struct Accepted {
     pub(crate) repeat: Option<bool>,
 }
 
-#[derive(Serialize)]
+/// An event that was accepted, now or before.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Accepted")]
 pub(crate) struct Answer<'a> {
     id: EventId,
     r#type: &'a EventType,
     status: &'static str,
     received_at: Timestamp,
+    /// Whether this node knows that it was posted before; `id` is the first event's then.
     duplicate: bool,
+    /// Whether a repeat is another event than the first, which counts.
     #[serde(skip_serializing_if = "Option::is_none")]
     differs: Option<bool>,
 }

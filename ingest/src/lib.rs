@@ -6,6 +6,7 @@
 mod accepted;
 mod batch;
 mod cloud_event;
+mod describing;
 mod limit;
 mod post;
 mod posted;
@@ -15,8 +16,16 @@ mod recent;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use axum::{Router, routing::post};
-use shared::{auth::Auth, http::ops::ReadyCheck, queue::Publisher};
+use axum::Router;
+use shared::{
+    auth::Auth,
+    http::{
+        Code,
+        openapi::{Routes, doc, post},
+        ops::ReadyCheck,
+    },
+    queue::Publisher,
+};
 
 pub use limit::Limits;
 pub use recent::Recent;
@@ -45,11 +54,46 @@ impl Ingest {
 
 /// The routes that post events: `POST /v1/events`, `POST /v1/events/batch` and `POST /api/events`.
 pub fn routes(ingest: Arc<Ingest>) -> Router {
-    Router::new()
-        .route("/v1/events", post(post::v1))
-        .route("/v1/events/batch", post(batch::plain))
-        .route("/api/events", post(post::compatible))
-        .with_state(ingest)
+    table().into_router().with_state(ingest)
+}
+
+/// The routes, each with its description.
+pub fn table() -> Routes<Arc<Ingest>> {
+    Routes::of("Events")
+        .at(
+            "/v1/events",
+            post(
+                post::v1,
+                doc("postEvent", "Post an event")
+                    .text(
+                        "202 once the event is on disk, never before. A repeat of the same key within 24 hours creates nothing. \
+                         CloudEvents are taken in all three modes: structured, batched, and binary, whose attributes are `ce-` \
+                         headers and whose body may be of any type.",
+                    )
+                    .with(describing::one),
+            ),
+        )
+        .at(
+            "/v1/events/batch",
+            post(
+                batch::plain,
+                doc("postEvents", "Post many events")
+                    .text(
+                        "At most 1,000 and 4 MiB, as a JSON array or a line each. Every event is accepted or refused by itself; the \
+                         results are in their order.",
+                    )
+                    .with(describing::many),
+            ),
+        )
+        .merge(Routes::of("Zapier Triggers API").at(
+            "/api/events",
+            post(
+                post::compatible,
+                doc("compatPostEvent", "Post an event")
+                    .with(describing::compatible)
+                    .problem(Code::Duplicate, "an event with this key was posted before, and this node knows of it"),
+            ),
+        ))
 }
 
 /// Ready while the queue can be written to.

@@ -8,7 +8,7 @@ use shared::{
     auth::Auth,
     config::{self, EngineArgs, ProcessArgs},
     engine::Engine,
-    http::{ops, server},
+    http::{ops, reference, server},
     process,
     queue::Publisher,
 };
@@ -50,7 +50,7 @@ fn main() -> ExitCode {
             checks: Arc::new([Box::new(ready)]),
             metrics,
         };
-        let routes = server::with_fallbacks(routes.merge(ops::routes(ops)));
+        let routes = server::with_fallbacks(routes.merge(ops::routes(ops)).merge(reference::routes()));
         lifecycle.critical("http", server::serve(listener, routes, lifecycle.clone()));
         Ok(Some(engine))
     })

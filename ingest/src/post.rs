@@ -9,6 +9,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::{HeaderMap, HeaderValue, StatusCode, header};
+use schemars::JsonSchema;
 use serde::Serialize;
 use shared::{
     Entry, EventId, EventType, Timestamp,
@@ -24,13 +25,16 @@ use crate::{
     accepted::Accepted,
     batch,
     cloud_event::{self, Form},
+    describing::NewEvent,
     posted::{self, Posted},
     poster::Poster,
     recent::{Claim, First},
 };
 
-#[derive(Serialize)]
-struct CompatibleAnswer<'a> {
+/// An event that was accepted, as existing clients know it.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "CompatAccepted")]
+pub(crate) struct CompatibleAnswer<'a> {
     id: uuid::Uuid,
     event_id: uuid::Uuid,
     r#type: &'a EventType,
@@ -131,7 +135,7 @@ async fn read(request: Request) -> Result<Posted, ApiError> {
 async fn read_plain(request: Request, unknown: Unknown) -> Result<Posted, ApiError> {
     let idempotency_key = posted::idempotency_key(request.headers());
     let trace = posted::trace(request.headers());
-    let JsonBody(body) = JsonBody::from_request(request, &()).await?;
+    let body = JsonBody::<NewEvent>::from_request(request, &()).await?.0;
     Posted::from_fields(Fields::parse(&body, unknown)?, &body, idempotency_key, trace)
 }
 

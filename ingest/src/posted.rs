@@ -7,6 +7,8 @@ use shared::{
     http::{ApiError, FieldError, Fields, fields},
 };
 
+use crate::describing::NewEvent;
+
 /// A well-formed event.
 #[derive(Debug)]
 pub(crate) struct Posted {
@@ -26,6 +28,7 @@ impl Posted {
         header: Result<Option<DedupId>, FieldError>,
         trace: Option<TraceParent>,
     ) -> Result<Self, ApiError> {
+        fields = fields.documented::<NewEvent>();
         let event_type = fields.required("type", fields::string(EventType::parse));
         let payload = fields.required("payload", |raw| Payload::within(body, raw));
         let dedup_id = fields.optional("dedup_id", fields::string(DedupId::parse));

@@ -51,6 +51,8 @@ enum Command {
         #[command(flatten)]
         process: ProcessArgs,
     },
+    /// Prints the description of the API as its routes give it: an OpenAPI 3.1 document.
+    Openapi,
 }
 
 fn main() -> ExitCode {
@@ -58,6 +60,10 @@ fn main() -> ExitCode {
     match args.command {
         Command::Dev(args) => serve::run(&args, serve::Mode::Dev),
         Command::Serve(args) => serve::run(&args, serve::Mode::Serve),
+        Command::Openapi => {
+            println!("{:#}", api::document());
+            ExitCode::SUCCESS
+        }
         Command::Migrate {
             engine,
             data_dir,

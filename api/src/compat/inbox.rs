@@ -2,12 +2,16 @@
 
 use std::{str::FromStr, sync::Arc};
 
-use axum::{extract::State, response::IntoResponse};
+use axum::{extract::State, response::Response};
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use shared::{
     EventStatus, FailureKind, Invalid, Timestamp,
-    http::{ApiError, FieldError, Query},
+    http::{
+        ApiError, FieldError, Query,
+        openapi::{Parameter, Parameters},
+    },
     id::EventKind,
     store::{AttemptRecord, EventFilter, EventRecord, Order, PageRequest},
 };
@@ -16,7 +20,7 @@ use uuid::Uuid;
 use crate::{
     Control,
     access::{Caller, Events},
-    answer::Answer,
+    answer::{Answer, CURSOR, LIMIT},
     cursor::List,
     events, inbox, listing,
     path::PathId,
@@ -28,9 +32,10 @@ const MAX_TOTAL: u64 = 10_000;
 const MAX_OFFSET: u64 = 100_000;
 
 /// What existing clients know of where an event is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-enum Status {
+#[schemars(rename = "CompatStatus")]
+pub(super) enum Status {
     /// Open, and no attempt has failed.
     Pending,
     /// Open, and an attempt has failed.
@@ -112,7 +117,48 @@ fn last_error(event: &EventRecord) -> Option<String> {
     }
 }
 
-#[derive(Serialize)]
+/// The parameters of the list.
+pub(super) struct Filters;
+
+impl Parameters for Filters {
+    const ALL: &'static [Parameter] = &[
+        LIMIT,
+        CURSOR,
+        Parameter::of::<Status>("status", "Those that are so alone; all, unless given."),
+        Parameter::of::<Offset>("offset", "How many are passed over. Not beside `cursor`."),
+    ];
+}
+
+/// 0 to 100,000.
+struct Offset;
+
+impl JsonSchema for Offset {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Offset".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({"type": "integer", "minimum": 0, "maximum": MAX_OFFSET, "default": 0})
+    }
+}
+
+/// A page of events.
+#[derive(JsonSchema)]
+#[schemars(rename = "CompatInbox")]
+#[expect(dead_code, reason = "it is the shape of what is written event by event")]
+pub(super) struct Page {
+    events: Vec<EventView>,
+    #[schemars(flatten)]
+    rest: Rest,
+}
+
+/// An event.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "CompatEvent")]
 struct EventView {
     id: Uuid,
     r#type: String,
@@ -157,13 +203,14 @@ struct InboxForm {
     offset: u64,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "CompatRest")]
 struct Rest {
     pagination: Pagination,
     next_cursor: Option<String>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Pagination {
     /// Exact to 10,000.
     total: u64,
@@ -193,8 +240,8 @@ impl listing::Form for InboxForm {
 pub(super) async fn list(
     State(control): State<Arc<Control>>,
     caller: Caller<Events>,
-    mut query: Query,
-) -> Result<impl IntoResponse, ApiError> {
+    mut query: Query<Filters>,
+) -> Result<Response, ApiError> {
     let limit = query.limit();
     let status = query.optional("status", Status::from_str);
     let offset = query.optional("offset", |text| match text.parse() {
@@ -232,8 +279,10 @@ pub(super) async fn list(
     listing::answer(store, wanted, form, held).await
 }
 
-#[derive(Serialize)]
-struct AckView {
+/// An event that was acknowledged.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "CompatAcknowledgement")]
+pub(super) struct AckView {
     id: Uuid,
     status: Status,
     acknowledged_at: Timestamp,
@@ -245,7 +294,7 @@ pub(super) async fn acknowledge(
     State(control): State<Arc<Control>>,
     caller: Caller<Events>,
     PathId(event): PathId<EventKind>,
-) -> Result<impl IntoResponse, ApiError> {
+) -> Result<Answer<AckView>, ApiError> {
     let (event, at) = inbox::acknowledge_event(&control, caller.organization(), event).await?;
     Ok(Answer::ok(AckView {
         id: event.uuid(),

@@ -2,11 +2,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use axum::{extract::State, response::IntoResponse};
+use axum::extract::State;
+use schemars::JsonSchema;
 use serde::Serialize;
 use shared::{
     Organization, Subscription, Tier, Timestamp,
-    http::{ApiError, Code, Fields, JsonBody, Unknown, fields},
+    http::{ApiError, Code, JsonBody, Unknown, fields, openapi::NameText},
     organization::Name,
     store::Rotated,
 };
@@ -15,14 +16,27 @@ use uuid::Uuid;
 use crate::{
     Control,
     access::{Administration, AnyKey, Caller, Founder},
-    answer::Answer,
+    answer::{Answer, Made},
     keys, organizations,
 };
 
 const WARNING: &str = "store this key now: it is not shown again";
 
-#[derive(Serialize)]
-struct KeyView {
+/// An organization to create.
+#[derive(JsonSchema)]
+#[schemars(rename = "CompatNewOrganization")]
+#[expect(dead_code, reason = "it is the shape of a body, which is read field by field")]
+pub(super) struct NewOrganization {
+    #[schemars(with = "NameText")]
+    organization_name: String,
+    /// `free` unless given.
+    tier: Option<Tier>,
+}
+
+/// A key that was made.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "CompatKey")]
+pub(super) struct KeyView {
     api_key: String,
     organization_id: Uuid,
     organization_name: String,
@@ -52,9 +66,9 @@ impl KeyView {
 pub(super) async fn generate(
     State(control): State<Arc<Control>>,
     founder: Founder,
-    JsonBody(body): JsonBody,
-) -> Result<impl IntoResponse, ApiError> {
-    let mut fields = Fields::parse(&body, Unknown::Ignore)?;
+    body: JsonBody<NewOrganization>,
+) -> Result<Made<KeyView>, ApiError> {
+    let mut fields = body.fields(Unknown::Ignore)?;
     let name = fields.required("organization_name", fields::string(Name::parse));
     let tier = fields.optional("tier", fields::string(str::parse::<Tier>));
     let name = fields.finish(name)?.into_string();
@@ -62,11 +76,13 @@ pub(super) async fn generate(
         organizations::create_with_key(&control, founder, &name, tier.unwrap_or(Tier::Free)).await?;
     let created_at = created.organization.created_at;
     let view = KeyView::of(created.organization, created.text.expose(), created_at);
-    Ok(Answer::created(view).secret())
+    Ok(Made::created(view).secret())
 }
 
-#[derive(Serialize)]
-struct OrganizationView {
+/// An organization.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "CompatOrganization")]
+pub(super) struct OrganizationView {
     organization_id: Uuid,
     organization_name: String,
     tier: Tier,
@@ -86,7 +102,7 @@ async fn own_organization<A>(control: &Control, caller: &Caller<A>) -> Result<Or
 pub(super) async fn show(
     State(control): State<Arc<Control>>,
     caller: Caller<AnyKey>,
-) -> Result<impl IntoResponse, ApiError> {
+) -> Result<Answer<OrganizationView>, ApiError> {
     let organization = own_organization(&control, &caller).await?;
     let webhook = control.api.store.subscriptions.webhook(organization.id).await?;
     let push = webhook.as_ref().and_then(Subscription::push);
@@ -104,7 +120,7 @@ pub(super) async fn show(
 pub(super) async fn rotate(
     State(control): State<Arc<Control>>,
     caller: Caller<Administration>,
-) -> Result<impl IntoResponse, ApiError> {
+) -> Result<Answer<KeyView>, ApiError> {
     let organization = own_organization(&control, &caller).await?;
     let old = caller.grant.key;
     let (text, rotated) = keys::replace(&control, organization.id, old, Duration::ZERO).await?;

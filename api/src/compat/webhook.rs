@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use axum::{extract::State, response::IntoResponse};
+use axum::extract::State;
+use schemars::JsonSchema;
 use serde::Serialize;
 use shared::{
     Builtin, OrganizationId, Subscription, SubscriptionUrl, Timestamp,
-    http::{ApiError, Fields, JsonBody, Unknown, fields},
+    http::{ApiError, JsonBody, Unknown, fields},
     signature::{SignatureScheme, SigningKey},
     store::{PatchOutcome, StoreError, SubscriptionPatch},
     subscription::{Push, Target},
@@ -23,8 +24,19 @@ use crate::{
 /// How often it is tried while others make or change the same subscription.
 const MAX_TRIES: usize = 5;
 
-#[derive(Serialize)]
-struct WebhookView {
+/// Where events are to be pushed.
+#[derive(JsonSchema)]
+#[schemars(rename = "CompatNewWebhook")]
+#[expect(dead_code, reason = "it is the shape of a body, which is read field by field")]
+pub(super) struct NewWebhook {
+    /// As the `url` of a subscription.
+    webhook_url: String,
+}
+
+/// Where events are pushed.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "CompatWebhook")]
+pub(super) struct WebhookView {
     success: bool,
     webhook_url: String,
     updated_at: Timestamp,
@@ -38,9 +50,9 @@ pub(super) async fn configure(
     State(control): State<Arc<Control>>,
     caller: Caller<Subscriptions>,
     local: FromThisMachine,
-    JsonBody(body): JsonBody,
-) -> Result<impl IntoResponse, ApiError> {
-    let mut fields = Fields::parse(&body, Unknown::Ignore)?;
+    body: JsonBody<NewWebhook>,
+) -> Result<Answer<WebhookView>, ApiError> {
+    let mut fields = body.fields(Unknown::Ignore)?;
     let url = fields.required("webhook_url", fields::string(SubscriptionUrl::parse));
     let url = fields.finish(url)?;
     subscriptions::check_target(&control, "webhook_url", &url, local).await?;

@@ -6,7 +6,6 @@
 use std::sync::Arc;
 
 use axum::extract::State;
-use http::StatusCode;
 use shared::{
     http::{ApiError, Code},
     id::EventKind,
@@ -17,7 +16,7 @@ use super::not_found;
 use crate::{
     Control,
     access::{Administration, Caller},
-    answer::NO_CONTENT,
+    answer::NoContent,
     path::PathId,
 };
 
@@ -25,20 +24,20 @@ pub(super) async fn erase(
     State(control): State<Arc<Control>>,
     caller: Caller<Administration>,
     PathId(id): PathId<EventKind>,
-) -> Result<StatusCode, ApiError> {
+) -> Result<NoContent, ApiError> {
     let organization = caller.organization();
     let erased = control.api.store.erasures.erase(organization, id).await?;
     match erased {
         Erased::Done { event } => {
             tracing::info!(organization.id = %organization, event.id = %event, "an event was erased");
-            Ok(NO_CONTENT)
+            Ok(NoContent)
         }
         Erased::Marked => {
             tracing::info!(
                 organization.id = %organization, event.id = %id,
                 "an event that is not stored is to be erased"
             );
-            Ok(NO_CONTENT)
+            Ok(NoContent)
         }
         Erased::NotFound => Err(not_found(false)),
         Erased::TooMany => Err(ApiError::new(

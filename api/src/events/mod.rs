@@ -7,18 +7,17 @@ mod stream;
 
 use std::{sync::Arc, time::Duration};
 
-use axum::{
-    Router,
-    extract::State,
-    response::IntoResponse,
-    routing::{get, post},
-};
+use axum::extract::State;
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use shared::{
     DeliveryKey, DeliveryStatus, EventId, EventStatus, FailureKind, Invalid, OrganizationId, SubscriptionId,
     Timestamp,
-    http::{ApiError, Code, Query},
+    http::{
+        ApiError, Code, Query,
+        openapi::{Header, Parameter, Parameters, Routes, doc, get, post},
+    },
     id::{EventKind, SubscriptionKind},
     store::{ActedOn, AttemptRecord, DeliveryRecord, EventRecord},
 };
@@ -26,7 +25,7 @@ use shared::{
 use crate::{
     Control,
     access::{Caller, Deliveries, Events},
-    answer::Answer,
+    answer::{Answer, Listing, Taken},
     path::{PathId, PathIds},
     unmatched::Unmatched,
     waiting,
@@ -37,18 +36,109 @@ const DEFAULT_WAIT_MS: u64 = 2_000;
 /// How long it may be asked to wait.
 const MAX_WAIT_MS: u64 = 30_000;
 
-pub(crate) fn routes() -> Router<Arc<Control>> {
-    Router::new()
-        .route("/v1/events", get(search::search))
-        .route("/v1/events/stream", get(stream::follow))
-        .route("/v1/events/{id}", get(show).delete(erase::erase))
-        .route("/v1/events/{id}/deliveries/{subscription}", get(show_delivery))
-        .route("/v1/events/{id}/deliveries/{subscription}/retry", post(retry))
-        .route("/v1/events/{id}/deliveries/{subscription}/cancel", post(cancel))
+pub(crate) fn routes() -> Routes<Arc<Control>> {
+    let events = Routes::of("Events")
+        .at(
+            "/v1/events",
+            get(
+                search::search,
+                doc("listEvents", "List events")
+                    .text("Newest first. A page may be short, or empty, and still name the next.")
+                    .answers::<Listing<EventView>>(200),
+            ),
+        )
+        .at(
+            "/v1/events/stream",
+            get(
+                stream::follow,
+                doc("streamEvents", "Follow events as they come")
+                    .text(
+                        "Server-sent events, in order; each has the event's id as `id`, its type as `event` and JSON as `data`. \
+                         Goes on after `Last-Event-ID`.",
+                    )
+                    .with(stream::describe),
+            ),
+        )
+        .at(
+            "/v1/events/{id}",
+            get(
+                show,
+                doc("getEvent", "Get an event")
+                    .text("With its deliveries, every attempt, and which subscriptions do not match and why.")
+                    .header(404, Header::RetryAfter),
+            )
+            .and_delete(
+                erase::erase,
+                doc("eraseEvent", "Erase an event")
+                    .text("Its payload is gone, and what is open is cancelled. It cannot be undone.")
+                    .problem(Code::Conflict, "too many ids that are not stored yet are to be erased"),
+            ),
+        );
+    let deliveries = Routes::of("Deliveries")
+        .at(
+            "/v1/events/{id}/deliveries/{subscription}",
+            get(
+                show_delivery,
+                doc("getDelivery", "Get a delivery")
+                    .text("With every attempt.")
+                    .header(404, Header::RetryAfter),
+            ),
+        )
+        .at(
+            "/v1/events/{id}/deliveries/{subscription}/retry",
+            post(
+                retry,
+                doc("retryDelivery", "Try a delivery again")
+                    .text(
+                        "One that has ended is opened, with its schedule anew; one that is open is due now.",
+                    )
+                    .header(404, Header::RetryAfter)
+                    .problem(Code::Conflict, "the event is erased, or the subscription deleted"),
+            ),
+        )
+        .at(
+            "/v1/events/{id}/deliveries/{subscription}/cancel",
+            post(
+                cancel,
+                doc("cancelDelivery", "Cancel a delivery")
+                    .text("Nothing more is sent, but for an attempt that is under way.")
+                    .header(404, Header::RetryAfter)
+                    .problem(Code::Conflict, "the delivery has ended"),
+            ),
+        );
+    events.merge(deliveries)
+}
+
+/// The parameters of looking one event up.
+pub(crate) struct Waiting;
+
+impl Parameters for Waiting {
+    const ALL: &'static [Parameter] = &[Parameter::of::<WaitMs>(
+        "wait_ms",
+        "How long to wait for an event younger than a minute that is not stored yet.",
+    )];
+}
+
+/// 0 to 30,000.
+struct WaitMs;
+
+impl JsonSchema for WaitMs {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "WaitMs".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({"type": "integer", "minimum": 0, "maximum": MAX_WAIT_MS, "default": DEFAULT_WAIT_MS})
+    }
 }
 
 /// An event as it is shown.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Event")]
 pub(crate) struct EventView {
     id: EventId,
     r#type: String,
@@ -67,7 +157,8 @@ pub(crate) struct EventView {
 }
 
 /// An event that was asked for alone.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "EventInFull")]
 struct Shown {
     #[serde(flatten)]
     event: EventView,
@@ -75,7 +166,9 @@ struct Shown {
     unmatched: Unmatched,
 }
 
-#[derive(Serialize)]
+/// One event to one subscription.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Delivery")]
 struct DeliveryView {
     subscription: SubscriptionId,
     status: DeliveryStatus,
@@ -90,7 +183,9 @@ struct DeliveryView {
     log: Vec<AttemptView>,
 }
 
-#[derive(Serialize)]
+/// One try.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Attempt")]
 struct AttemptView {
     number: u32,
     started_at: Timestamp,
@@ -171,7 +266,7 @@ async fn found(
     control: &Control,
     organization: OrganizationId,
     id: EventId,
-    mut query: Query,
+    mut query: Query<Waiting>,
 ) -> Result<EventRecord, ApiError> {
     let wait_ms = query.optional("wait_ms", |text| match text.parse() {
         Ok(wait) if wait <= MAX_WAIT_MS => Ok(wait),
@@ -195,8 +290,8 @@ async fn show(
     State(control): State<Arc<Control>>,
     caller: Caller<Events>,
     PathId(id): PathId<EventKind>,
-    query: Query,
-) -> Result<impl IntoResponse, ApiError> {
+    query: Query<Waiting>,
+) -> Result<Answer<Shown>, ApiError> {
     let organization = caller.organization();
     let event = found(&control, organization, id, query).await?;
     let unmatched = Unmatched::of(&control.api.store, organization, &event).await?;
@@ -210,8 +305,8 @@ async fn show_delivery(
     State(control): State<Arc<Control>>,
     caller: Caller<Events>,
     PathIds(id, subscription): PathIds<EventKind, SubscriptionKind>,
-    query: Query,
-) -> Result<impl IntoResponse, ApiError> {
+    query: Query<Waiting>,
+) -> Result<Answer<DeliveryView>, ApiError> {
     let event = found(&control, caller.organization(), id, query).await?;
     Ok(Answer::ok(DeliveryView::from(delivery_of(event, subscription)?)))
 }
@@ -227,12 +322,12 @@ async fn retry(
     State(control): State<Arc<Control>>,
     caller: Caller<Deliveries>,
     PathIds(id, subscription): PathIds<EventKind, SubscriptionKind>,
-    query: Query,
-) -> Result<impl IntoResponse, ApiError> {
+    query: Query<Waiting>,
+) -> Result<Taken<DeliveryView>, ApiError> {
     let organization = caller.organization();
     let key = key(&control, organization, id, subscription, query).await?;
     match control.api.store.replays.retry(organization, key).await? {
-        ActedOn::Done => Ok(Answer::accepted(look_again(&control, organization, key).await?)),
+        ActedOn::Done => Ok(Taken::accepted(look_again(&control, organization, key).await?)),
         ActedOn::Refused => {
             let event = control.api.store.events.get(organization, key.event).await?;
             let why = if event.is_some_and(|event| event.erased_at.is_some()) {
@@ -250,8 +345,8 @@ async fn cancel(
     State(control): State<Arc<Control>>,
     caller: Caller<Deliveries>,
     PathIds(id, subscription): PathIds<EventKind, SubscriptionKind>,
-    query: Query,
-) -> Result<impl IntoResponse, ApiError> {
+    query: Query<Waiting>,
+) -> Result<Answer<DeliveryView>, ApiError> {
     let organization = caller.organization();
     let key = key(&control, organization, id, subscription, query).await?;
     let done = control.api.store.replays.cancel(organization, key).await?;
@@ -271,7 +366,7 @@ async fn key(
     organization: OrganizationId,
     id: EventId,
     subscription: SubscriptionId,
-    query: Query,
+    query: Query<Waiting>,
 ) -> Result<DeliveryKey, ApiError> {
     let event = found(control, organization, id, query).await?;
     let key = DeliveryKey {

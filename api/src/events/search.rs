@@ -5,11 +5,15 @@
 
 use std::sync::Arc;
 
-use axum::{extract::State, response::IntoResponse};
+use axum::{extract::State, response::Response};
+use schemars::JsonSchema;
 use serde::Serialize;
 use shared::{
     EventPattern, EventStatus, Timestamp,
-    http::{ApiError, Query},
+    http::{
+        ApiError, Query,
+        openapi::{Parameter, Parameters},
+    },
     store::{EventQuery, PageRequest},
 };
 
@@ -17,6 +21,7 @@ use super::EventView;
 use crate::{
     Control,
     access::{Caller, Events},
+    answer::{CURSOR, LIMIT},
     cursor::List,
     listing,
 };
@@ -26,10 +31,24 @@ const ENOUGH: usize = 8 * 1024 * 1024;
 /// How many pages one request reads. Each looks at 2,000 events at most.
 const PAGES: u32 = 16;
 
+/// The parameters of a search.
+pub(super) struct Filters;
+
+impl Parameters for Filters {
+    const ALL: &'static [Parameter] = &[
+        LIMIT,
+        CURSOR,
+        Parameter::of::<EventPattern>("type", "Those whose type this pattern matches alone."),
+        Parameter::of::<Timestamp>("since", "Those accepted then or later."),
+        Parameter::of::<Timestamp>("until", "Those accepted before."),
+        Parameter::of::<EventStatus>("status", "Those that are so alone."),
+    ];
+}
+
 /// A search as it is answered.
 struct SearchForm;
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Rest {
     next_cursor: Option<String>,
 }
@@ -49,8 +68,8 @@ impl listing::Form for SearchForm {
 pub(super) async fn search(
     State(control): State<Arc<Control>>,
     caller: Caller<Events>,
-    mut query: Query,
-) -> Result<impl IntoResponse, ApiError> {
+    mut query: Query<Filters>,
+) -> Result<Response, ApiError> {
     let limit = query.limit();
     let after = query.optional("cursor", |cursor| List::Events.place(cursor));
     let wanted = EventQuery {

@@ -18,11 +18,15 @@ use axum::{
 use bytes::Bytes;
 use futures_util::stream;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use shared::{
     EventId, EventPattern, Invalid, OrganizationId, Scope, Timestamp,
-    http::{ApiError, Code, FieldError, Query},
+    http::{
+        ApiError, Code, FieldError, Query,
+        openapi::{Header, Operation, Parameter, Parameters},
+    },
     store::FeedEvent,
 };
 use tokio::time::{Instant, sleep_until};
@@ -50,7 +54,7 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// An event as it comes.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct StreamedView {
     id: EventId,
     r#type: String,
@@ -62,11 +66,66 @@ struct StreamedView {
     erased_at: Option<Timestamp>,
 }
 
+/// The parameters of a stream.
+pub(super) struct Filters;
+
+impl Parameters for Filters {
+    const ALL: &'static [Parameter] = &[
+        Parameter::of::<EventPattern>("type", "Those whose type this pattern matches alone."),
+        Parameter::of::<EventId>(
+            "last_event_id",
+            "Where to begin, as `Last-Event-ID`, which counts for more.",
+        ),
+        Parameter::of::<Never>("since", "Not taken: a stream shows events as they come."),
+        Parameter::of::<Never>("until", "Not taken: a stream shows events as they come."),
+        Parameter::of::<Never>(
+            "status",
+            "Not taken: a stream shows events whatever becomes of them.",
+        ),
+    ];
+}
+
+/// No value at all.
+struct Never;
+
+impl JsonSchema for Never {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Never".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({"not": {}})
+    }
+}
+
+/// What its handler's signature does not say.
+pub(super) fn describe(operation: &mut Operation<'_>) {
+    let id = serde_json::json!({"type": "string", "description": "An event's id."});
+    operation.request_header(
+        "Last-Event-ID",
+        "Where to go on: the id of the last event that was seen.",
+        &id,
+    );
+    let text = "A stream of `id`, `event` and `data` fields (the WHATWG HTML standard, section 9.2).";
+    operation.answer_of(
+        200,
+        "text/event-stream",
+        &serde_json::json!({"type": "string", "description": text}),
+    );
+    operation.header(200, Header::NoStore);
+    operation.problem(Code::NotFound, "there is no event to go on after");
+    operation.header(404, Header::RetryAfter);
+}
+
 pub(super) async fn follow(
     State(control): State<Arc<Control>>,
     caller: Caller<Events>,
     headers: HeaderMap,
-    mut query: Query,
+    mut query: Query<Filters>,
 ) -> Result<Response, ApiError> {
     let wanted = query.optional("type", EventPattern::parse);
     let begin = query.optional("last_event_id", str::parse::<EventId>);

@@ -12,16 +12,18 @@ mod waiting;
 use std::{sync::Arc, time::Duration};
 
 use axum::{
-    Router,
     extract::State,
     response::{IntoResponse, Response},
-    routing::post,
 };
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use shared::{
     DeliveryStatus, EventId, Invalid, SubscriptionId, Timestamp,
-    http::{ApiError, Code, Fields, JsonBody, Unknown, fields},
+    http::{
+        ApiError, Code, Fields, JsonBody, Unknown, fields,
+        openapi::{AnyEventId, Routes, doc, post},
+    },
     id::SubscriptionKind,
     store::{LeaseChange, PullSource, Pulled, PulledEvent, Settled},
 };
@@ -51,12 +53,94 @@ const MAX_SECONDS: u64 = 3_600;
 /// The longest wait, in milliseconds.
 const MAX_WAIT_MS: u64 = 30_000;
 
-pub(crate) fn routes() -> Router<Arc<Control>> {
-    Router::new()
-        .route("/v1/subscriptions/{id}/pull", post(pull))
-        .route("/v1/subscriptions/{id}/ack", post(acknowledge))
-        .route("/v1/subscriptions/{id}/release", post(release))
-        .route("/v1/subscriptions/{id}/extend", post(extend))
+pub(crate) fn routes() -> Routes<Arc<Control>> {
+    let not_pulled = "the subscription is of kind push";
+    Routes::of("Pull")
+        .at(
+            "/v1/subscriptions/{id}/pull",
+            post(
+                pull,
+                doc("pullEvents", "Pull events")
+                    .text("Leases events: until the lease ends nobody else gets them. Waits for some, if asked to.")
+                    .answers::<Batch>(200)
+                    .problem(Code::Conflict, "the subscription is of kind push, or disabled"),
+            ),
+        )
+        .at(
+            "/v1/subscriptions/{id}/ack",
+            post(
+                acknowledge,
+                doc("acknowledgePulled", "Acknowledge pulled events")
+                    .text("The deliveries to this subscription are done.")
+                    .problem(Code::Conflict, not_pulled),
+            ),
+        )
+        .at(
+            "/v1/subscriptions/{id}/release",
+            post(
+                release,
+                doc("releasePulled", "Give pulled events back")
+                    .text("Their leases end, and the next pull may get them.")
+                    .problem(Code::Conflict, not_pulled),
+            ),
+        )
+        .at(
+            "/v1/subscriptions/{id}/extend",
+            post(
+                extend,
+                doc("extendPulled", "Extend leases")
+                    .problem(Code::Conflict, not_pulled),
+            ),
+        )
+}
+
+/// What is to be pulled.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "it is the shape of a body, which is read field by field")]
+struct PullBody {
+    /// How many events at most; 100 unless given.
+    #[schemars(range(min = 1, max = 1_000))]
+    max: Option<u32>,
+    /// How long they are leased; 30 unless given.
+    #[schemars(range(min = 1, max = 3_600))]
+    lease_seconds: Option<u32>,
+    /// How long to wait for one; not at all unless given.
+    #[schemars(range(max = 30_000))]
+    wait_ms: Option<u32>,
+}
+
+/// Events that were dealt with.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "it is the shape of a body, which is read field by field")]
+struct AckBody {
+    #[schemars(length(min = 1, max = 1_000))]
+    event_ids: Vec<AnyEventId>,
+}
+
+/// Events that are given back.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "it is the shape of a body, which is read field by field")]
+struct ReleaseBody {
+    #[schemars(length(min = 1, max = 1_000))]
+    event_ids: Vec<AnyEventId>,
+    /// How long they are not to be pulled; not at all unless given.
+    #[schemars(range(max = 3_600))]
+    delay_seconds: Option<u32>,
+}
+
+/// Events whose leases are to last.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "it is the shape of a body, which is read field by field")]
+struct ExtendBody {
+    #[schemars(length(min = 1, max = 1_000))]
+    event_ids: Vec<AnyEventId>,
+    /// From now.
+    #[schemars(range(min = 1, max = 3_600))]
+    lease_seconds: u32,
 }
 
 /// What a pull asks for.
@@ -68,7 +152,7 @@ struct Wanted {
 
 impl Wanted {
     fn parse(body: &[u8]) -> Result<Self, ApiError> {
-        let mut fields = Fields::parse(body, Unknown::Refuse)?;
+        let mut fields = Fields::parse(body, Unknown::Refuse)?.documented::<PullBody>();
         let most = fields.optional(
             "max",
             fields::number(|max| match u32::try_from(max) {
@@ -113,7 +197,8 @@ fn delay_seconds(seconds: u64) -> Result<Duration, Invalid> {
 }
 
 /// An event that was leased, as it is shown.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "PulledEvent")]
 struct PulledView {
     id: EventId,
     r#type: String,
@@ -146,7 +231,9 @@ impl TryFrom<PulledEvent> for PulledView {
     }
 }
 
-#[derive(Serialize)]
+/// What was leased.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "PulledEvents")]
 struct Batch {
     data: Vec<PulledView>,
 }
@@ -165,9 +252,9 @@ async fn pull(
     State(control): State<Arc<Control>>,
     caller: Caller<Events>,
     PathId(subscription): PathId<SubscriptionKind>,
-    JsonBody(body): JsonBody,
+    body: JsonBody<PullBody>,
 ) -> Result<Response, ApiError> {
-    let wanted = Wanted::parse(&body)?;
+    let wanted = Wanted::parse(&body.0)?;
     let source = PullSource {
         organization: caller.organization(),
         subscription,
@@ -238,7 +325,8 @@ async fn source(
 }
 
 /// What became of one id.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Settled")]
 struct SettledView {
     /// As it was given.
     id: EventId,
@@ -253,14 +341,15 @@ struct SettledView {
 }
 
 /// How the delivery is now, if there is one.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 #[serde(untagged)]
+#[schemars(rename = "SettledStatus")]
 enum Outcome {
     Delivery(DeliveryStatus),
     Missing(Missing),
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 enum Missing {
     NotFound,
@@ -292,7 +381,8 @@ impl SettledView {
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "SettledEvents")]
 struct Results {
     /// In the order of the ids given.
     results: Vec<SettledView>,
@@ -309,9 +399,9 @@ async fn acknowledge(
     State(control): State<Arc<Control>>,
     caller: Caller<Events>,
     PathId(id): PathId<SubscriptionKind>,
-    JsonBody(body): JsonBody,
-) -> Result<impl IntoResponse, ApiError> {
-    let mut fields = Fields::parse(&body, Unknown::Refuse)?;
+    body: JsonBody<AckBody>,
+) -> Result<Answer<Results>, ApiError> {
+    let mut fields = body.fields(Unknown::Refuse)?;
     let events = fields.required("event_ids", event_ids);
     let events = fields.finish(events)?;
     let source = source(&control, &caller, id).await?;
@@ -324,9 +414,9 @@ async fn release(
     State(control): State<Arc<Control>>,
     caller: Caller<Events>,
     PathId(id): PathId<SubscriptionKind>,
-    JsonBody(body): JsonBody,
-) -> Result<impl IntoResponse, ApiError> {
-    let mut fields = Fields::parse(&body, Unknown::Refuse)?;
+    body: JsonBody<ReleaseBody>,
+) -> Result<Answer<Results>, ApiError> {
+    let mut fields = body.fields(Unknown::Refuse)?;
     let events = fields.required("event_ids", event_ids);
     let due_in = fields.optional("delay_seconds", fields::number(delay_seconds));
     let events = fields.finish(events)?;
@@ -340,9 +430,9 @@ async fn extend(
     State(control): State<Arc<Control>>,
     caller: Caller<Events>,
     PathId(id): PathId<SubscriptionKind>,
-    JsonBody(body): JsonBody,
-) -> Result<impl IntoResponse, ApiError> {
-    let mut fields = Fields::parse(&body, Unknown::Refuse)?;
+    body: JsonBody<ExtendBody>,
+) -> Result<Answer<Results>, ApiError> {
+    let mut fields = body.fields(Unknown::Refuse)?;
     let events = fields.required("event_ids", event_ids);
     let lease = fields.required("lease_seconds", fields::number(lease_seconds));
     let (events, lease) = fields.finish(events.zip(lease))?;

@@ -11,16 +11,13 @@ mod view;
 
 use std::sync::Arc;
 
-use axum::{
-    Router,
-    extract::State,
-    response::IntoResponse,
-    routing::{get, post},
-};
-use http::StatusCode;
+use axum::extract::State;
 use shared::{
     Builtin, EventPattern, OrganizationId, Subscription, SubscriptionId, SubscriptionUrl, Timestamp,
-    http::{ApiError, Code, FieldError, JsonBody, Query},
+    http::{
+        ApiError, Code, FieldError, JsonBody, Query,
+        openapi::{Header, Routes, doc, get, post},
+    },
     id::SubscriptionKind,
     signature::{SignatureScheme, SigningKey},
     store::{PageRequest, PatchOutcome, SubscriptionPatch},
@@ -29,13 +26,13 @@ use shared::{
 
 pub(crate) use self::rotation::{OVERLAP, overlap};
 use self::{
-    request::{Kind, Row, Settings},
+    request::{Kind, NewSubscription, Row, Settings, SubscriptionChange},
     view::SubscriptionView,
 };
 use crate::{
     Control,
     access::{Caller, SeeSubscriptions, Subscriptions},
-    answer::{Answer, Listing, NO_CONTENT},
+    answer::{Answer, Listing, Made, NoContent, Paged},
     cursor::List,
     path::PathId,
     this_machine::FromThisMachine,
@@ -44,18 +41,82 @@ use crate::{
 /// How often a change is tried that others keep getting ahead of.
 const MAX_TRIES: usize = 5;
 
-pub(crate) fn routes() -> Router<Arc<Control>> {
-    Router::new()
-        .route("/v1/subscriptions", post(create).get(list))
-        .route("/v1/subscriptions/{id}", get(show).patch(change).delete(delete))
-        .route("/v1/subscriptions/{id}/rotate-secret", post(rotation::rotate))
-        .route("/v1/subscriptions/{id}/enable", post(enable))
-        .route("/v1/subscriptions/{id}/disable", post(disable))
-        .route("/v1/subscriptions/{id}/replay", post(replays::create))
-        .route("/v1/subscriptions/{id}/replays", get(replays::list))
-        .route(
+pub(crate) fn routes() -> Routes<Arc<Control>> {
+    let refused = "it is the built-in inbox, or others are changing it at the same time";
+    Routes::of("Subscriptions")
+        .at(
+            "/v1/subscriptions",
+            post(
+                create,
+                doc("createSubscription", "Create a subscription")
+                    .text("Its signing secret is answered here and never again.")
+                    .header(201, Header::Location)
+                    .header(201, Header::NoStore),
+            )
+            .and_get(list, doc("listSubscriptions", "List subscriptions")),
+        )
+        .at(
+            "/v1/subscriptions/{id}",
+            get(show, doc("getSubscription", "Get a subscription"))
+                .and_patch(
+                    change,
+                    doc("updateSubscription", "Change a subscription")
+                        .text("What is not given stays. Members of `headers` and `metadata` are set one by one; `null` removes one.")
+                        .problem(Code::Conflict, refused),
+                )
+                .and_delete(
+                    delete,
+                    doc("deleteSubscription", "Delete a subscription")
+                        .text("Nothing more is sent to it; its deliveries can still be looked at.")
+                        .problem(Code::Conflict, "it is the built-in inbox"),
+                ),
+        )
+        .at(
+            "/v1/subscriptions/{id}/rotate-secret",
+            post(
+                rotation::rotate,
+                doc("rotateSecret", "Rotate the signing secret")
+                    .text("Both secrets sign until the old one ends.")
+                    .header(200, Header::NoStore)
+                    .problem(Code::Conflict, "the subscription is of kind pull, or others are changing it at the same time"),
+            ),
+        )
+        .at(
+            "/v1/subscriptions/{id}/enable",
+            post(
+                enable,
+                doc("enableSubscription", "Enable a subscription")
+                    .text("What was parked is sent, in order, at the subscription's own pace.")
+                    .problem(Code::Conflict, refused),
+            ),
+        )
+        .at(
+            "/v1/subscriptions/{id}/disable",
+            post(
+                disable,
+                doc("disableSubscription", "Disable a subscription")
+                    .text("Its deliveries are parked; nothing is dropped.")
+                    .problem(Code::Conflict, refused),
+            ),
+        )
+        .at(
+            "/v1/subscriptions/{id}/replay",
+            post(
+                replays::create,
+                doc("createReplay", "Replay deliveries")
+                    .text("Opens deliveries again that have ended, in the background.")
+                    .header(202, Header::Location)
+                    .problem(Code::Conflict, "ten replays of the organization are running"),
+            ),
+        )
+        .at(
+            "/v1/subscriptions/{id}/replays",
+            get(replays::list, doc("listReplays", "List replays").text("The last hundred.")),
+        )
+        .at(
             "/v1/subscriptions/{id}/replays/{replay}",
-            get(replays::show).delete(replays::cancel),
+            get(replays::show, doc("getReplay", "Get a replay"))
+                .and_delete(replays::cancel, doc("cancelReplay", "Cancel a replay")),
         )
 }
 
@@ -121,9 +182,9 @@ async fn create(
     State(control): State<Arc<Control>>,
     caller: Caller<Subscriptions>,
     local: FromThisMachine,
-    JsonBody(body): JsonBody,
-) -> Result<impl IntoResponse, ApiError> {
-    let settings = Settings::parse(&body)?;
+    body: JsonBody<NewSubscription>,
+) -> Result<Made<SubscriptionView>, ApiError> {
+    let settings = Settings::parse(&body.0)?;
     let kind = settings.kind.unwrap_or_default();
     settings.check(kind)?;
     let organization = caller.organization();
@@ -157,7 +218,7 @@ async fn create(
     let subscription = control.api.store.subscriptions.create(subscription).await?;
     let path = format!("/v1/subscriptions/{}", subscription.id);
     let view = SubscriptionView::of(subscription, secret.as_ref());
-    Ok(Answer::created(view).at(&path).secret())
+    Ok(Made::created(view).at(&path).secret())
 }
 
 /// What the headers of a subscription are sealed by, and for.
@@ -172,8 +233,8 @@ fn row<'a>(control: &'a Control, subscription: &Subscription) -> Row<'a> {
 async fn list(
     State(control): State<Arc<Control>>,
     caller: Caller<SeeSubscriptions>,
-    mut query: Query,
-) -> Result<impl IntoResponse, ApiError> {
+    mut query: Query<Paged>,
+) -> Result<Answer<Listing<SubscriptionView>>, ApiError> {
     let limit = query.limit();
     let after = query.optional("cursor", |cursor| List::Subscriptions.place(cursor));
     query.finish()?;
@@ -204,7 +265,7 @@ async fn show(
     State(control): State<Arc<Control>>,
     caller: Caller<SeeSubscriptions>,
     PathId(id): PathId<SubscriptionKind>,
-) -> Result<impl IntoResponse, ApiError> {
+) -> Result<Answer<SubscriptionView>, ApiError> {
     let subscription = found(&control, caller.organization(), id).await?;
     Ok(Answer::ok(SubscriptionView::of(subscription, None)))
 }
@@ -214,12 +275,12 @@ async fn change(
     caller: Caller<Subscriptions>,
     PathId(id): PathId<SubscriptionKind>,
     local: FromThisMachine,
-    JsonBody(body): JsonBody,
-) -> Result<impl IntoResponse, ApiError> {
+    body: JsonBody<SubscriptionChange>,
+) -> Result<Answer<SubscriptionView>, ApiError> {
     let organization = caller.organization();
     let mut current = found(&control, organization, id).await?;
     refuse_inbox(&current)?;
-    let settings = Settings::parse(&body)?;
+    let settings = Settings::parse(&body.0)?;
     settings.check(Kind::of(&current.target))?;
     if settings
         .signature_scheme
@@ -268,7 +329,7 @@ async fn enable(
     control: State<Arc<Control>>,
     caller: Caller<Subscriptions>,
     id: PathId<SubscriptionKind>,
-) -> Result<impl IntoResponse, ApiError> {
+) -> Result<Answer<SubscriptionView>, ApiError> {
     set_enabled(control, caller, id, true).await
 }
 
@@ -277,7 +338,7 @@ async fn disable(
     control: State<Arc<Control>>,
     caller: Caller<Subscriptions>,
     id: PathId<SubscriptionKind>,
-) -> Result<impl IntoResponse, ApiError> {
+) -> Result<Answer<SubscriptionView>, ApiError> {
     set_enabled(control, caller, id, false).await
 }
 
@@ -286,7 +347,7 @@ async fn set_enabled(
     caller: Caller<Subscriptions>,
     PathId(id): PathId<SubscriptionKind>,
     enabled: bool,
-) -> Result<impl IntoResponse, ApiError> {
+) -> Result<Answer<SubscriptionView>, ApiError> {
     let organization = caller.organization();
     for _ in 0..MAX_TRIES {
         let current = found(&control, organization, id).await?;
@@ -333,7 +394,7 @@ async fn delete(
     State(control): State<Arc<Control>>,
     caller: Caller<Subscriptions>,
     PathId(id): PathId<SubscriptionKind>,
-) -> Result<StatusCode, ApiError> {
+) -> Result<NoContent, ApiError> {
     refuse_inbox(&found(&control, caller.organization(), id).await?)?;
     if control
         .api
@@ -342,7 +403,7 @@ async fn delete(
         .delete(caller.organization(), id)
         .await?
     {
-        Ok(NO_CONTENT)
+        Ok(NoContent)
     } else {
         Err(ApiError::not_found("subscription"))
     }

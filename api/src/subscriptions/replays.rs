@@ -3,13 +3,13 @@
 
 use std::sync::Arc;
 
-use axum::{extract::State, response::IntoResponse};
-use http::StatusCode;
+use axum::extract::State;
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use shared::{
     DeliveryState, EventPattern, Invalid, OrganizationId, ReplayId, SubscriptionId, Timestamp,
-    http::{ApiError, Code, FieldError, Fields, JsonBody, Unknown, fields},
+    http::{ApiError, Code, FieldError, JsonBody, Unknown, fields},
     id::{ReplayKind, SubscriptionKind},
     store::{NewReplay, Replay, ReplayStatus},
 };
@@ -18,7 +18,7 @@ use super::{found, request};
 use crate::{
     Control,
     access::{Caller, SeeSubscriptions, Subscriptions},
-    answer::{Answer, Listing, NO_CONTENT},
+    answer::{Answer, Listing, NoContent, Taken},
     path::{PathId, PathIds},
 };
 
@@ -27,8 +27,39 @@ const MOST_RUNNING: u32 = 10;
 /// How many replays of a subscription are listed: those that are over go after a week.
 const LISTED: u32 = 100;
 
-#[derive(Serialize)]
-struct ReplayView {
+/// What is to be replayed.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "it is the shape of a body, which is read field by field")]
+pub(super) struct NewReplayBody {
+    /// Events accepted then or later; from the beginning unless given.
+    since: Option<Timestamp>,
+    /// Events accepted before; until now unless given.
+    until: Option<Timestamp>,
+    /// Deliveries that ended so; `dead_letter` unless given.
+    #[schemars(length(min = 1, max = 7))]
+    statuses: Option<Vec<Ended>>,
+    /// Events whose type one of these matches; all unless given.
+    #[schemars(length(min = 1, max = 100))]
+    event_types: Option<Vec<EventPattern>>,
+}
+
+/// How a delivery that is over has ended.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "snake_case", rename = "EndedDeliveryState")]
+#[expect(dead_code, reason = "it is the shape of a field")]
+enum Ended {
+    Delivered,
+    DeadLetter,
+    Acknowledged,
+    Cancelled,
+    Expired,
+}
+
+/// Deliveries that are opened again, and how far that is.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Replay")]
+pub(super) struct ReplayView {
     id: ReplayId,
     subscription: SubscriptionId,
     status: ReplayStatus,
@@ -66,9 +97,9 @@ pub(super) async fn create(
     State(control): State<Arc<Control>>,
     caller: Caller<Subscriptions>,
     PathId(id): PathId<SubscriptionKind>,
-    JsonBody(body): JsonBody,
-) -> Result<impl IntoResponse, ApiError> {
-    let mut fields = Fields::parse(&body, Unknown::Refuse)?;
+    body: JsonBody<NewReplayBody>,
+) -> Result<Taken<ReplayView>, ApiError> {
+    let mut fields = body.fields(Unknown::Refuse)?;
     let since: Option<Timestamp> = fields.optional("since", fields::string(str::parse));
     let until: Option<Timestamp> = fields.optional("until", fields::string(str::parse));
     let statuses = fields.optional("statuses", statuses);
@@ -96,7 +127,7 @@ pub(super) async fn create(
         ApiError::new(Code::Conflict, detail)
     })?;
     let path = format!("/v1/subscriptions/{id}/replays/{}", replay.id);
-    Ok(Answer::accepted(ReplayView::from(replay)).at(&path))
+    Ok(Taken::accepted(ReplayView::from(replay)).at(&path))
 }
 
 /// Statuses of deliveries that have ended; those that are open need not be opened.
@@ -118,7 +149,7 @@ pub(super) async fn list(
     State(control): State<Arc<Control>>,
     caller: Caller<SeeSubscriptions>,
     PathId(id): PathId<SubscriptionKind>,
-) -> Result<impl IntoResponse, ApiError> {
+) -> Result<Answer<Listing<ReplayView>>, ApiError> {
     found(&control, caller.organization(), id).await?;
     let replays = &control.api.store.replays;
     let listed = replays.list_replays(caller.organization(), id, LISTED).await?;
@@ -144,7 +175,7 @@ pub(super) async fn show(
     State(control): State<Arc<Control>>,
     caller: Caller<SeeSubscriptions>,
     PathIds(subscription, id): PathIds<SubscriptionKind, ReplayKind>,
-) -> Result<impl IntoResponse, ApiError> {
+) -> Result<Answer<ReplayView>, ApiError> {
     let replay = one(&control, caller.organization(), subscription, id).await?;
     Ok(Answer::ok(ReplayView::from(replay)))
 }
@@ -154,7 +185,7 @@ pub(super) async fn cancel(
     State(control): State<Arc<Control>>,
     caller: Caller<Subscriptions>,
     PathIds(subscription, id): PathIds<SubscriptionKind, ReplayKind>,
-) -> Result<StatusCode, ApiError> {
+) -> Result<NoContent, ApiError> {
     let replay = one(&control, caller.organization(), subscription, id).await?;
     control
         .api
@@ -162,5 +193,5 @@ pub(super) async fn cancel(
         .replays
         .cancel_replay(replay.organization, replay.id)
         .await?;
-    Ok(NO_CONTENT)
+    Ok(NoContent)
 }

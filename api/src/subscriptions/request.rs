@@ -1,18 +1,20 @@
 //! What clients say of a subscription, when they make one and when they change it.
 
-use std::str::FromStr;
+use std::{borrow::Cow, str::FromStr};
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use shared::{
     EventPattern, Invalid, OrganizationId, RetrySchedule, SubscriptionId, SubscriptionUrl,
+    http::openapi::TEXT,
     http::{ApiError, FieldError, Fields, Unknown, fields},
     invalid,
     seal::Sealer,
     signature::SignatureScheme,
     subscription::{
-        AttemptTimeout, Format, HeaderName, HeaderValue, MAX_ENTRIES, MAX_HEADERS, MaxInFlight, Metadata,
-        Ordering, Push, RateLimit, SealedHeaders, StaticHeaders, Target,
+        AttemptTimeout, Format, HeaderName, HeaderValue, MASK, MAX_ENTRIES, MAX_HEADERS, MaxInFlight,
+        Metadata, Ordering, Push, RateLimit, SealedHeaders, StaticHeaders, Target,
     },
 };
 
@@ -22,8 +24,9 @@ const MAX_PATTERNS: usize = 100;
 const MAX_DESCRIPTION: usize = 1_024;
 
 /// Whether events are sent or fetched.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
+#[schemars(rename = "SubscriptionKind")]
 pub(super) enum Kind {
     #[default]
     Push,
@@ -48,6 +51,155 @@ impl Kind {
             Target::Push(_) => Self::Push,
             Target::Pull => Self::Pull,
         }
+    }
+}
+
+/// A subscription to create.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields, transform = by_kind)]
+#[expect(dead_code, reason = "it is the shape of a body, which is read field by field")]
+pub(super) struct NewSubscription {
+    #[schemars(default)]
+    kind: Kind,
+    /// Where to push: `https` (or `http` where the deployment allows it), without user info and fragment. Required for the kind
+    /// `push`, and not taken for `pull`, as all that is about pushing.
+    #[schemars(default)]
+    url: TargetUrl,
+    /// Events that are wanted; `*` leaves out the system's own.
+    #[schemars(default = "all", length(min = 1, max = 100))]
+    event_types: Vec<EventPattern>,
+    #[schemars(default = "yes")]
+    enabled: bool,
+    #[schemars(length(max = 1_024), regex(pattern = TEXT))]
+    description: Option<String>,
+    /// Seconds before each retry.
+    #[schemars(default)]
+    retry_schedule_seconds: RetrySchedule,
+    /// How long one attempt may take in all.
+    #[schemars(default)]
+    timeout_ms: AttemptTimeout,
+    /// How many attempts may be under way at once.
+    #[schemars(default)]
+    max_in_flight: MaxInFlight,
+    /// How many attempts may begin within a second; as many as come, unless given.
+    rate_limit_per_second: Option<RateLimit>,
+    #[schemars(default)]
+    ordering: Ordering,
+    #[schemars(default)]
+    format: Format,
+    /// Headers to add to each push, at most 20; their values are shown to nobody.
+    headers: Option<HeaderMembers>,
+    /// At most 50 members; keys of at most 40 characters, values of at most 500.
+    metadata: Option<MetadataMembers>,
+    #[schemars(default)]
+    signature_scheme: SignatureScheme,
+}
+
+/// Where to push.
+#[derive(Default)]
+struct TargetUrl;
+
+impl JsonSchema for TargetUrl {
+    fn schema_name() -> Cow<'static, str> {
+        "TargetUrl".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
+            "type": "string", "format": "uri", "maxLength": 2_048, "pattern": "^https?://[^@#]+$",
+            "description": "Where it may point is the deployment's to say: by default https, and public addresses.",
+        })
+    }
+}
+
+/// What is about pushing is not for the kind `pull`, and the kind `push` needs a URL.
+fn by_kind(schema: &mut schemars::Schema) {
+    let refused: Vec<_> = FOR_PUSH
+        .iter()
+        .map(|name| serde_json::json!({"required": [name]}))
+        .collect();
+    let pull = serde_json::json!({"required": ["kind"], "properties": {"kind": {"const": "pull"}}});
+    schema.insert("if".into(), pull);
+    schema.insert("then".into(), serde_json::json!({"not": {"anyOf": refused}}));
+    schema.insert("else".into(), serde_json::json!({"required": ["url"]}));
+}
+
+/// Fields that are for subscriptions of kind push alone.
+const FOR_PUSH: [&str; 9] = [
+    "url",
+    "retry_schedule_seconds",
+    "timeout_ms",
+    "max_in_flight",
+    "rate_limit_per_second",
+    "ordering",
+    "format",
+    "headers",
+    "signature_scheme",
+];
+
+macro_rules! members {
+    ($($name:ident: $most:expr, $names:tt, $values:tt;)*) => {$(
+        /// Members by name; `null` removes one.
+        struct $name;
+
+        impl JsonSchema for $name {
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($name).into()
+            }
+
+            fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+                schemars::json_schema!({
+                    "type": "object", "maxProperties": $most, "propertyNames": $names,
+                    "additionalProperties": {"anyOf": [$values, {"type": "null"}]},
+                })
+            }
+        }
+    )*};
+}
+
+members! {
+    HeaderMembers: MAX_HEADERS,
+        {"pattern": "^[A-Za-z0-9!#$%&'*+.^_`|~-]+$", "maxLength": 64, "not": {"pattern": "^([Cc]ontent-|[Ww]ebhook-)"}},
+        {"type": "string", "pattern": "^[!-~]([ -~]*[!-~])?$", "maxLength": 1_024, "not": {"const": MASK}};
+    MetadataMembers: MAX_ENTRIES,
+        {"pattern": TEXT, "minLength": 1, "maxLength": 40},
+        {"type": "string", "pattern": TEXT, "maxLength": 500};
+}
+
+fn all() -> Vec<EventPattern> {
+    vec![EventPattern::all()]
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// What is to change: what a subscription is created with, nothing of it required.
+pub(super) struct SubscriptionChange;
+
+impl JsonSchema for SubscriptionChange {
+    fn schema_name() -> Cow<'static, str> {
+        "SubscriptionChange".into()
+    }
+
+    fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        let mut schema = NewSubscription::json_schema(generator);
+        for rule in ["required", "if", "then", "else"] {
+            schema.remove(rule);
+        }
+        schema.insert(
+            "description".into(),
+            "What is to change of a subscription; what is not given stays.".into(),
+        );
+        let properties = schema
+            .get_mut("properties")
+            .and_then(serde_json::Value::as_object_mut);
+        for property in properties.into_iter().flatten() {
+            if let Some(property) = property.1.as_object_mut() {
+                property.remove("default");
+            }
+        }
+        schema
     }
 }
 
@@ -86,7 +238,7 @@ pub(super) type Members<K, V> = Option<Vec<(K, Option<V>)>>;
 impl Settings {
     /// Reads a request body; every broken rule is named.
     pub(super) fn parse(body: &[u8]) -> Result<Self, ApiError> {
-        let mut fields = Fields::parse(body, Unknown::Refuse)?;
+        let mut fields = Fields::parse(body, Unknown::Refuse)?.documented::<NewSubscription>();
         let settings = Self {
             kind: set(&mut fields, "kind", fields::string(str::parse)),
             url: set(&mut fields, "url", fields::string(SubscriptionUrl::parse)),
@@ -127,17 +279,17 @@ impl Settings {
         }
         if kind == Kind::Pull {
             let given = [
-                ("url", self.url.is_some()),
-                ("retry_schedule_seconds", self.retry_schedule.is_some()),
-                ("timeout_ms", self.timeout.is_some()),
-                ("max_in_flight", self.max_in_flight.is_some()),
-                ("rate_limit_per_second", self.rate_limit.is_some()),
-                ("ordering", self.ordering.is_some()),
-                ("format", self.format.is_some()),
-                ("headers", self.headers.is_some()),
-                ("signature_scheme", self.signature_scheme.is_some()),
+                self.url.is_some(),
+                self.retry_schedule.is_some(),
+                self.timeout.is_some(),
+                self.max_in_flight.is_some(),
+                self.rate_limit.is_some(),
+                self.ordering.is_some(),
+                self.format.is_some(),
+                self.headers.is_some(),
+                self.signature_scheme.is_some(),
             ];
-            let given = given.into_iter().filter(|(_, given)| *given);
+            let given = FOR_PUSH.into_iter().zip(given).filter(|(_, given)| *given);
             errors.extend(given.map(|(name, _)| {
                 FieldError::at(
                     &[name],

@@ -2,10 +2,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use axum::{extract::State, response::IntoResponse};
+use axum::extract::State;
+use schemars::JsonSchema;
 use shared::{
     Invalid,
-    http::{ApiError, Code, FieldError, Fields, JsonBody, Unknown, fields},
+    http::{ApiError, Code, FieldError, JsonBody, Unknown, fields, openapi::Overlap},
     id::SubscriptionKind,
     signature::{SignatureScheme, SigningKey, SigningSecret},
     store::{NewSecret, PatchOutcome},
@@ -24,13 +25,27 @@ pub(crate) const OVERLAP: Duration = Duration::from_hours(24);
 /// How long it may.
 const MAX_OVERLAP: u64 = 7 * 24 * 3600;
 
+/// How a secret is to be rotated.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "it is the shape of a body, which is read field by field")]
+pub(super) struct SecretRotation {
+    /// How long the old secret signs beside the new one; a day unless given.
+    overlap_seconds: Option<Overlap>,
+    /// What the new one is for; as before unless given.
+    signature_scheme: Option<SignatureScheme>,
+    /// The new secret, `whsec_` and base64 of 24 to 64 bytes, for the scheme `hmac`; one is made unless given.
+    #[schemars(regex(pattern = "^whsec_([A-Za-z0-9+/]{4}){8,21}$"))]
+    secret: Option<String>,
+}
+
 pub(super) async fn rotate(
     State(control): State<Arc<Control>>,
     caller: Caller<Subscriptions>,
     PathId(id): PathId<SubscriptionKind>,
-    JsonBody(body): JsonBody,
-) -> Result<impl IntoResponse, ApiError> {
-    let mut fields = Fields::parse(&body, Unknown::Refuse)?;
+    body: JsonBody<SecretRotation>,
+) -> Result<Answer<SubscriptionView>, ApiError> {
+    let mut fields = body.fields(Unknown::Refuse)?;
     let overlap = fields.optional("overlap_seconds", fields::number(overlap));
     let scheme: Option<SignatureScheme> = fields.optional("signature_scheme", fields::string(str::parse));
     let secret = fields.optional("secret", fields::string(SigningSecret::parse));

@@ -2,16 +2,20 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use shared::{
     Builtin, EventPattern, RetrySchedule, Subscription, SubscriptionId, Timestamp,
+    http::openapi::Mask,
     signature::{SignatureScheme, SigningKey},
     subscription::{AttemptTimeout, Format, MASK, MaxInFlight, Metadata, Ordering, RateLimit, Target},
 };
 
 use super::request::Kind;
 
-#[derive(Serialize)]
+/// Who wants which events, and where they are sent.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Subscription")]
 pub(super) struct SubscriptionView {
     id: SubscriptionId,
     kind: Kind,
@@ -30,7 +34,8 @@ pub(super) struct SubscriptionView {
     secret: Option<String>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "PushSettings")]
 struct PushView {
     url: String,
     retry_schedule_seconds: RetrySchedule,
@@ -40,6 +45,7 @@ struct PushView {
     ordering: Ordering,
     format: Format,
     /// By name; the values are shown to nobody.
+    #[schemars(with = "BTreeMap<String, Mask>")]
     headers: BTreeMap<String, &'static str>,
     signature_scheme: SignatureScheme,
     /// What to verify by, where the scheme has such a thing.

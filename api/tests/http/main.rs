@@ -3,6 +3,7 @@
 mod answer;
 mod compat;
 mod deliveries;
+mod described;
 mod events;
 mod harness;
 mod inbox;

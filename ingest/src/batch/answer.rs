@@ -1,6 +1,7 @@
 //! What is answered to a batch: a result for each event, in their order.
 
 use axum::response::Response;
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::Value;
 use shared::{
@@ -14,18 +15,27 @@ use crate::{
     poster::Poster,
 };
 
-#[derive(Serialize)]
-struct Answer<'a> {
+/// What became of a batch.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "BatchAccepted")]
+pub(crate) struct Answer<'a> {
     accepted: usize,
     refused: usize,
+    /// In the order of the events.
     results: Vec<Outcome<'a>>,
 }
 
-#[derive(Serialize)]
+/// What became of one event of a batch.
+#[derive(Serialize, JsonSchema)]
 #[serde(untagged)]
+#[schemars(rename = "BatchResult")]
 enum Outcome<'a> {
     Accepted(accepted::Answer<'a>),
-    Refused { status: &'static str, problem: Value },
+    Refused {
+        status: &'static str,
+        /// As if the event had been posted alone, with `retry_after_seconds` in place of the header, and no `request_id`.
+        problem: Value,
+    },
 }
 
 /// 202; but if nothing got in and trying again may help, that is the answer: whoever looks at the status alone then knows.

@@ -5,7 +5,7 @@
 //! several, each only once the one before it is confirmed ([`taking`]). So where the queue or the limit refuse, they refuse
 //! the end of the batch, never the middle, and posting that again keeps the order.
 
-mod answer;
+pub(crate) mod answer;
 mod items;
 mod room;
 mod taking;

@@ -1,6 +1,6 @@
 //! Request bodies: whole, within a cap and a deadline, never compressed.
 
-use std::time::Duration;
+use std::{marker::PhantomData, time::Duration};
 
 use axum::{
     body::Body,
@@ -10,7 +10,12 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, header};
 use http_body_util::BodyExt;
 
-use super::{ApiError, Code};
+use schemars::JsonSchema;
+
+use super::{
+    ApiError, Code, Fields, Unknown,
+    openapi::{Input, Operation},
+};
 use crate::event::MAX_PAYLOAD_BYTES;
 
 /// The most bytes of a body: the largest payload and room for what is around it.
@@ -33,12 +38,25 @@ pub const CAP: Cap = Cap {
     rule: "the body must be at most 327680 bytes, its payload at most 262144",
 };
 
-/// A whole body of type `application/json`. An empty one is let through whatever its type: routes without required
-/// fields take it as `{}`.
+/// A whole body of type `application/json`, of the shape `B`. An empty one is let through whatever its type: routes without
+/// required fields take it as `{}`.
 #[derive(Debug)]
-pub struct JsonBody(pub Bytes);
+pub struct JsonBody<B = ()>(pub Bytes, PhantomData<fn() -> B>);
 
-impl<S: Sync> FromRequest<S> for JsonBody {
+impl<B: JsonSchema + 'static> JsonBody<B> {
+    /// Its fields, which are those of `B`.
+    pub fn fields(&self, unknown: Unknown) -> Result<Fields<'_>, ApiError> {
+        Ok(Fields::parse(&self.0, unknown)?.documented::<B>())
+    }
+}
+
+impl<B: JsonSchema> Input for JsonBody<B> {
+    fn describe(operation: &mut Operation<'_>) {
+        operation.body::<B>("application/json");
+    }
+}
+
+impl<S: Sync, B> FromRequest<S> for JsonBody<B> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
@@ -49,7 +67,9 @@ impl<S: Sync> FromRequest<S> for JsonBody {
         if !json && http_body::Body::size_hint(&body).exact() != Some(0) {
             return Err(unsupported("the content-type must be application/json"));
         }
-        read(body, CAP, |_| Ok(())).await.map(Self)
+        read(body, CAP, |_| Ok(()))
+            .await
+            .map(|body| Self(body, PhantomData))
     }
 }
 

@@ -2,8 +2,15 @@
 //!
 //! Values are borrowed from the body as raw JSON: a payload is validated and never parsed into a tree.
 
-use std::{borrow::Cow, fmt};
+use std::{
+    any::TypeId,
+    borrow::Cow,
+    collections::{BTreeSet, HashMap},
+    fmt,
+    sync::{LazyLock, Mutex},
+};
 
+use schemars::JsonSchema;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
@@ -29,6 +36,8 @@ pub struct Fields<'a> {
     errors: Vec<FieldError>,
     too_large: Option<FieldError>,
     unknown: Unknown,
+    /// Those that the API's description has, in builds that check it.
+    documented: Option<&'static BTreeSet<String>>,
 }
 
 impl<'a> Fields<'a> {
@@ -54,9 +63,20 @@ impl<'a> Fields<'a> {
             errors: Vec::new(),
             too_large: None,
             unknown,
+            documented: None,
         };
         fields.refuse_repeated();
         fields
+    }
+
+    /// The fields are those of `B`, as the API's description has them. In debug builds, which tests are, reading one that is not
+    /// in it panics.
+    #[must_use]
+    pub fn documented<B: JsonSchema + 'static>(mut self) -> Self {
+        if cfg!(debug_assertions) {
+            self.documented = Some(names_of::<B>());
+        }
+        self
     }
 
     fn refuse_repeated(&mut self) {
@@ -76,6 +96,10 @@ impl<'a> Fields<'a> {
 
     /// Takes a field as raw JSON.
     pub fn take(&mut self, name: &str) -> Option<&'a RawValue> {
+        debug_assert!(
+            self.documented.is_none_or(|documented| documented.contains(name)),
+            "the field {name} is not documented"
+        );
         let at = self.values.iter().position(|(given, _)| given == name)?;
         Some(self.values.swap_remove(at).1)
     }
@@ -166,6 +190,18 @@ impl<'a> Fields<'a> {
             None => Err(ApiError::new(Code::InvalidRequest, "a required field is missing")),
         }
     }
+}
+
+/// The names of the fields of `B`.
+fn names_of<B: JsonSchema + 'static>() -> &'static BTreeSet<String> {
+    static KNOWN: LazyLock<Mutex<HashMap<TypeId, &'static BTreeSet<String>>>> = LazyLock::new(Mutex::default);
+    let mut known = KNOWN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    known.entry(TypeId::of::<B>()).or_insert_with(|| {
+        let schema = B::json_schema(&mut schemars::SchemaGenerator::default());
+        let properties = schema.get("properties").and_then(serde_json::Value::as_object);
+        let names = properties.map(|properties| properties.keys().cloned().collect());
+        Box::leak(Box::new(names.unwrap_or_default()))
+    })
 }
 
 /// A rule that a field's value breaks, perhaps deeper inside it.

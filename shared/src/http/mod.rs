@@ -4,9 +4,11 @@
 pub mod body;
 pub mod fields;
 mod linger;
+pub mod openapi;
 pub mod ops;
 pub mod problem;
 pub mod query;
+pub mod reference;
 pub mod server;
 mod spare;
 mod stall;

@@ -3,11 +3,17 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use axum::{Router, extract::State, response::IntoResponse, routing::get};
+use axum::{
+    Router,
+    extract::State,
+    response::{IntoResponse, Response},
+};
 use http::{HeaderValue, StatusCode, header};
 use metrics_exporter_prometheus::PrometheusHandle;
+use schemars::JsonSchema;
 use serde_json::{Map, Value, json};
 
+use super::openapi::{Header, Routes, doc, get};
 use crate::{Timestamp, VERSION, store::Store};
 
 /// How long a readiness check may take.
@@ -53,12 +59,66 @@ pub struct Ops {
 
 /// The routes.
 pub fn routes(ops: Ops) -> Router {
-    Router::new()
-        .route("/health", get(live))
-        .route("/health/live", get(live))
-        .route("/health/ready", get(ready))
-        .route("/metrics", get(metrics))
-        .with_state(ops)
+    table().into_router().with_state(ops)
+}
+
+/// The routes, each with its description.
+pub fn table() -> Routes<Ops> {
+    Routes::of("Operating")
+        .at(
+            "/health",
+            get(live, doc("getHealth", "As /health/live").answers::<Health>(200)),
+        )
+        .at(
+            "/health/live",
+            get(
+                live,
+                doc("getLiveness", "Whether the process is up").answers::<Health>(200),
+            ),
+        )
+        .at(
+            "/health/ready",
+            get(
+                ready,
+                doc("getReadiness", "Whether the process can do its work")
+                    .answers::<Health>(200)
+                    .answers::<Health>(503)
+                    .header(503, Header::RetryAfter),
+            ),
+        )
+        .at(
+            "/metrics",
+            get(
+                metrics,
+                doc("getMetrics", "Metrics, as Prometheus reads them").with(|operation| {
+                    let text = "The Prometheus text format, version 0.0.4.";
+                    operation.answer_of(200, "text/plain", &json!({"type": "string", "description": text}));
+                }),
+            ),
+        )
+}
+
+/// How a process is.
+#[derive(JsonSchema)]
+#[expect(dead_code, reason = "it is the shape of an answer")]
+struct Health {
+    status: Condition,
+    timestamp: Timestamp,
+    /// `all`, `ingest`, `worker` or `api`.
+    role: String,
+    version: String,
+    /// What readiness depends on, by name: `ok`, or why not.
+    #[schemars(skip_serializing_if = "Option::is_none")]
+    checks: Option<std::collections::BTreeMap<String, String>>,
+}
+
+/// How it is in a word.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "snake_case", inline)]
+#[expect(dead_code, reason = "it is the shape of an answer")]
+enum Condition {
+    Ok,
+    Unavailable,
 }
 
 fn health(ops: &Ops, status: &str, checks: Option<Map<String, Value>>) -> String {
@@ -74,14 +134,15 @@ fn health(ops: &Ops, status: &str, checks: Option<Map<String, Value>>) -> String
     health.to_string()
 }
 
-async fn live(State(ops): State<Ops>) -> impl IntoResponse {
+async fn live(State(ops): State<Ops>) -> Response {
     (
         [(header::CONTENT_TYPE, "application/json")],
         health(&ops, "ok", None),
     )
+        .into_response()
 }
 
-async fn ready(State(ops): State<Ops>) -> impl IntoResponse {
+async fn ready(State(ops): State<Ops>) -> Response {
     let results = futures_util::future::join_all(ops.checks.iter().map(async |check| {
         let checked = tokio::time::timeout(CHECK_TIMEOUT, check.check()).await;
         (check.name(), checked.unwrap_or(Err("no answer within 2 seconds")))
@@ -107,9 +168,10 @@ async fn ready(State(ops): State<Ops>) -> impl IntoResponse {
     response
 }
 
-async fn metrics(State(ops): State<Ops>) -> impl IntoResponse {
+async fn metrics(State(ops): State<Ops>) -> Response {
     (
         [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
         ops.metrics.render(),
     )
+        .into_response()
 }

@@ -18,7 +18,7 @@ const MAX_NAMED: usize = 20;
 const MAX_NAME: usize = 100;
 
 /// What kind of problem it is: the stable `code`, from which status and title follow.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Code {
     /// The body is not JSON, or not of the shape that the route takes.
     InvalidJson,
@@ -108,7 +108,15 @@ impl Code {
         }
     }
 
-    const fn title(self) -> &'static str {
+    /// The HTTP status on the routes of existing clients, where that is another: a broken rule is a 400 there.
+    pub(super) const fn status_in(self, compatible: bool) -> StatusCode {
+        match self {
+            Self::InvalidRequest if compatible => StatusCode::BAD_REQUEST,
+            code => code.status(),
+        }
+    }
+
+    pub(super) const fn title(self) -> &'static str {
         match self {
             Self::InvalidJson => "The body does not parse",
             Self::InvalidRequest => "The request breaks a rule",
@@ -360,10 +368,7 @@ impl ApiError {
     /// Writes it out. On the `/api` routes existing clients find `error` and `message` beside the problem's members, and
     /// broken rules are a 400.
     pub(super) fn into_http(self, request_id: &HeaderValue, compatible: bool) -> Response {
-        let status = match self.code {
-            Code::InvalidRequest if compatible => StatusCode::BAD_REQUEST,
-            code => code.status(),
-        };
+        let status = self.code.status_in(compatible);
         let mut problem = self.members(status);
         problem.insert(
             "request_id".into(),
