@@ -111,7 +111,24 @@ pub(crate) struct Listing<T> {
 pub(crate) const LIMIT: Parameter = Parameter::of::<Limit>("limit", "How many are shown; 50 unless given.");
 /// `cursor`, of lists.
 pub(crate) const CURSOR: Parameter =
-    Parameter::of::<String>("cursor", "Where to go on: the `next_cursor` of this same list.");
+    Parameter::of::<Cursor>("cursor", "Where to go on: the `next_cursor` of this same list.");
+
+/// What a list has answered.
+pub(crate) struct Cursor;
+
+impl JsonSchema for Cursor {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Cursor".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({"type": "string", "pattern": "^[A-Za-z0-9_-]+$"})
+    }
+}
 
 /// 1 to 1,000.
 pub(crate) struct Limit;

@@ -17,7 +17,7 @@ use crate::{
     Control,
     access::{Caller, Subscriptions},
     answer::Answer,
-    subscriptions,
+    subscriptions::{self, TargetUrl},
     this_machine::FromThisMachine,
 };
 
@@ -29,8 +29,7 @@ const MAX_TRIES: usize = 5;
 #[schemars(rename = "CompatNewWebhook")]
 #[expect(dead_code, reason = "it is the shape of a body, which is read field by field")]
 pub(super) struct NewWebhook {
-    /// As the `url` of a subscription.
-    webhook_url: String,
+    webhook_url: TargetUrl,
 }
 
 /// Where events are pushed.

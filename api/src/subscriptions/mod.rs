@@ -24,7 +24,10 @@ use shared::{
     subscription::{Push, Target},
 };
 
-pub(crate) use self::rotation::{OVERLAP, overlap};
+pub(crate) use self::{
+    request::TargetUrl,
+    rotation::{OVERLAP, overlap},
+};
 use self::{
     request::{Kind, NewSubscription, Row, Settings, SubscriptionChange},
     view::SubscriptionView,

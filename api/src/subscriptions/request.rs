@@ -97,7 +97,7 @@ pub(super) struct NewSubscription {
 
 /// Where to push.
 #[derive(Default)]
-struct TargetUrl;
+pub(crate) struct TargetUrl;
 
 impl JsonSchema for TargetUrl {
     fn schema_name() -> Cow<'static, str> {

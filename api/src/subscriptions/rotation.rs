@@ -27,7 +27,7 @@ const MAX_OVERLAP: u64 = 7 * 24 * 3600;
 
 /// How a secret is to be rotated.
 #[derive(JsonSchema)]
-#[schemars(deny_unknown_fields)]
+#[schemars(deny_unknown_fields, transform = made_by_us)]
 #[expect(dead_code, reason = "it is the shape of a body, which is read field by field")]
 pub(super) struct SecretRotation {
     /// How long the old secret signs beside the new one; a day unless given.
@@ -37,6 +37,15 @@ pub(super) struct SecretRotation {
     /// The new secret, `whsec_` and base64 of 24 to 64 bytes, for the scheme `hmac`; one is made unless given.
     #[schemars(regex(pattern = "^whsec_([A-Za-z0-9+/]{4}){8,21}$"))]
     secret: Option<String>,
+}
+
+/// A secret cannot be given for the scheme whose private half is ours alone.
+fn made_by_us(schema: &mut schemars::Schema) {
+    let given = serde_json::json!({
+        "required": ["secret", "signature_scheme"],
+        "properties": {"secret": {"type": "string"}, "signature_scheme": {"const": SignatureScheme::Ed25519}},
+    });
+    schema.insert("not".into(), given);
 }
 
 pub(super) async fn rotate(

@@ -243,12 +243,29 @@ pub fn string<T>(
     }
 }
 
+/// A whole number, which may be written with a fraction of nothing: `5.0`, as JSON Schema has it, and languages that know
+/// one kind of number alone.
+fn whole(value: &RawValue) -> Option<u64> {
+    /// Up to here every whole number is one of theirs.
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    if let Ok(number) = serde_json::from_str(value.get()) {
+        return Some(number);
+    }
+    let number: f64 = serde_json::from_str(value.get()).ok()?;
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "it is whole, and within the range"
+    )]
+    (number.fract() == 0.0 && (0.0..=EXACT).contains(&number)).then_some(number as u64)
+}
+
 /// Reads a JSON whole number by a rule of its own.
 pub fn number<T>(
     parse: impl FnOnce(u64) -> Result<T, Invalid>,
 ) -> impl FnOnce(&RawValue) -> Result<T, Broken> {
     move |value| {
-        let number = serde_json::from_str(value.get()).map_err(|_| Invalid::new("must be a whole number"))?;
+        let number = whole(value).ok_or_else(|| Invalid::new("must be a whole number"))?;
         Ok(parse(number)?)
     }
 }
@@ -285,9 +302,10 @@ pub fn numbers<T>(
     parse: impl FnOnce(Vec<u32>) -> Result<T, Invalid>,
 ) -> impl FnOnce(&RawValue) -> Result<T, Broken> {
     move |value| {
-        let numbers = serde_json::from_str(value.get())
-            .map_err(|_| Invalid::new("must be an array of whole numbers"))?;
-        Ok(parse(numbers)?)
+        let rule = || Invalid::new("must be an array of whole numbers");
+        let values: Vec<&RawValue> = serde_json::from_str(value.get()).map_err(|_| rule())?;
+        let numbers = values.into_iter().map(|value| u32::try_from(whole(value)?).ok());
+        Ok(parse(numbers.collect::<Option<_>>().ok_or_else(rule)?)?)
     }
 }
 
