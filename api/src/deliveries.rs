@@ -59,6 +59,8 @@ struct ListedView {
     status: DeliveryStatus,
     attempts: u32,
     next_attempt_at: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lease_until: Option<Timestamp>,
     /// When the event was accepted.
     received_at: Timestamp,
     updated_at: Timestamp,
@@ -73,6 +75,7 @@ impl From<ListedDelivery> for ListedView {
             status: delivery.status,
             attempts: delivery.attempts,
             next_attempt_at: delivery.next_attempt_at,
+            lease_until: delivery.lease_until,
             received_at: delivery.received_at,
             updated_at: delivery.updated_at,
         }

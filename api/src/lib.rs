@@ -75,6 +75,7 @@ struct Control {
     waiters: waiting::Waiters,
     room: room::Room,
     followers: Arc<followers::Followers>,
+    tests: subscriptions::Tests,
 }
 
 /// The routes, and what looks out for those who follow events. Problems, request ids, and 404 and 405 for what is not here are the server's
@@ -88,6 +89,7 @@ pub fn routes(api: Arc<Api>) -> Router {
         api,
         waiters: waiting::Waiters::new(),
         room: room::Room::new(),
+        tests: subscriptions::Tests::default(),
     };
     table().into_router().with_state(Arc::new(control))
 }

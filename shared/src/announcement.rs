@@ -12,6 +12,14 @@ pub const EXPIRED: &str = "triggers.delivery.expired";
 pub const DISABLED: &str = "triggers.subscription.disabled";
 /// A subscription that had failed for long succeeded again.
 pub const RECOVERED: &str = "triggers.subscription.recovered";
+/// A test push: for the subscription that is tested alone, whatever it asks for.
+pub const TEST: &str = "triggers.test";
+
+/// The payload of a test push.
+pub fn test_payload(subscription: SubscriptionId) -> String {
+    let message = "This is a test. Whoever answers it with 2xx is ready for events.";
+    serde_json::json!({"subscription": subscription, "message": message}).to_string()
+}
 
 /// What the types of all of them begin with.
 pub const SYSTEM: &str = "triggers.";

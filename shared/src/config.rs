@@ -288,6 +288,11 @@ pub struct WorkerArgs {
     #[arg(long, env = "TRIGGERS_DISABLE_AFTER_SECONDS", default_value_t = 432_000, value_name = "SECONDS",
           value_parser = clap::value_parser!(u32).range(1..=31_536_000))]
     pub disable_after_seconds: u32,
+
+    /// A PEM file of certificate authorities that webhooks over TLS may be answered under, beside the public ones: those of a
+    /// private network, as a rule.
+    #[arg(long, env = "TRIGGERS_EXTRA_CA_FILE", value_name = "FILE")]
+    pub extra_ca_file: Option<PathBuf>,
 }
 
 /// Reads an address to listen on.

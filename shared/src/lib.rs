@@ -20,6 +20,7 @@ pub mod queue;
 pub mod seal;
 pub mod signature;
 mod sqlite;
+pub mod statistics;
 pub mod store;
 pub mod subscription;
 pub mod telemetry;

@@ -13,7 +13,11 @@ pub use metrics_exporter_prometheus::PrometheusHandle;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
-use crate::{FailureKind, Invalid, lifecycle::Lifecycle};
+use crate::{
+    FailureKind, Invalid,
+    lifecycle::Lifecycle,
+    store::{BacklogAge, SuccessBand},
+};
 
 /// What is logged unless the filter says otherwise: a frame that the broker returns is looked at where it was published, and
 /// the library's own warning about it tells an operator nothing.
@@ -162,7 +166,10 @@ macro_rules! metrics {
             describe_counter!(REFUSED, "Events refused, by reason.");
             describe_counter!(DELIVERIES, "Attempts whose outcome was written down, by outcome.");
             describe_counter!(FAILURES, "Failed attempts, by kind of failure.");
-            describe_gauge!(BACKLOG, "Open push deliveries in the store, by state, counted up to 100,000.");
+            describe_gauge!(BACKLOG, "Open push deliveries in the store, by state, counted up to 100,000 each.");
+            describe_gauge!(SUBSCRIPTIONS, "Enabled push subscriptions, by the state of their circuit.");
+            describe_gauge!(BY_SUCCESS, "Subscriptions with attempts in the last five minutes, by the share of them that succeeded: all, most (90 % or more), half (50 % or more), few, none.");
+            describe_gauge!(BACKLOGGED, "Enabled push subscriptions whose next delivery is of an event older than this.");
         }
     };
     (@touch counter $key:literal) => { counter!($key).increment(0) };
@@ -200,6 +207,8 @@ metrics! {
     gauge lane_deliveries = "triggers_lane_deliveries", "Deliveries that wait in lanes.";
     gauge backlog_oldest = "triggers_backlog_oldest_due_seconds", "How long the oldest due delivery has been due.";
     counter expired = "triggers_deliveries_expired_total", "Deliveries that were still open when their retention ended.";
+    gauge oldest_undelivered = "triggers_backlog_oldest_undelivered_seconds", "How long the oldest event has waited, of those that are next in the lane of an enabled push subscription.";
+    counter attempts_uncounted = "triggers_attempts_uncounted_total", "Attempts that are missing in the statistics of their subscription: too many subscriptions had some within a minute.";
     counter lease_lost = "triggers_worker_leases_lost_total", "Times that a worker stalled past its lease.";
 }
 
@@ -207,6 +216,9 @@ const REFUSED: &str = "triggers_events_refused_total";
 const DELIVERIES: &str = "triggers_deliveries_total";
 const FAILURES: &str = "triggers_attempt_failures_total";
 const BACKLOG: &str = "triggers_backlog_deliveries";
+const SUBSCRIPTIONS: &str = "triggers_subscriptions";
+const BY_SUCCESS: &str = "triggers_subscriptions_by_success";
+const BACKLOGGED: &str = "triggers_subscriptions_backlogged";
 
 /// Events refused for this reason.
 pub fn refused(reason: Refusal) -> Counter {
@@ -223,7 +235,54 @@ pub fn attempt_failures(kind: FailureKind) -> Counter {
     counter!(FAILURES, "kind" => kind.as_str())
 }
 
-/// Open push deliveries: `pending` or `retrying`.
-pub fn backlog(retrying: bool) -> Gauge {
-    gauge!(BACKLOG, "state" => if retrying { "retrying" } else { "pending" })
+/// What an open push delivery is counted as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Open {
+    /// No attempt has failed.
+    Pending,
+    /// An attempt has failed.
+    Retrying,
+    /// Its subscription is disabled.
+    Parked,
+}
+
+/// Open push deliveries that are so.
+pub fn backlog(open: Open) -> Gauge {
+    let state = match open {
+        Open::Pending => "pending",
+        Open::Retrying => "retrying",
+        Open::Parked => "parked",
+    };
+    gauge!(BACKLOG, "state" => state)
+}
+
+/// How a subscription's circuit is, over all workers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Circuit {
+    /// Everything is sent.
+    Closed,
+    /// Nothing is sent before the time of a probe.
+    Open,
+    /// A probe may be sent.
+    HalfOpen,
+}
+
+/// Enabled push subscriptions whose circuit is so.
+pub fn subscriptions(circuit: Circuit) -> Gauge {
+    let state = match circuit {
+        Circuit::Closed => "closed",
+        Circuit::Open => "open",
+        Circuit::HalfOpen => "half_open",
+    };
+    gauge!(SUBSCRIPTIONS, "circuit" => state)
+}
+
+/// Subscriptions of whose attempts this share succeeded.
+pub fn subscriptions_by_success(band: SuccessBand) -> Gauge {
+    gauge!(BY_SUCCESS, "succeeded" => band.as_str())
+}
+
+/// Subscriptions whose backlog is at least this old.
+pub fn subscriptions_backlogged(age: BacklogAge) -> Gauge {
+    gauge!(BACKLOGGED, "older_than" => age.as_str())
 }

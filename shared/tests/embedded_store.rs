@@ -10,9 +10,10 @@ use shared::{
     AcceptedEvent, DedupId, DeliveryKey, DeliveryStatus, EventId, EventStatus, EventType, KeyHash, KeyId,
     OrganizationId, Payload, Scopes, SubscriptionId, Tier, Timestamp, WorkerId,
     delivery::{AttemptOutcome, AttemptResult},
+    statistics::Tally,
     store::{
-        EventFilter, IntakeBatch, IntakeOutcome, Lease, NewKey, Order, PageRequest, PlannedDelivery,
-        Retention, Store, StoreError, sqlite,
+        EventFilter, IntakeBatch, IntakeOutcome, Lease, Minute, NewKey, Order, PageRequest, PlannedDelivery,
+        Retention, Store, StoreError, SubscriptionStats, sqlite,
     },
 };
 use sqlx::{ConnectOptions as _, SqliteConnection, sqlite::SqliteConnectOptions};
@@ -362,4 +363,63 @@ async fn what_is_past_its_retention_expires_is_shown_for_a_day_and_goes() {
         .await
         .unwrap();
     assert_eq!(keys, 0);
+}
+
+#[tokio::test]
+async fn counts_go_after_an_hour_and_the_last_times_stay() {
+    let directory = Directory::new();
+    let Setting { store, inbox, .. } = Setting::new(&directory).await;
+    let mut tally = Tally::default();
+    tally.add(None, Duration::from_millis(4));
+    let minutes: Vec<Minute> = (0..600)
+        .map(|number| Minute {
+            subscription: inbox,
+            number,
+            tally: tally.clone(),
+            success_ago: Some(Duration::from_secs(9)),
+            failure_ago: None,
+        })
+        .collect();
+    store
+        .insight
+        .write_minutes(WorkerId::new(), &minutes)
+        .await
+        .unwrap();
+    let age = async |by: Duration| {
+        let mut file = SqliteConnectOptions::new()
+            .filename(directory.path().join("store.db"))
+            .connect()
+            .await
+            .unwrap();
+        sqlx::query("UPDATE attempt_minutes SET at = at - ?")
+            .bind(i64::try_from(by.as_millis()).unwrap())
+            .execute(&mut file)
+            .await
+            .unwrap();
+    };
+    let stats = async || store.insight.subscription_stats(inbox).await.unwrap();
+    age(Duration::from_mins(59)).await;
+    let before = stats().await;
+    assert_eq!(before.tally.attempts(), 600);
+    age(Duration::from_secs(61)).await;
+    assert_eq!(stats().await.tally.attempts(), 0);
+    store.keeper.keep(DAY).await.unwrap();
+    let expected = SubscriptionStats {
+        last_success_at: before.last_success_at,
+        ..SubscriptionStats::default()
+    };
+    assert_eq!(stats().await, expected);
+    // An older one does not take its place.
+    let older = Minute {
+        success_ago: Some(2 * HOUR),
+        ..minutes[0].clone()
+    };
+    store
+        .insight
+        .write_minutes(WorkerId::new(), &[older])
+        .await
+        .unwrap();
+    age(2 * HOUR).await;
+    store.keeper.keep(DAY).await.unwrap();
+    assert_eq!(stats().await, expected);
 }

@@ -7,6 +7,7 @@ on_both_engines!(
     static_headers_arrive_and_are_changed,
     a_cloud_event_arrives_signed,
     a_trace_goes_through,
+    a_connection_is_used_again,
 );
 
 async fn static_headers_arrive_and_are_changed(engine: Engine) {
@@ -116,4 +117,25 @@ async fn a_trace_goes_through(engine: Engine) {
     client.event("order.placed").await;
     let webhook = receiver.wait_for("/hook", 3).await.remove(2);
     assert_eq!(webhook.header("traceparent"), "", "none is made up");
+}
+
+async fn a_connection_is_used_again(engine: Engine) {
+    let world = World::start(engine).await;
+    let receiver = Receiver::start().await;
+    let client = world.organization().await;
+    client.subscribe_url(&receiver.url("/hook")).await;
+    for count in 1..=10 {
+        client.event("order.placed").await;
+        receiver.wait_for("/hook", count).await;
+    }
+    let webhooks = receiver.received("/hook");
+    let mut connections: Vec<_> = webhooks.iter().map(|webhook| webhook.connection).collect();
+    connections.dedup();
+    // A pause of four seconds, on a busy machine, ends one; ten webhooks in a row do not take ten.
+    assert!(connections.len() <= 3, "{connections:?}");
+    assert!(
+        webhooks
+            .iter()
+            .all(|webhook| webhook.version == http::Version::HTTP_11)
+    );
 }

@@ -39,6 +39,8 @@ async fn a_wrong_setting_is_one_line_that_names_it() {
         ("TRIGGERS_SHUTDOWN_SECONDS", "0"),
         ("TRIGGERS_OPEN_SIGNUP", "perhaps"),
         ("TRIGGERS_ADMIN_TOKEN", "short"),
+        ("TRIGGERS_EXTRA_CA_FILE", "/nowhere/ca.pem"),
+        ("TRIGGERS_EXTRA_CA_FILE", "/dev/null"),
         ("TRIGGERS_ALLOW_PRIVATE_TARGETS", "localhost"),
         ("TRIGGERS_ALLOW_TARGET_PORTS", "http"),
         ("TRIGGERS_SECRET_KEY", "not base64"),

@@ -8,7 +8,7 @@ use std::{
 };
 
 use axum::{
-    Router,
+    Extension, Router,
     body::Body,
     extract::{Request, State},
     response::Response,
@@ -17,12 +17,22 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use http::HeaderMap;
 use http_body_util::BodyExt;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto,
+    service::TowerToHyperService,
+};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use standardwebhooks::Webhook;
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpListener,
+    task::{JoinHandle, JoinSet},
+};
+use tokio_rustls::TlsAcceptor;
 
-use crate::eventually;
+use crate::{Authority, eventually, tls::Flaw};
 
 /// How long a webhook may take to arrive where nothing holds it up.
 const SOON: Duration = Duration::from_secs(15);
@@ -36,6 +46,10 @@ pub struct Received {
     pub headers: HeaderMap,
     /// Its body, as sent.
     pub body: Bytes,
+    /// By which HTTP it came.
+    pub version: http::Version,
+    /// Over which connection, from 1.
+    pub connection: usize,
     /// When it was here.
     pub at: Instant,
 }
@@ -97,6 +111,10 @@ pub enum Reply {
     Hang,
     /// Answers with 200 and a body of so many bytes.
     Huge(usize),
+    /// Answers with 200 and a body that begins and does not end.
+    Drips,
+    /// Answers with 200 and a body that breaks off.
+    Cut,
 }
 
 #[derive(Default)]
@@ -112,6 +130,7 @@ type Paths = Arc<Mutex<HashMap<String, Path>>>;
 
 /// The server. It ends when dropped.
 pub struct Receiver {
+    url: String,
     address: SocketAddr,
     paths: Paths,
     task: JoinHandle<()>,
@@ -120,21 +139,33 @@ pub struct Receiver {
 impl Receiver {
     /// Starts one on a loopback port.
     pub async fn start() -> Self {
+        Self::on("http://127.0.0.1", None).await
+    }
+
+    /// Starts one that speaks TLS, as `localhost`, with a certificate of the authority's, and offers these protocols by ALPN.
+    pub async fn start_tls(authority: &Authority, flaw: Flaw, protocols: &[&str]) -> Self {
+        Self::on("https://localhost", Some(authority.server(flaw, protocols))).await
+    }
+
+    async fn on(host: &str, tls: Option<TlsAcceptor>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0")
             .await
             .expect("the loopback interface has a free port");
         let address = listener.local_addr().expect("a bound listener has an address");
         let paths = Paths::default();
         let router = Router::new().fallback(take).with_state(Arc::clone(&paths));
-        let task = tokio::spawn(async move {
-            let _ = axum::serve(listener, router).await;
-        });
-        Self { address, paths, task }
+        let task = tokio::spawn(serve(listener, tls, router));
+        Self {
+            url: format!("{host}:{}", address.port()),
+            address,
+            paths,
+            task,
+        }
     }
 
     /// The URL of a path.
     pub fn url(&self, path: &str) -> String {
-        format!("http://{}{path}", self.address)
+        format!("{}{path}", self.url)
     }
 
     /// Answers the next requests of a path with these, in order, and what follows with 200.
@@ -217,6 +248,38 @@ impl Drop for Receiver {
     }
 }
 
+/// The number of a connection.
+#[derive(Clone, Copy)]
+struct Connection(usize);
+
+async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, router: Router) {
+    let mut connections = JoinSet::new();
+    for number in 1.. {
+        let Ok((stream, _)) = listener.accept().await else {
+            return;
+        };
+        let (tls, router) = (tls.clone(), router.clone().layer(Extension(Connection(number))));
+        connections.spawn(async move {
+            match tls {
+                None => speak(stream, router).await,
+                Some(tls) => {
+                    if let Ok(stream) = tls.accept(stream).await {
+                        speak(stream, router).await;
+                    }
+                }
+            }
+        });
+        while connections.try_join_next().is_some() {}
+    }
+}
+
+async fn speak(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, router: Router) {
+    let server = auto::Builder::new(TokioExecutor::new());
+    let service = TowerToHyperService::new(router);
+    // Whoever connects may break off.
+    let _ = server.serve_connection(TokioIo::new(stream), service).await;
+}
+
 async fn take(State(paths): State<Paths>, request: Request) -> Response {
     let name = request.uri().path().to_owned();
     let count = |change: fn(&mut Path)| change(paths.lock().unwrap().entry(name.clone()).or_default());
@@ -238,6 +301,8 @@ async fn answer(paths: &Paths, request: Request) -> Response {
         method: parts.method,
         headers: parts.headers,
         body: body.to_bytes(),
+        version: parts.version,
+        connection: parts.extensions.get().map_or(0, |Connection(number)| *number),
         at: Instant::now(),
     };
     let reply = {
@@ -264,6 +329,19 @@ async fn answer(paths: &Paths, request: Request) -> Response {
             status(code)
         }
         Reply::Hang => std::future::pending().await,
+        Reply::Drips => {
+            let begun = futures_util::stream::iter([Ok::<_, std::io::Error>(Bytes::from_static(b"x"))]);
+            Response::new(Body::from_stream(begun.chain(futures_util::stream::pending())))
+        }
+        Reply::Cut => {
+            let begun = futures_util::stream::iter([Ok(Bytes::from_static(b"x"))]);
+            // What is not sent when a stream of HTTP/2 is reset is not sent at all: the beginning has to get out before.
+            let cut = futures_util::stream::once(async {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                Err(std::io::Error::from(std::io::ErrorKind::BrokenPipe))
+            });
+            Response::new(Body::from_stream(begun.chain(cut)))
+        }
         Reply::Huge(bytes) => {
             const PIECE: usize = 64 * 1024;
             let piece = Bytes::from(vec![b'x'; PIECE]);

@@ -59,6 +59,7 @@ pub fn run(args: &Args, mode: Mode) -> ExitCode {
             this_machine: near && args.outbound.allow_private_targets.is_none(),
             ..policy.clone()
         };
+        let client = worker::Outbound::new(opened.clone(), args.worker.extra_ca_file.as_deref())?;
         let targets = Targets {
             policy,
             from_this_machine: opened.this_machine.then(|| opened.clone()),
@@ -68,7 +69,7 @@ pub fn run(args: &Args, mode: Mode) -> ExitCode {
             return Ok(Some(engine));
         }
         let (listener, address) = process::listen(args.listen).await?;
-        worker::start(&engine, opened, &args.worker, &lifecycle)?;
+        worker::start(&engine, client, &args.worker, &lifecycle)?;
         let settings = api::process::Settings {
             role: "all",
             targets,

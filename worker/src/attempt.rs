@@ -11,7 +11,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use shared::{
     Builtin, FailureKind, Timestamp, VERSION,
-    announcement::Announcement,
+    announcement::{self, Announcement},
     delivery::{AttemptOutcome, AttemptResult, Failure, Next},
 };
 use tokio::time::Instant;
@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use crate::{
     envelope::{self, Envelope},
     lane::{Ending, Job, LONGEST_PAUSE},
-    outbound::{self, Outbound},
+    outbound::{self, Outbound, Phase, Progress, Way},
     registry::Route,
     retry_after,
 };
@@ -40,7 +40,7 @@ pub struct Attempted {
 }
 
 /// Makes an attempt, and says what came of it; or what this process lacks to make one.
-pub async fn attempt(client: &Outbound, route: &Route, job: Job) -> Result<Attempted, String> {
+pub async fn attempt(client: &Outbound, way: Way, route: &Route, job: Job) -> Result<Attempted, String> {
     let (started_at, started) = (Timestamp::now(), Instant::now());
     let number = job.attempts + 1;
     let (delivery, organization) = (job.key, job.organization);
@@ -50,14 +50,14 @@ pub async fn attempt(client: &Outbound, route: &Route, job: Job) -> Result<Attem
     // The envelope holds the payload: one copy is enough for as long as the subscriber takes.
     drop(job);
     let sent = match request {
-        Ok(request) => {
+        Ok(mut request) => {
             let deadline = route.push.timeout.duration();
-            tokio::time::timeout(deadline, send(client, request))
-                .await
-                .unwrap_or_else(|_| {
-                    let detail = format!("no complete answer within {} ms", deadline.as_millis());
-                    Err(Refused::without_answer(FailureKind::Timeout, detail))
-                })
+            let progress = Progress::of(&mut request);
+            let sending = progress.follow(send(client, way, request));
+            tokio::time::timeout(deadline, sending).await.unwrap_or_else(|_| {
+                let detail = progress.phase().overdue(deadline);
+                Err(Refused::without_answer(FailureKind::Timeout, detail))
+            })
         }
         Err(detail) => Err(Refused::without_answer(FailureKind::Unsendable, detail)),
     };
@@ -73,7 +73,11 @@ pub async fn attempt(client: &Outbound, route: &Route, job: Job) -> Result<Attem
                     timed_out: failure.kind == FailureKind::Timeout,
                 },
             };
-            let scheduled = route.push.retry_schedule.wait_after(of_schedule, rand::random());
+            let schedule = &route.push.retry_schedule;
+            // Whoever tests sees what came of it, and tests again.
+            let scheduled = (&*event_type != announcement::TEST)
+                .then(|| schedule.wait_after(of_schedule, rand::random()))
+                .flatten();
             let next = scheduled.map_or(Next::DeadLetter, |scheduled| Next::Retry {
                 after: put_off(scheduled, wait_for),
             });
@@ -135,14 +139,15 @@ impl Refused {
     }
 }
 
-async fn send(client: &Outbound, request: Request<Full<Bytes>>) -> Result<u16, Refused> {
-    let response = client.request(request).await.map_err(|error| {
+async fn send(client: &Outbound, way: Way, request: Request<Full<Bytes>>) -> Result<u16, Refused> {
+    let response = client.send(way, request).await.map_err(|error| {
         let (kind, detail) = outbound::failure(&error);
         Refused {
             lack: outbound::is_ours(&error).then(|| detail.clone()),
             ..Refused::without_answer(kind, detail)
         }
     })?;
+    Progress::reached(Phase::Body);
     let status = response.status();
     let wait_for = matches!(
         status,
@@ -238,10 +243,32 @@ const _: () = assert!(!VERSION.is_empty());
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use shared::RetrySchedule;
+
     use super::*;
 
     #[test]
     fn answers_can_be_stored() {
         assert_eq!(shown(b"a\0b\xffc"), "a\u{fffd}b\u{fffd}c");
+    }
+
+    proptest! {
+        #[test]
+        fn no_wait_is_shorter_than_the_schedule_or_more_than_an_hour_longer(
+            waits in prop::collection::vec(1..=RetrySchedule::MAX_SECONDS, 1..=20), random in 0.0..1.0f64, asked: Option<u64>
+        ) {
+            let schedule = RetrySchedule::new(waits.clone()).unwrap();
+            for (at, wait) in waits.iter().enumerate() {
+                let scheduled = schedule.wait_after(u32::try_from(at).unwrap() + 1, random).unwrap();
+                let asked = asked.map(Duration::from_secs);
+                let put_off = put_off(scheduled, asked);
+                prop_assert!(scheduled <= put_off && put_off <= scheduled + Duration::from_hours(1));
+                prop_assert!(scheduled.as_secs_f64() >= 0.799 * f64::from(*wait));
+                if let Some(asked) = asked.filter(|asked| *asked <= scheduled + Duration::from_hours(1)) {
+                    prop_assert!(put_off >= asked, "what is asked for within the bound is kept to");
+                }
+            }
+        }
     }
 }

@@ -7,10 +7,11 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use shared::{
-    DeliveryKey, SubscriptionId, delivery::AttemptOutcome, store::Store, subscription::Ordering, telemetry,
+    DeliveryKey, SubscriptionId, announcement, delivery::AttemptOutcome, store::Store,
+    subscription::Ordering, telemetry,
 };
 use tokio::{
-    sync::{Notify, mpsc},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc},
     time::Instant,
 };
 use tokio_util::task::TaskTracker;
@@ -19,13 +20,16 @@ use crate::{
     attempt::{Attempted, attempt},
     lane::{self, CircuitState, Job, Lanes},
     lease::{Holding, Lease},
-    outbound::Outbound,
+    outbound::{Outbound, Way},
     registry::{Found, Registry, Route},
     scheduler::Wake,
 };
 
 /// How long a delivery may wait in its lane before the store is asked whether it is still to be sent.
 const RECHECK: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// The most test pushes under way at once, beside the pools of attempts.
+const TESTS: usize = 32;
 
 /// An outcome on its way to the store, with what the metrics want to know.
 #[derive(Debug)]
@@ -38,6 +42,8 @@ pub struct Ended {
     pub holding: Arc<Holding>,
     /// Whether its lane is in order, and waits for this to be written down.
     pub in_order: bool,
+    /// Whether it was a test push, which says nothing of how the subscription fares.
+    pub is_test: bool,
     /// When the front took the event.
     pub received_at: shared::Timestamp,
 }
@@ -52,6 +58,7 @@ pub struct Dispatch {
     outcomes: mpsc::Sender<Ended>,
     wake: Wake,
     attempts: TaskTracker,
+    tests: Arc<Semaphore>,
     /// Told when a lane's time comes sooner than was known.
     alarm: Notify,
 }
@@ -86,6 +93,7 @@ impl Dispatch {
             outcomes,
             wake,
             attempts,
+            tests: Arc::new(Semaphore::new(TESTS)),
             alarm: Notify::new(),
         })
     }
@@ -162,8 +170,14 @@ impl Dispatch {
                 let (holding, received_at) = (Arc::clone(&job.holding), job.event.received_at);
                 let (key, version) = (job.key, route.subscription.version);
                 let in_order = route.push.ordering == Ordering::Fifo;
+                let is_test = is_test(&job);
                 let event = key.event;
-                let mut attempt = std::pin::pin!(attempt(&self.client, &route, job));
+                let way = if place.taken.is_trusted() {
+                    Way::Quick
+                } else {
+                    Way::Apart
+                };
+                let mut attempt = std::pin::pin!(attempt(&self.client, way, &route, job));
                 let attempted = if let Ok(quick) = tokio::time::timeout(lane::SLOW, &mut attempt).await {
                     quick
                 } else {
@@ -190,6 +204,7 @@ impl Dispatch {
                     version,
                     holding,
                     in_order,
+                    is_test,
                     received_at,
                 });
                 drop(place);
@@ -197,6 +212,48 @@ impl Dispatch {
             Before::NotOurs => {
                 tracing::debug!(event.id = %job.key.event, subscription.id = %subscription, "closed or taken meanwhile");
             }
+            Before::GiveBack => self.give_back(vec![job]).await,
+        }
+    }
+
+    /// Room for a test push, if there is any.
+    pub fn room_to_test(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.tests).try_acquire_owned().ok()
+    }
+
+    /// Makes the attempt of a test push, which is in no lane: what comes of it says nothing to its lane either.
+    pub fn test(self: &Arc<Self>, job: Job, room: OwnedSemaphorePermit) {
+        let dispatch = Arc::clone(self);
+        self.attempts.spawn(async move {
+            dispatch.attempt_test(job).await;
+            drop(room);
+        });
+    }
+
+    async fn attempt_test(&self, job: Job) {
+        let Ok(permit) = self.outcomes.reserve().await else {
+            return;
+        };
+        match self.before(&job).await {
+            Before::Send(route) => {
+                let (holding, received_at) = (Arc::clone(&job.holding), job.event.received_at);
+                let (key, version) = (job.key, route.subscription.version);
+                match attempt(&self.client, Way::Apart, &route, job).await {
+                    Ok(Attempted { outcome, .. }) => permit.send(Ended {
+                        outcome,
+                        version,
+                        holding,
+                        in_order: false,
+                        is_test: true,
+                        received_at,
+                    }),
+                    Err(lack) => {
+                        tracing::warn!(event.id = %key.event, lack, "no attempt was made");
+                        self.release(&holding, &[key]).await;
+                    }
+                }
+            }
+            Before::NotOurs => {}
             Before::GiveBack => self.give_back(vec![job]).await,
         }
     }
@@ -276,6 +333,10 @@ impl Dispatch {
         self.attempts.close();
         self.attempts.wait().await;
     }
+}
+
+fn is_test(job: &Job) -> bool {
+    &*job.event.event_type == announcement::TEST
 }
 
 /// An attempt's place in its lane and in the pool.

@@ -3,7 +3,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use shared::{Timestamp, queue::DynQueue, store::Store, telemetry};
+use shared::{
+    Timestamp,
+    queue::DynQueue,
+    store::{BacklogAge, Fleet, Store, SuccessBand},
+    telemetry::{self, Circuit, Open},
+};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
@@ -18,6 +23,8 @@ const ERASE: Duration = Duration::from_secs(2);
 const ERASURES: u32 = 100;
 /// How often the gauges are read.
 const GAUGES: Duration = Duration::from_secs(5);
+/// How often subscriptions are looked over for their gauges.
+const FLEET: Duration = Duration::from_secs(15);
 
 /// Retention and partitions, until the soft signal.
 pub async fn keep(store: Store, retention: Duration, soft: CancellationToken) -> anyhow::Result<()> {
@@ -108,8 +115,9 @@ pub async fn gauges(
         }
         match store.deliveries.backlog().await {
             Ok(backlog) => {
-                telemetry::backlog(false).set(backlog.pending as f64);
-                telemetry::backlog(true).set(backlog.retrying as f64);
+                telemetry::backlog(Open::Pending).set(backlog.pending as f64);
+                telemetry::backlog(Open::Retrying).set(backlog.retrying as f64);
+                telemetry::backlog(Open::Parked).set(backlog.parked as f64);
                 telemetry::backlog_oldest().set(backlog.oldest_due.as_secs_f64());
             }
             Err(error) => tracing::debug!(%error, "the store does not say what is open"),
@@ -118,6 +126,40 @@ pub async fn gauges(
             telemetry::set_aside_now().set(count as f64);
         }
     }
+}
+
+/// Gauges of how subscriptions fare, all together, until the soft signal.
+pub async fn fleet(store: Store, soft: CancellationToken) -> anyhow::Result<()> {
+    let mut every = interval(FLEET);
+    loop {
+        tokio::select! {
+            () = soft.cancelled() => return Ok(()),
+            _ = every.tick() => {}
+        }
+        match store.insight.fleet().await {
+            Ok(fleet) => show(&fleet),
+            Err(error) => tracing::debug!(%error, "the store does not say how subscriptions fare"),
+        }
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "gauges")]
+fn show(fleet: &Fleet) {
+    let closed = fleet.subscriptions.saturating_sub(fleet.open + fleet.half_open);
+    for (circuit, count) in [
+        (Circuit::Closed, closed),
+        (Circuit::Open, fleet.open),
+        (Circuit::HalfOpen, fleet.half_open),
+    ] {
+        telemetry::subscriptions(circuit).set(count as f64);
+    }
+    for (band, count) in SuccessBand::ALL.into_iter().zip(fleet.by_success) {
+        telemetry::subscriptions_by_success(band).set(count as f64);
+    }
+    for (age, count) in BacklogAge::ALL.into_iter().zip(fleet.backlogged) {
+        telemetry::subscriptions_backlogged(age).set(count as f64);
+    }
+    telemetry::oldest_undelivered().set(fleet.oldest_undelivered.as_secs_f64());
 }
 
 fn interval(period: Duration) -> tokio::time::Interval {

@@ -176,6 +176,11 @@ impl Place {
     pub fn subscription(&self) -> SubscriptionId {
         self.subscription
     }
+
+    /// Whether it is among those of subscribers that answer quickly.
+    pub fn is_trusted(&self) -> bool {
+        self.pool == In::Trusted
+    }
 }
 
 /// What follows from the end of an attempt.
@@ -202,6 +207,17 @@ pub struct Load {
     pub suspect: usize,
     /// Lanes whose circuit is open.
     pub open_circuits: usize,
+}
+
+/// A circuit that is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OpenedCircuit {
+    /// Of which subscription.
+    pub subscription: SubscriptionId,
+    /// When it opened.
+    pub since: Instant,
+    /// When the next probe may be sent; past, while one is under way.
+    pub next_probe: Instant,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -687,6 +703,25 @@ impl Lanes {
             suspect: self.suspect.in_flight,
             open_circuits: self.open_circuits,
         }
+    }
+
+    /// The circuits that are open. Where there is none it costs nothing, else a look at every lane.
+    pub fn opened_circuits(&self) -> Vec<OpenedCircuit> {
+        if self.open_circuits == 0 {
+            return Vec::new();
+        }
+        let opened =
+            self.by_subscription
+                .iter()
+                .filter_map(|(subscription, lane)| match lane.health.circuit() {
+                    CircuitState::Open { next_probe, since } => Some(OpenedCircuit {
+                        subscription: *subscription,
+                        since,
+                        next_probe,
+                    }),
+                    CircuitState::Closed => None,
+                });
+        opened.collect()
     }
 
     fn pool(&self, pool: In) -> Pool {

@@ -24,6 +24,7 @@ mod registry;
 mod replay;
 mod retry_after;
 mod scheduler;
+mod statistics;
 
 use std::{sync::Arc, time::Duration};
 
@@ -31,7 +32,6 @@ use async_trait::async_trait;
 use shared::{
     config::WorkerArgs,
     engine::Engine,
-    guard::TargetPolicy,
     http::ops::{ReadyCheck, StoreReady},
     lifecycle::Lifecycle,
     queue::{DynQueue, SourceLane},
@@ -44,6 +44,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+pub use crate::outbound::Outbound;
 use crate::{
     awaited::Awaited,
     dispatch::Dispatch,
@@ -54,6 +55,7 @@ use crate::{
     ownership::Ownership,
     registry::Registry,
     scheduler::Scheduler,
+    statistics::Statistics,
 };
 
 /// How often the subscriptions that have a lane are read anew, whatever word has come.
@@ -62,11 +64,10 @@ const POLL: Duration = Duration::from_secs(1);
 /// Starts a worker; it drains and ends with the lifecycle.
 pub fn start(
     engine: &Engine,
-    policy: TargetPolicy,
+    client: Outbound,
     args: &WorkerArgs,
     lifecycle: &Lifecycle,
 ) -> anyhow::Result<()> {
-    let client = outbound::client(Arc::new(policy))?;
     let bounds = Bounds {
         in_flight: args.max_attempts as usize,
         ..Bounds::default()
@@ -109,15 +110,11 @@ async fn work(
     lease: Arc<Lease>,
     ownership: Arc<Ownership>,
     lanes: Lanes,
-    client: outbound::Outbound,
+    client: Outbound,
     times: Times,
     lifecycle: &Lifecycle,
 ) -> anyhow::Result<()> {
     let (store, soft) = (engine.store.clone(), lifecycle.soft.clone());
-    let Times {
-        retention,
-        disable_after,
-    } = times;
     let registry = Arc::new(Registry::new(store.clone(), Arc::clone(&engine.sealer)));
     let (ended_sender, ended) = outcome::channel();
     let (wake, words) = scheduler::wake();
@@ -131,13 +128,17 @@ async fn work(
         wake.clone(),
     );
     let (drained, recorded) = (CancellationToken::new(), CancellationToken::new());
+    let told = outcome::Told {
+        failing: Failing::new(times.disable_after),
+        statistics: keep_statistics(lifecycle, &store, &lease, &dispatch, &recorded),
+    };
     let recording = outcome::record(
         store.clone(),
         ended,
         wake.clone(),
         Arc::clone(&lease),
         Arc::clone(&dispatch),
-        Failing::new(disable_after),
+        told,
         drained.clone(),
     );
     let all_recorded = recorded.clone().drop_guard();
@@ -164,6 +165,10 @@ async fn work(
         soft.clone(),
     );
     lifecycle.critical("gauges", gauges);
+    lifecycle.critical(
+        "gauges of subscriptions",
+        keep::fleet(store.clone(), soft.clone()),
+    );
     let awaited = Arc::new(Awaited::default());
     let intake = Intake {
         queue: Arc::clone(&engine.queue),
@@ -175,9 +180,10 @@ async fn work(
         wake: wake.clone(),
         lease: Arc::clone(&lease),
         progress: Arc::clone(&progress),
-        retention,
+        retention: times.retention,
     };
     lifecycle.critical("announcements", announcing::take_in(intake.clone(), soft.clone()));
+    lifecycle.critical("test pushes", intake.clone().take_tests(soft.clone()));
     lifecycle.critical("intake", intake.clone().run(SourceLane::Main, soft.clone()));
     lifecycle.critical(
         "intake of dead frames",
@@ -204,6 +210,26 @@ async fn work(
     });
     hold(&lease, &dispatch, &store, recorded).await;
     Ok(())
+}
+
+/// Counts of attempts, which a task writes down until all are `recorded`.
+fn keep_statistics(
+    lifecycle: &Lifecycle,
+    store: &Store,
+    lease: &Arc<Lease>,
+    dispatch: &Arc<Dispatch>,
+    recorded: &CancellationToken,
+) -> Arc<Statistics> {
+    let statistics = Statistics::new();
+    let writing = statistics::write(
+        Arc::clone(&statistics),
+        store.clone(),
+        Arc::clone(lease),
+        Arc::clone(dispatch),
+        recorded.clone(),
+    );
+    lifecycle.critical("statistics", writing);
+    statistics
 }
 
 /// Takes a lease, however long that takes; `None` if the worker is to stop first.
@@ -299,6 +325,8 @@ async fn heed_changes(
                 awaited.note(lane, Instant::now());
                 continue;
             }
+            // Whoever takes them listens, too.
+            Change::TestPush => continue,
             Change::Subscription(subscription) => vec![subscription],
             Change::Everything => dispatch.lanes().subscriptions(),
         };

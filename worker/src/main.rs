@@ -34,7 +34,7 @@ struct Args {
 fn main() -> ExitCode {
     let args: Args = config::parse_or_exit();
     process::run(&args.process, async |lifecycle, metrics| {
-        let policy = args.outbound.policy()?;
+        let client = worker::Outbound::new(args.outbound.policy()?, args.worker.extra_ca_file.as_deref())?;
         let engine = Engine::open(&args.engine, None).await?;
         let (listener, _) = process::listen(args.listen).await?;
         let checks = Arc::new(worker::ready_checks(&engine));
@@ -50,7 +50,7 @@ fn main() -> ExitCode {
         let (working, starting) = (engine.clone(), lifecycle.clone());
         lifecycle.critical("start", async move {
             if process::prepare(&working, args.engine.migrate, &starting).await? {
-                worker::start(&working, policy, &args.worker, &starting)?;
+                worker::start(&working, client, &args.worker, &starting)?;
             }
             Ok(())
         });

@@ -2,32 +2,36 @@
 //!
 //! A name is resolved once, inside the attempt's deadline; every address is checked, and the connection is made to the
 //! very addresses that were checked. IP literals are checked too. TLS is always verified; there are no proxies from the
-//! environment and no redirects. Connections are kept for a few seconds and used again.
+//! environment and no redirects. Connections are kept for a few seconds and used again. Over TLS a host that offers HTTP/2
+//! gets it: one connection for all that goes there at once. What takes long, or fails, goes [over connections of its
+//! own](Way), so that it takes no stream from what is answered quickly.
 
-use std::{
-    future::Future,
-    io,
-    net::{IpAddr, SocketAddr},
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+mod connector;
+mod failure;
+mod progress;
+
+use std::{path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::Uri;
+use http::{Request, Response};
 use http_body_util::Full;
+use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
-    client::legacy::Client,
-    rt::{TokioExecutor, TokioIo, TokioTimer},
+    client::legacy::{self, Client},
+    rt::{TokioExecutor, TokioTimer},
 };
-use shared::{
-    FailureKind, SubscriptionUrl,
-    guard::{Blocked, TargetPolicy},
+use rustls::{
+    RootCertStore,
+    pki_types::{CertificateDer, pem::PemObject},
 };
-use tokio::net::TcpStream;
-use tower_service::Service;
+use shared::{config::SettingError, guard::TargetPolicy};
+
+use self::connector::GuardedConnector;
+pub use self::{
+    failure::{failure, is_ours},
+    progress::{Phase, Progress},
+};
 
 /// How long a connection is kept for the next request: less than the 5 seconds after which many servers close theirs,
 /// so that a request seldom meets a connection that is being closed.
@@ -36,166 +40,112 @@ const IDLE: Duration = Duration::from_secs(4);
 const IDLE_PER_HOST: usize = 64;
 
 /// The most bytes of an answer that are read ahead, and of an answer's head: there are hundreds of connections.
-const READ_AHEAD: usize = 32 * 1024;
+const READ_AHEAD: u32 = 32 * 1024;
+/// As much may be under way on a connection of HTTP/2, over all its streams: the least that the protocol knows.
+const CONNECTION_WINDOW: u32 = 65_535;
+/// A connection of HTTP/2 with requests under way is asked so often whether it lives, and has as long to answer.
+const PING: Duration = Duration::from_secs(5);
+/// Streams that were reset and may still get frames of what was on its way.
+const RESET_STREAMS: usize = 64;
+/// How often a request is sent again that the subscriber says it has not looked at.
+const MAX_REFUSED: usize = 2;
+
+type HttpClient = Client<HttpsConnector<GuardedConnector>, Full<Bytes>>;
+
+/// Over which connections a request goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// Those of subscribers that answer quickly.
+    Quick,
+    /// Those of all others. A peer has a limit of streams on a connection of HTTP/2: whoever hangs would fill it.
+    Apart,
+}
 
 /// The client of every attempt. Cheap to clone.
-pub type Outbound = Client<HttpsConnector<GuardedConnector>, Full<Bytes>>;
+#[derive(Debug, Clone)]
+pub struct Outbound {
+    quick: HttpClient,
+    apart: HttpClient,
+}
 
-/// Makes the client.
-pub fn client(policy: Arc<TargetPolicy>) -> Result<Outbound, rustls::Error> {
-    let roots = webpki_roots::TLS_SERVER_ROOTS
-        .iter()
-        .cloned()
-        .collect::<rustls::RootCertStore>();
-    let tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    let connector = HttpsConnectorBuilder::new()
-        .with_tls_config(tls)
-        .https_or_http()
-        .enable_http1()
-        .wrap_connector(GuardedConnector { policy });
-    Ok(Client::builder(TokioExecutor::new())
+impl Outbound {
+    /// Makes the client, which trusts the authorities of a PEM file, too; a wrong file is named.
+    pub fn new(policy: TargetPolicy, extra_ca_file: Option<&Path>) -> anyhow::Result<Self> {
+        let mut roots: RootCertStore = webpki_roots::TLS_SERVER_ROOTS.iter().cloned().collect();
+        if let Some(file) = extra_ca_file {
+            add_roots(&mut roots, file)?;
+        }
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let policy = Arc::new(policy);
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(tls)
+            .https_or_http()
+            .enable_all_versions()
+            .wrap_connector(GuardedConnector { policy });
+        Ok(Self {
+            quick: client(connector.clone()),
+            apart: client(connector),
+        })
+    }
+
+    /// Sends a request, again if the subscriber says that it has not looked at it.
+    pub async fn send(
+        &self,
+        way: Way,
+        request: Request<Full<Bytes>>,
+    ) -> Result<Response<Incoming>, legacy::Error> {
+        let client = match way {
+            Way::Quick => &self.quick,
+            Way::Apart => &self.apart,
+        };
+        let mut refused = 0;
+        loop {
+            match client.request(request.clone()).await {
+                Err(error) if refused < MAX_REFUSED && failure::not_processed(&error) => refused += 1,
+                ended => return ended,
+            }
+        }
+    }
+}
+
+fn client(connector: HttpsConnector<GuardedConnector>) -> HttpClient {
+    Client::builder(TokioExecutor::new())
+        .timer(TokioTimer::new())
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(IDLE)
         .pool_max_idle_per_host(IDLE_PER_HOST)
-        .http1_max_buf_size(READ_AHEAD)
-        .build(connector))
+        .http1_max_buf_size(READ_AHEAD as usize)
+        .http2_initial_stream_window_size(READ_AHEAD)
+        .http2_initial_connection_window_size(CONNECTION_WINDOW)
+        .http2_max_header_list_size(READ_AHEAD)
+        .http2_keep_alive_interval(PING)
+        .http2_keep_alive_timeout(PING)
+        .http2_max_concurrent_reset_streams(RESET_STREAMS)
+        .build(connector)
 }
 
-/// Why there is no connection.
-#[derive(Debug, thiserror::Error)]
-pub enum ConnectError {
-    /// The host's name does not resolve.
-    #[error("{host} does not resolve: {cause}")]
-    Dns {
-        /// The name.
-        host: String,
-        /// What the resolver said.
-        cause: io::Error,
-    },
-    /// The guard refuses.
-    #[error("the URL {0}")]
-    Blocked(Blocked),
-    /// Nothing answers at the address.
-    #[error("no connection: {0}")]
-    Connect(io::Error),
-}
-
-impl ConnectError {
-    /// As attempts record it.
-    pub fn kind(&self) -> FailureKind {
-        match self {
-            Self::Dns { .. } => FailureKind::Dns,
-            Self::Blocked(_) => FailureKind::BlockedAddress,
-            Self::Connect(_) => FailureKind::Connect,
-        }
+/// Trusts the authorities of a PEM file, too.
+fn add_roots(roots: &mut RootCertStore, file: &Path) -> Result<(), SettingError> {
+    let wrong = |rule: String| SettingError::new("TRIGGERS_EXTRA_CA_FILE", rule);
+    let name = file.display();
+    let certificates = CertificateDer::pem_file_iter(file)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(|error| wrong(format!("({name}) cannot be read as PEM: {error}")))?;
+    if certificates.is_empty() {
+        return Err(wrong(format!(
+            "({name}) holds no certificate: it must be a PEM file of certificate authorities"
+        )));
     }
-}
-
-/// Resolves, checks, connects.
-#[derive(Debug, Clone)]
-pub struct GuardedConnector {
-    policy: Arc<TargetPolicy>,
-}
-
-impl Service<Uri> for GuardedConnector {
-    type Response = TokioIo<TcpStream>;
-    type Error = ConnectError;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, ConnectError>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ConnectError>> {
-        Poll::Ready(Ok(()))
+    for certificate in certificates {
+        roots.add(certificate).map_err(|error| {
+            wrong(format!(
+                "({name}) holds what is no certificate authority: {error}"
+            ))
+        })?;
     }
-
-    fn call(&mut self, uri: Uri) -> Self::Future {
-        let policy = Arc::clone(&self.policy);
-        Box::pin(async move { connect(&policy, &uri).await.map(TokioIo::new) })
-    }
-}
-
-async fn connect(policy: &TargetPolicy, uri: &Uri) -> Result<TcpStream, ConnectError> {
-    let invalid =
-        |why: &str| ConnectError::Connect(io::Error::new(io::ErrorKind::InvalidInput, why.to_owned()));
-    let url = SubscriptionUrl::parse(&uri.to_string()).map_err(|error| invalid(error.rule()))?;
-    let port = url
-        .url()
-        .port_or_known_default()
-        .ok_or_else(|| invalid("the URL has no port"))?;
-    let addresses: Vec<IpAddr> = match url.url().host() {
-        Some(url::Host::Ipv4(address)) => vec![address.into()],
-        Some(url::Host::Ipv6(address)) => vec![address.into()],
-        Some(url::Host::Domain(host)) => {
-            let found = tokio::net::lookup_host((host, port)).await;
-            found
-                .map_err(|cause| ConnectError::Dns {
-                    host: host.to_owned(),
-                    cause,
-                })?
-                .map(|found| found.ip())
-                .collect()
-        }
-        None => return Err(invalid("the URL has no host")),
-    };
-    for address in &addresses {
-        policy.check(&url, *address).map_err(ConnectError::Blocked)?;
-    }
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
-    for address in addresses {
-        match TcpStream::connect(SocketAddr::new(address, port)).await {
-            Ok(stream) => {
-                // A webhook is one write: it must not wait for the acknowledgement of an earlier one.
-                stream.set_nodelay(true).map_err(ConnectError::Connect)?;
-                return Ok(stream);
-            }
-            Err(error) => last = error,
-        }
-    }
-    Err(ConnectError::Connect(last))
-}
-
-/// What went wrong in a request, and a sentence about it.
-pub fn failure(error: &hyper_util::client::legacy::Error) -> (FailureKind, String) {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    let mut innermost = error.to_string();
-    while let Some(error) = cause {
-        if let Some(connect) = error.downcast_ref::<ConnectError>() {
-            return (connect.kind(), connect.to_string());
-        }
-        if let Some(tls) = tls(error) {
-            return (FailureKind::Tls, tls.to_string());
-        }
-        innermost = error.to_string();
-        cause = error.source();
-    }
-    (FailureKind::Connect, innermost)
-}
-
-/// Whether a request failed for want of something of this process (file descriptors), which says nothing of the subscriber.
-pub fn is_ours(error: &hyper_util::client::legacy::Error) -> bool {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(error) = cause {
-        if let Some(ConnectError::Connect(io) | ConnectError::Dns { cause: io, .. }) = error.downcast_ref() {
-            return io
-                .raw_os_error()
-                .is_some_and(|code| TOO_MANY_OPEN_FILES.contains(&code));
-        }
-        cause = error.source();
-    }
-    false
-}
-
-/// `ENFILE` and `EMFILE`, which are these numbers on every Unix.
-const TOO_MANY_OPEN_FILES: [i32; 2] = [23, 24];
-
-/// The failure of TLS that an error is. The connector wraps it in an `io::Error`, and that in another, whose sources do
-/// not show it.
-fn tls<'a>(mut error: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustls::Error> {
-    loop {
-        if let Some(tls) = error.downcast_ref() {
-            return Some(tls);
-        }
-        error = error.downcast_ref::<io::Error>()?.get_ref()?;
-    }
+    Ok(())
 }

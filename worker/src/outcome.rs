@@ -25,6 +25,7 @@ use crate::{
     failing::{Failing, Went},
     lease::Lease,
     scheduler::Wake,
+    statistics::Statistics,
 };
 
 /// Outcomes that wait or are about to be: attempts under way have their place here.
@@ -34,6 +35,15 @@ const BATCH: usize = 1_000;
 /// How long outcomes gather. Nobody waits for them to be written but those who look.
 const GATHER: Duration = Duration::from_millis(5);
 
+/// Who is told of the attempts that have ended, beside the store.
+#[derive(Debug)]
+pub struct Told {
+    /// Disables what fails for too long.
+    pub failing: Failing,
+    /// Counts how subscriptions fare.
+    pub statistics: Arc<Statistics>,
+}
+
 /// Writes outcomes down until `drained` is given and none is left.
 pub async fn record(
     store: Store,
@@ -41,7 +51,7 @@ pub async fn record(
     wake: Wake,
     lease: Arc<Lease>,
     dispatch: Arc<Dispatch>,
-    mut failing: Failing,
+    mut told: Told,
     drained: CancellationToken,
 ) -> anyhow::Result<()> {
     let mut batch = Vec::with_capacity(BATCH);
@@ -61,10 +71,11 @@ pub async fn record(
         {
             batch.push(more);
         }
-        let went: Vec<Went> = batch.iter().map(went).collect();
+        told.statistics.note(&batch);
+        let went: Vec<Went> = batch.iter().filter(|ended| !ended.is_test).map(went).collect();
         let settled = write(&store, &wake, &lease, std::mem::take(&mut batch)).await;
         dispatch.settle(&settled);
-        failing.note(&store, &went).await;
+        told.failing.note(&store, &went).await;
     }
 }
 
@@ -84,7 +95,7 @@ async fn write(store: &Store, wake: &Wake, lease: &Lease, batch: Vec<Ended>) -> 
         let applied = apply(store, lease, holder, &outcomes).await;
         for ended in of_holder {
             let applied = applied.contains(&ended.outcome.delivery);
-            if applied && says_gone(&ended.outcome.result) {
+            if applied && !ended.is_test && says_gone(&ended.outcome.result) {
                 let lane = (ended.outcome.organization, ended.outcome.delivery.subscription);
                 let version = gone.entry(lane).or_insert(ended.version);
                 *version = ended.version.max(*version);
@@ -184,6 +195,13 @@ fn announce(wake: &Wake, ended: &Ended, applied: bool) {
     telemetry::attempt_seconds().record(outcome.duration);
     if let AttemptResult::Failed { failure, .. } = &outcome.result {
         telemetry::attempt_failures(failure.kind).increment(1);
+    }
+    if ended.is_test {
+        tracing::info!(
+            event.id = %delivery.event, subscription.id = %delivery.subscription, result = ?outcome.result,
+            "a test push ended"
+        );
+        return;
     }
     let ending = match &outcome.result {
         _ if !applied => Ending::Superseded,

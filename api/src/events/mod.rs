@@ -186,7 +186,7 @@ struct DeliveryView {
 /// One try.
 #[derive(Serialize, JsonSchema)]
 #[schemars(rename = "Attempt")]
-struct AttemptView {
+pub(crate) struct AttemptView {
     number: u32,
     started_at: Timestamp,
     duration_ms: u64,

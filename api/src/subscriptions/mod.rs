@@ -7,6 +7,8 @@
 mod replays;
 mod request;
 mod rotation;
+mod stats;
+mod test;
 mod view;
 
 use std::sync::Arc;
@@ -27,6 +29,7 @@ use shared::{
 pub(crate) use self::{
     request::TargetUrl,
     rotation::{OVERLAP, overlap},
+    test::Tests,
 };
 use self::{
     request::{Kind, NewSubscription, Row, Settings, SubscriptionChange},
@@ -82,6 +85,27 @@ pub(crate) fn routes() -> Routes<Arc<Control>> {
                     .text("Both secrets sign until the old one ends.")
                     .header(200, Header::NoStore)
                     .problem(Code::Conflict, "the subscription is of kind pull, or others are changing it at the same time"),
+            ),
+        )
+        .at(
+            "/v1/subscriptions/{id}/test",
+            post(
+                test::test,
+                doc("testSubscription", "Send a test push")
+                    .text("Sends an event of type `triggers.test` now, once, and answers with what came back; 202 where that is not known in time.")
+                    .answers::<test::TestView>(200)
+                    .answers::<test::TestView>(202)
+                    .problem(Code::Conflict, "the subscription is disabled, or of kind pull")
+                    .problem(Code::RateLimited, "four tests of the organization are under way, or sixty began within a minute")
+                    .problem(Code::Unavailable, "no worker took the test: nothing was sent"),
+            ),
+        )
+        .at(
+            "/v1/subscriptions/{id}/stats",
+            get(
+                stats::show,
+                doc("getSubscriptionStats", "Get a subscription's statistics")
+                    .text("Over all workers, and some seconds old."),
             ),
         )
         .at(

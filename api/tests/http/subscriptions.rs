@@ -1,8 +1,15 @@
+use std::time::Duration;
+
 use http::Method;
 use serde_json::json;
-use shared::{SubscriptionId, signature::SigningSecret};
+use shared::{
+    FailureKind, SubscriptionId, WorkerId,
+    signature::SigningSecret,
+    statistics::Tally,
+    store::{Minute, OpenCircuit},
+};
 
-use crate::harness::Desk;
+use crate::harness::{Desk, LONG};
 
 #[tokio::test]
 async fn a_push_subscription_lives_and_ends() {
@@ -316,4 +323,60 @@ async fn metadata_is_shown_and_merged() {
         let none = desk.patch(&path, &tenant.key, &json!({"metadata": null})).await;
         assert_eq!(none.body["metadata"], json!({}));
     }
+}
+
+#[tokio::test]
+async fn how_a_subscription_fares_is_shown() {
+    let desk = Desk::open().await;
+    let (tenant, other) = (desk.tenant().await, desk.tenant().await);
+    let hook = desk.subscribe(&tenant).await;
+    let path = format!("/v1/subscriptions/{hook}/stats");
+    insta::assert_snapshot!(desk.get(&path, &tenant.key).await.shown());
+
+    let (worker, insight) = (WorkerId::new(), &desk.engine.store.insight);
+    desk.engine.store.deliveries.enlist(worker, LONG).await.unwrap();
+    let mut tally = Tally::default();
+    for ms in 1..=3 {
+        tally.add(None, Duration::from_millis(ms));
+    }
+    tally.add(Some(FailureKind::Status), Duration::from_secs(1));
+    let minute = Minute {
+        subscription: hook,
+        number: 0,
+        tally,
+        success_ago: Some(Duration::ZERO),
+        failure_ago: Some(Duration::ZERO),
+    };
+    insight.write_minutes(worker, &[minute]).await.unwrap();
+    let open = |next_probe_in| OpenCircuit {
+        subscription: hook,
+        open_for: Duration::from_secs(9),
+        next_probe_in,
+    };
+    insight.write_circuits(worker, &[open(LONG)], &[]).await.unwrap();
+    insta::assert_snapshot!(desk.get(&path, &tenant.key).await.shown());
+    insight
+        .write_circuits(worker, &[open(Duration::ZERO)], &[])
+        .await
+        .unwrap();
+    desk.event(&tenant, "user.created", "1", hook).await;
+    let probing = desk.get(&path, &tenant.key).await;
+    assert_eq!(probing.body["circuit"]["state"], "half_open");
+    assert_eq!(
+        (&probing.body["backlog"], &probing.body["backlog_capped"]),
+        (&1.into(), &false.into())
+    );
+    assert_eq!(probing.body["oldest_undelivered_age_seconds"], 0);
+
+    let inbox = desk.inbox(&tenant).await;
+    let pulled = desk
+        .get(&format!("/v1/subscriptions/{inbox}/stats"), &tenant.key)
+        .await;
+    assert!(pulled.body["circuit"].is_null(), "{}", pulled.text);
+    assert_eq!(
+        desk.get(&path, &other.key).await.problem(),
+        "404 there is no such subscription"
+    );
+    let narrow = desk.key(&tenant, &["events:write"]).await;
+    assert_eq!(desk.get(&path, &narrow).await.status, 403);
 }

@@ -138,10 +138,12 @@ pub trait Deliveries: Send + Sync {
 /// How much is still to be delivered.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Backlog {
-    /// Open push deliveries without a failed attempt, up to 100,000.
+    /// Open push deliveries without a failed attempt, of enabled subscriptions, up to 100,000.
     pub pending: u64,
-    /// Open push deliveries with a failed attempt, up to 100,000.
+    /// Open push deliveries with a failed attempt, of enabled subscriptions, up to 100,000.
     pub retrying: u64,
+    /// Open push deliveries whose subscription is disabled, up to 100,000.
+    pub parked: u64,
     /// How long the oldest due one has been due.
     pub oldest_due: Duration,
 }

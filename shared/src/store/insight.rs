@@ -2,8 +2,8 @@
 
 use async_trait::async_trait;
 
-use super::{Page, PageRequest, Result};
-use crate::{EventId, OrganizationId, SubscriptionId, Timestamp, delivery::Status};
+use super::{Fleet, Minute, OpenCircuit, Page, PageRequest, Result, SubscriptionStats};
+use crate::{EventId, OrganizationId, SubscriptionId, Timestamp, WorkerId, delivery::Status};
 
 /// Which deliveries a list shows.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -40,8 +40,10 @@ pub struct ListedDelivery {
     pub subscription: SubscriptionId,
     /// Where it is.
     pub status: Status,
-    /// How many attempts were made.
+    /// How many attempts were made; of what is pulled, how often it was leased.
     pub attempts: u32,
+    /// When its lease ends, while it is leased to somebody who pulled it.
+    pub lease_until: Option<Timestamp>,
     /// When the next attempt is due, while it is open and to be pushed.
     pub next_attempt_at: Option<Timestamp>,
     /// When it last changed state or had an attempt.
@@ -59,4 +61,18 @@ pub trait Insight: Send + Sync {
         filter: &DeliveryFilter,
         page: PageRequest<DeliveryPlace>,
     ) -> Result<Page<ListedDelivery, DeliveryPlace>>;
+    /// Writes down what a worker has counted: whole counts, in place of those that it wrote before of the same minutes.
+    async fn write_minutes(&self, counter: WorkerId, minutes: &[Minute]) -> Result<()>;
+    /// Writes down which circuits a worker has opened, and which of those are closed again. They count for as long as its
+    /// lease lives.
+    async fn write_circuits(
+        &self,
+        worker: WorkerId,
+        open: &[OpenCircuit],
+        closed: &[SubscriptionId],
+    ) -> Result<()>;
+    /// How a subscription fares.
+    async fn subscription_stats(&self, subscription: SubscriptionId) -> Result<SubscriptionStats>;
+    /// How all enabled subscriptions of kind `push` fare together: for metrics, so bounded in cost.
+    async fn fleet(&self) -> Result<Fleet>;
 }

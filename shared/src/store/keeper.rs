@@ -22,6 +22,8 @@ pub enum Change {
     Awaited(SubscriptionId),
     /// Deliveries of an event that a worker held were closed.
     Closed(EventId),
+    /// A test push waits for a worker.
+    TestPush,
     /// Word may have been lost: look at everything.
     Everything,
 }

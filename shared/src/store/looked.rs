@@ -64,6 +64,7 @@ pub(super) struct Found {
     pub(super) subscription: SubscriptionId,
     pub(super) status: Status,
     pub(super) attempts: u32,
+    pub(super) lease_until: Option<Timestamp>,
     pub(super) next_attempt_at: Option<Timestamp>,
     pub(super) updated_at: Timestamp,
 }
@@ -95,6 +96,7 @@ impl Looked {
             subscription: found.subscription,
             status: found.status,
             attempts: found.attempts,
+            lease_until: found.lease_until.filter(|_| found.status.is_open()),
             next_attempt_at: found.next_attempt_at.filter(|_| found.status.is_open()),
             updated_at: found.updated_at,
         })
@@ -144,6 +146,7 @@ mod tests {
                 subscription: SubscriptionId::from_uuid(Uuid::from_u128(7)),
                 status,
                 attempts: 0,
+                lease_until: None,
                 next_attempt_at: Some(Timestamp::from_millis(1)),
                 updated_at: Timestamp::from_millis(2),
             }),

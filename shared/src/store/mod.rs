@@ -22,7 +22,9 @@ mod rehearsal;
 mod replays;
 mod set_aside;
 pub mod sqlite;
+mod statistics;
 mod subscriptions;
+mod test_pushes;
 
 use std::{sync::Arc, time::Duration};
 
@@ -44,7 +46,12 @@ pub use self::{
     range::{MAX_AHEAD, is_in_range},
     replays::{ActedOn, Candidate, NewReplay, REPLAY_KEPT, Replay, ReplayStatus, ReplayStep, Replays},
     set_aside::{ID_OUT_OF_RANGE, SetAside, SetAsidePlace},
+    statistics::{
+        BACKLOG_COUNTED, BacklogAge, COUNTED_FOR, CircuitReport, FLEET_COUNTED_FOR, Fleet, Minute,
+        OpenCircuit, SubscriptionStats, SuccessBand,
+    },
     subscriptions::{InForce, NewSecret, PatchOutcome, SealedSecrets, SubscriptionPatch, Subscriptions},
+    test_pushes::{TEST_PUSH_KEPT, TestPush, TestPushes},
 };
 use crate::DeliveryState;
 
@@ -108,6 +115,8 @@ pub struct Store {
     pub announcements: Arc<dyn Announcements>,
     /// What is seen of deliveries, beside each event's own.
     pub insight: Arc<dyn Insight>,
+    /// Test pushes on their way to a worker.
+    pub tests: Arc<dyn TestPushes>,
     /// Schema, partitions, retention, health, and word of changes.
     pub keeper: Arc<dyn Keeper>,
 }

@@ -5,7 +5,7 @@ use std::{collections::HashSet, slice::from_ref};
 use shared::{
     DeliveryKey, DeliveryStatus, OrganizationId, SubscriptionId, Timestamp,
     delivery::Next,
-    store::{DeliveryFilter, ListedDelivery, PageRequest, Store, SubscriptionPatch},
+    store::{DeliveryFilter, ListedDelivery, PageRequest, PullSource, Pulled, Store, SubscriptionPatch},
 };
 
 use super::{
@@ -177,6 +177,36 @@ pub(crate) async fn deliveries_are_filtered(store: &Store) {
         ..DeliveryFilter::default()
     };
     assert!(listed(store, strangers, theirs, 10).await.is_empty());
+}
+
+pub(crate) async fn what_is_pulled_is_in_flight_while_it_is_leased(store: &Store) {
+    let me = worker(store).await;
+    let ours = organization(store).await.id;
+    let subscription = inbox(store, ours).await;
+    let events = [event(ours), event(ours)];
+    take_in(store, me, &events, &[(subscription, false)]).await;
+    let source = PullSource {
+        organization: ours,
+        subscription,
+    };
+    let pulled = store.pulls.pull(source, 1, MINUTE).await.unwrap();
+    let Pulled::Events(pulled) = pulled else {
+        panic!("there is something to pull: {pulled:?}")
+    };
+    for status in [DeliveryStatus::InFlight, DeliveryStatus::Pending] {
+        let filter = DeliveryFilter {
+            status: Some(status),
+            ..DeliveryFilter::default()
+        };
+        let found = listed(store, ours, filter, 10).await;
+        assert_eq!(found.len(), 1);
+        let is_leased = found[0].event == pulled[0].id;
+        assert_eq!(is_leased, status == DeliveryStatus::InFlight);
+        assert_eq!(
+            (found[0].attempts, found[0].next_attempt_at),
+            (u32::from(is_leased), None)
+        );
+    }
 }
 
 pub(crate) async fn deliveries_since(store: &Store) {

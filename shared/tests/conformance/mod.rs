@@ -13,7 +13,9 @@ pub(crate) mod organizations;
 pub(crate) mod outcomes;
 pub(crate) mod pulls;
 pub(crate) mod replays;
+pub(crate) mod statistics;
 pub(crate) mod subscriptions;
+pub(crate) mod test_pushes;
 pub(crate) mod world;
 
 /// Makes a test of each check. `$run` is called with a check, and gives it a store.
@@ -50,7 +52,7 @@ macro_rules! conformance_tests {
             pulls: leased_oldest_first, only_pull_subscriptions_are_pulled_from, a_lease_runs_out,
                 what_ran_out_comes_after_what_was_due, acknowledged_alone, leases_are_released_and_extended,
                 whatever_else_ends_a_delivery_ends_its_lease, retention_ends_what_is_leased, pulls_are_bounded_by_bytes,
-                pulls_never_overlap, who_waits_is_told, any_order_of_operations;
+                pulls_never_overlap, lists_show_what_is_leased, who_waits_is_told, any_order_of_operations;
             replays: one_is_opened_again, one_is_called_off, a_replay_gets_on_step_by_step, a_replay_is_called_off,
                 opening_is_announced, what_is_opened_again_is_in_order;
             erasures: what_is_stored_is_erased_in_place, what_a_worker_holds_is_called_off,
@@ -62,8 +64,12 @@ macro_rules! conformance_tests {
                 followed_in_order, a_place_is_had_by_any_id, who_follows_misses_nothing;
             announcements: a_dead_letter_is_announced_with_its_outcome, disabling_is_announced,
                 failing_is_timed_from_the_first;
-            insight: deliveries_are_listed_newest_first, deliveries_are_filtered, deliveries_since,
+            insight: deliveries_are_listed_newest_first, deliveries_are_filtered, what_is_pulled_is_in_flight_while_it_is_leased, deliveries_since,
                 a_rare_status_takes_pages;
+            statistics: what_workers_count_is_added_up, circuits_count_while_their_worker_lives,
+                a_backlog_is_counted_with_its_age, a_backlog_is_counted_to_a_cap, the_fleet_is_counted_in_bands;
+            test_pushes: each_is_taken_once_oldest_first, many_take_and_each_gets_its_own,
+                so_many_of_an_organization_wait, asking_is_announced;
             keeper: migrating_again_changes_nothing, changes_are_announced, deleted_subscriptions_are_cancelled,
                 what_retention_ends_is_expired,
                 what_expires_is_announced_once_a_subscription, keeping_concurrently, the_first_check_value_stays,

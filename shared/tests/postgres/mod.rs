@@ -9,6 +9,7 @@ use shared::store::{
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row, query, raw_sql};
 use uuid::Uuid;
 
+mod backlogs;
 mod faults;
 mod partitions;
 

@@ -143,7 +143,7 @@ impl Intake {
     }
 }
 
-fn body(event: &AcceptedEvent) -> EventBody {
+pub(super) fn body(event: &AcceptedEvent) -> EventBody {
     EventBody {
         id: event.id,
         event_type: event.event_type.as_str().into(),

@@ -9,6 +9,7 @@
 mod aside;
 mod batch;
 mod plan;
+mod test_push;
 mod tries;
 
 use std::{

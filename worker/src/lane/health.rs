@@ -50,6 +50,8 @@ enum Circuit {
     Open {
         /// When the next probe may be sent.
         until: Instant,
+        /// When it opened.
+        since: Instant,
         interval: Duration,
         probing: bool,
     },
@@ -73,6 +75,8 @@ pub enum CircuitState {
     Open {
         /// When the next may be.
         next_probe: Instant,
+        /// When it opened.
+        since: Instant,
     },
 }
 
@@ -177,9 +181,9 @@ impl Health {
                     .failing
                     .saturating_add(if timed_out { TIMEOUT_WEIGHS } else { 1 });
                 self.circuit = match self.circuit {
-                    Circuit::Closed(_) if self.failing >= OPENS_AT => open(FIRST_PROBE, now, random),
-                    Circuit::Open { interval, .. } if was_probe => {
-                        open((interval * 2).min(LAST_PROBE), now, random)
+                    Circuit::Closed(_) if self.failing >= OPENS_AT => open(FIRST_PROBE, now, now, random),
+                    Circuit::Open { interval, since, .. } if was_probe => {
+                        open((interval * 2).min(LAST_PROBE), since, now, random)
                     }
                     same => same,
                 };
@@ -210,7 +214,10 @@ impl Health {
     pub fn circuit(&self) -> CircuitState {
         match self.circuit {
             Circuit::Closed(_) => CircuitState::Closed,
-            Circuit::Open { until, .. } => CircuitState::Open { next_probe: until },
+            Circuit::Open { until, since, .. } => CircuitState::Open {
+                next_probe: until,
+                since,
+            },
         }
     }
 
@@ -231,9 +238,10 @@ impl Health {
 /// Beyond any limit of a lane a window means nothing.
 const MAX_WINDOW: usize = 256;
 
-fn open(interval: Duration, now: Instant, random: f64) -> Circuit {
+fn open(interval: Duration, since: Instant, now: Instant, random: f64) -> Circuit {
     Circuit::Open {
         until: now + interval.mul_f64(0.8 + 0.4 * random),
+        since,
         interval,
         probing: false,
     }
@@ -253,11 +261,16 @@ mod tests {
             assert!(!health.ended(FAILED, false, false, now, 0.5));
         }
         assert!(health.ended(FAILED, false, false, now, 0.5), "the tenth opens it");
-        let mut waits = Vec::new();
+        let (opened, mut waits) = (now, Vec::new());
         for _ in 0..12 {
             let until = health.put_off(now).expect("it waits for its probe");
             assert_eq!(health.worth_holding(100), 1);
             waits.push(until.duration_since(now).as_secs());
+            let shown = CircuitState::Open {
+                next_probe: until,
+                since: opened,
+            };
+            assert_eq!(health.circuit(), shown);
             now = until;
             assert_eq!((health.put_off(now), health.allowed(16, 3)), (None, 4));
             assert!(health.begins(), "a probe");

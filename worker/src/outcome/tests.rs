@@ -31,6 +31,7 @@ fn gone(real: &RealStore, lease: &Lease, deliveries: &[DeliveryKey], version: i6
         version,
         holding: lease.current(),
         in_order: false,
+        is_test: false,
         received_at: Timestamp::now(),
     };
     deliveries.iter().map(ended).collect()

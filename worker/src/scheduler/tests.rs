@@ -5,7 +5,8 @@ use shared::guard::TargetPolicy;
 use super::*;
 use crate::{
     lane::{Bounds, Lanes},
-    outbound, outcome,
+    outbound::Outbound,
+    outcome,
     real_store::RealStore,
 };
 
@@ -25,7 +26,7 @@ async fn scheduler(real: &RealStore) -> Scheduler {
         Lanes::new(bounds),
         Arc::clone(&lease),
         Arc::clone(&registry),
-        outbound::client(Arc::new(TargetPolicy::default())).unwrap(),
+        Outbound::new(TargetPolicy::default(), None).unwrap(),
         real.store.clone(),
         ended,
         wake,

@@ -140,6 +140,7 @@ fn change(notice: &str) -> Option<Change> {
         "s" => Some(Change::Subscription(SubscriptionId::from_uuid(id))),
         "l" => Some(Change::Lane(SubscriptionId::from_uuid(id))),
         "w" => Some(Change::Awaited(SubscriptionId::from_uuid(id))),
+        "t" => Some(Change::TestPush),
         "c" => Some(Change::Closed(EventId::from_uuid(id))),
         _ => None,
     }

@@ -264,11 +264,17 @@ const BACKLOG: &str = "
             WHERE due_at IS NOT NULL AND subscription_id > lanes.subscription_id
             ORDER BY subscription_id LIMIT 1
         ) next
-    ), served AS MATERIALIZED (
-        SELECT s.id FROM lanes CROSS JOIN LATERAL (
+    ), pushed AS MATERIALIZED (
+        SELECT s.id, s.enabled FROM lanes CROSS JOIN LATERAL (
             SELECT s.id, s.enabled FROM subscriptions s
             WHERE s.id = lanes.subscription_id AND s.kind = 'push' AND s.deleted_at IS NULL LIMIT 1
-        ) s WHERE s.enabled
+        ) s
+    ), served AS (
+        SELECT id FROM pushed WHERE enabled
+    ), parked AS (
+        SELECT FROM pushed CROSS JOIN LATERAL (
+            SELECT FROM deliveries WHERE subscription_id = pushed.id AND due_at IS NOT NULL LIMIT $1
+        ) d WHERE NOT pushed.enabled LIMIT $1
     ), sample AS (
         SELECT d.state FROM served CROSS JOIN LATERAL (
             SELECT state FROM deliveries WHERE subscription_id = served.id AND due_at IS NOT NULL
@@ -281,6 +287,7 @@ const BACKLOG: &str = "
         ) d
     )
     SELECT count(*) FILTER (WHERE state = 'pending') AS pending, count(*) FILTER (WHERE state = 'retrying') AS retrying,
+           (SELECT count(*) FROM parked) AS parked,
            (SELECT greatest(0, (extract(epoch FROM now() - due_at) * 1000)::bigint) FROM oldest) AS oldest_due_ms
     FROM sample";
 
@@ -427,6 +434,7 @@ impl Deliveries for Engine {
         Ok(Backlog {
             pending: row.number("pending")?,
             retrying: row.number("retrying")?,
+            parked: row.number("parked")?,
             oldest_due: Duration::from_millis(row.optional_number("oldest_due_ms")?.unwrap_or(0)),
         })
     }

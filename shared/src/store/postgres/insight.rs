@@ -1,15 +1,16 @@
-//! Lists of deliveries: each statement walks one index in its order, for so many rows and no further.
+//! What is seen of deliveries; of lists, each statement walks one index in its order, for so many rows and no further.
 
 use async_trait::async_trait;
 use sqlx::{postgres::PgRow, query};
 use uuid::Uuid;
 
-use super::{Engine, Result, rows::Columns};
+use super::{Engine, Result, records::condition, rows::Columns};
 use crate::{
-    OrganizationId, SubscriptionId,
-    delivery::{Status, SubscriptionCondition},
+    OrganizationId, SubscriptionId, WorkerId,
+    delivery::Status,
     store::{
-        DeliveryFilter, DeliveryPlace, Insight, ListedDelivery, Page, PageRequest,
+        DeliveryFilter, DeliveryPlace, Fleet, Insight, ListedDelivery, Minute, OpenCircuit, Page,
+        PageRequest, SubscriptionStats,
         looked::{self, Found, Looked, Where},
         parse_state,
     },
@@ -20,6 +21,7 @@ macro_rules! found {
     () => {
         "d.subscription_id, d.state, d.attempts, d.updated_at, s.enabled,
          CASE WHEN s.kind = 'push' THEN d.due_at END AS next_attempt_at,
+         CASE WHEN s.kind = 'pull' AND d.lease_owner IS NOT NULL AND d.due_at > now() THEN d.due_at END AS lease_until,
          coalesce(d.lease_owner = ANY (ARRAY(SELECT id FROM workers WHERE lease_until > now())), false) AS held"
     };
 }
@@ -100,21 +102,40 @@ impl Insight for Engine {
         let looked = rows.iter().map(looked).collect::<Result<Vec<_>>>()?;
         Ok(looked::page(looked, window, filter, page.limit))
     }
+
+    async fn write_minutes(&self, counter: WorkerId, minutes: &[Minute]) -> Result<()> {
+        self.put_minutes(counter, minutes).await
+    }
+
+    async fn write_circuits(
+        &self,
+        worker: WorkerId,
+        open: &[OpenCircuit],
+        closed: &[SubscriptionId],
+    ) -> Result<()> {
+        self.put_circuits(worker, open, closed).await
+    }
+
+    async fn subscription_stats(&self, subscription: SubscriptionId) -> Result<SubscriptionStats> {
+        self.stats_of(subscription).await
+    }
+
+    async fn fleet(&self) -> Result<Fleet> {
+        self.read_fleet().await
+    }
 }
 
 fn looked(row: &PgRow) -> Result<Looked> {
     let delivery = match row.value::<Option<Uuid>>("subscription_id")? {
         None => None,
         Some(subscription) => {
-            let condition = match row.value::<Option<bool>>("enabled")? {
-                Some(true) => SubscriptionCondition::Enabled,
-                Some(false) => SubscriptionCondition::Disabled,
-                None => SubscriptionCondition::Deleted,
-            };
+            let lease_until = row.optional_at("lease_until")?;
+            let held = row.value("held")? || lease_until.is_some();
             Some(Found {
                 subscription: SubscriptionId::from_uuid(subscription),
-                status: Status::of(parse_state(row.value("state")?)?, row.value("held")?, condition),
+                status: Status::of(parse_state(row.value("state")?)?, held, condition(row)?),
                 attempts: row.count("attempts")?,
+                lease_until,
                 next_attempt_at: row.optional_at("next_attempt_at")?,
                 updated_at: row.at("updated_at")?,
             })

@@ -18,7 +18,7 @@ use tokio::sync::broadcast;
 use super::{Engine, Result, StoreError, classify, expiry, partitions, rows::Columns, within};
 use crate::{
     seal::Sealed,
-    store::{Change, Keeper, PING_TIMEOUT, Retention},
+    store::{COUNTED_FOR, Change, Keeper, PING_TIMEOUT, Retention},
 };
 
 const MIGRATE: Duration = Duration::from_mins(2);
@@ -69,6 +69,11 @@ fn migrator() -> Migrator {
             7,
             "announcements",
             include_str!("../../../../migrations/postgres/0007_announcements.sql"),
+        ),
+        (
+            8,
+            "seeing",
+            include_str!("../../../../migrations/postgres/0008_seeing.sql"),
         ),
         (
             9,
@@ -130,6 +135,27 @@ const FORGET_SET_ASIDE: &str = "
         RETURNING 1
     )
     SELECT count(*) AS changed FROM forgotten";
+
+/// `$1` is a time. Of what goes, the last success and failure stay with the subscription.
+const FORGET_MINUTES: &str = "
+    WITH old AS (
+        SELECT subscription_id, counter, number FROM attempt_minutes WHERE at < $1 ORDER BY at LIMIT $2
+        FOR UPDATE SKIP LOCKED
+    ), gone AS (
+        DELETE FROM attempt_minutes m
+        USING unnest((SELECT array_agg(subscription_id) FROM old), (SELECT array_agg(counter) FROM old),
+                     (SELECT array_agg(number) FROM old)) AS o (subscription_id, counter, number)
+        WHERE m.subscription_id = o.subscription_id AND m.counter = o.counter AND m.number = o.number
+        RETURNING m.subscription_id, m.last_success_at, m.last_failure_at
+    ), kept AS (
+        UPDATE subscriptions s SET
+            last_success_at = greatest(s.last_success_at, g.success),
+            last_failure_at = greatest(s.last_failure_at, g.failure)
+        FROM (SELECT subscription_id, max(last_success_at) AS success, max(last_failure_at) AS failure
+              FROM gone GROUP BY subscription_id) g
+        WHERE s.id = g.subscription_id
+    )
+    SELECT count(*) AS changed FROM gone";
 
 /// `$1` is an id: they go with the events that they lead to.
 const FORGET_FORMER_IDS: &str = "
@@ -319,6 +345,13 @@ async fn keep(connection: &mut PgConnection, retention: Duration) -> Result<Rete
         let before = partitions::first_id_at(before);
         while step(&mut *connection, query(FORGET_FORMER_IDS).bind(before).bind(STEP)).await? == STEP {}
     }
+    if let Some(before) = earlier(now, COUNTED_FOR) {
+        while step(&mut *connection, query(FORGET_MINUTES).bind(before).bind(STEP)).await? == STEP {}
+    }
+    query("DELETE FROM open_circuits WHERE worker NOT IN (SELECT id FROM workers WHERE lease_until > now())")
+        .execute(&mut *connection)
+        .await
+        .map_err(classify)?;
     while step(&mut *connection, query(FORGET_KEYS).bind(STEP)).await? == STEP {}
     query("DELETE FROM erasures WHERE expires_at <= now()")
         .execute(&mut *connection)

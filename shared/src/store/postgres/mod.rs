@@ -30,7 +30,9 @@ mod records;
 mod rehearsal;
 mod replays;
 mod rows;
+mod statistics;
 mod subscriptions;
+mod test_pushes;
 
 use std::{future::Future, io, net::IpAddr, str::FromStr, sync::Arc, time::Duration};
 
@@ -90,6 +92,7 @@ pub fn connect(options: &PostgresOptions) -> Result<Store, Invalid> {
         feed: engine.clone(),
         announcements: engine.clone(),
         insight: engine.clone(),
+        tests: engine.clone(),
         keeper: engine,
     })
 }

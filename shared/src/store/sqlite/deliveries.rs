@@ -478,20 +478,21 @@ impl Deliveries for Engine {
     }
 
     async fn backlog(&self) -> Result<Backlog> {
-        let count = |state: &str| {
+        let count = |which: &str| {
             format!(
                 "(SELECT count(*) FROM (SELECT 1 FROM subscriptions s CROSS JOIN deliveries d \
                  INDEXED BY deliveries_due ON d.subscription_id = s.id AND d.due_at IS NOT NULL \
-                 WHERE s.kind = 'push' AND s.deleted_at IS NULL AND d.state = '{state}' LIMIT {MOST_COUNTED}))"
+                 WHERE s.kind = 'push' AND s.deleted_at IS NULL AND {which} LIMIT {MOST_COUNTED}))"
             )
         };
         let now = Timestamp::now();
         let row = sqlx::query(AssertSqlSafe(format!(
-            "SELECT {}, {}, (SELECT min((SELECT min(d.due_at) FROM deliveries d INDEXED BY deliveries_due \
+            "SELECT {}, {}, {}, (SELECT min((SELECT min(d.due_at) FROM deliveries d INDEXED BY deliveries_due \
              WHERE d.subscription_id = s.id AND d.due_at IS NOT NULL)) \
              FROM subscriptions s WHERE s.kind = 'push' AND s.enabled AND s.deleted_at IS NULL)",
-            count("pending"),
-            count("retrying")
+            count("s.enabled AND d.state = 'pending'"),
+            count("s.enabled AND d.state = 'retrying'"),
+            count("NOT s.enabled")
         )))
         .fetch_one(&self.readers)
         .await
@@ -499,8 +500,9 @@ impl Deliveries for Engine {
         Ok(Backlog {
             pending: row.number(0)?,
             retrying: row.number(1)?,
+            parked: row.number(2)?,
             oldest_due: row
-                .time_if_any(2)?
+                .time_if_any(3)?
                 .map_or(Duration::ZERO, |oldest| now.since(oldest)),
         })
     }

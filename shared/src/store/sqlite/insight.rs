@@ -1,17 +1,19 @@
-//! Lists of deliveries: each statement walks one index in its order, for so many rows and no further.
+//! What is seen of deliveries; of lists, each statement walks one index in its order, for so many rows and no further.
 
 use async_trait::async_trait;
 use sqlx::{AssertSqlSafe, sqlite::SqliteRow};
 
 use super::{
     Engine,
+    events::condition,
     row::{Columns as _, failed},
 };
 use crate::{
-    OrganizationId, SubscriptionId, Timestamp,
-    delivery::{Status, SubscriptionCondition},
+    OrganizationId, SubscriptionId, Timestamp, WorkerId,
+    delivery::Status,
     store::{
-        DeliveryFilter, DeliveryPlace, Insight, ListedDelivery, Page, PageRequest, Result,
+        DeliveryFilter, DeliveryPlace, Fleet, Insight, ListedDelivery, Minute, OpenCircuit, Page,
+        PageRequest, Result, SubscriptionStats,
         looked::{self, Found, Looked, Where},
         parse_state,
     },
@@ -20,7 +22,8 @@ use crate::{
 /// Of a delivery `d`, where there is one, its event `e`, and its subscription `s`.
 const LOOKED: &str = "SELECT e.id, e.seq, e.type, e.received_at, d.subscription_id, d.state, d.attempts, d.updated_at, \
      iif(s.kind = 'push', d.due_at, NULL), s.enabled, s.deleted_at IS NOT NULL, \
-     EXISTS (SELECT 1 FROM workers w WHERE w.id = d.lease_owner AND w.lease_until > ?1)";
+     EXISTS (SELECT 1 FROM workers w WHERE w.id = d.lease_owner AND w.lease_until > ?1), \
+     iif(s.kind = 'pull' AND d.lease_owner IS NOT NULL AND d.due_at > ?1, d.due_at, NULL)";
 
 /// Event by event: now, organization, the place after which it begins, how many are looked at, the subscription.
 fn everywhere() -> String {
@@ -76,21 +79,41 @@ impl Insight for Engine {
         let looked = rows.iter().map(looked).collect::<Result<Vec<_>>>()?;
         Ok(looked::page(looked, window, filter, page.limit))
     }
+
+    async fn write_minutes(&self, counter: WorkerId, minutes: &[Minute]) -> Result<()> {
+        self.put_minutes(counter, minutes).await
+    }
+
+    async fn write_circuits(
+        &self,
+        worker: WorkerId,
+        open: &[OpenCircuit],
+        closed: &[SubscriptionId],
+    ) -> Result<()> {
+        self.put_circuits(worker, open, closed).await
+    }
+
+    async fn subscription_stats(&self, subscription: SubscriptionId) -> Result<SubscriptionStats> {
+        self.stats_of(subscription).await
+    }
+
+    async fn fleet(&self) -> Result<Fleet> {
+        self.read_fleet().await
+    }
 }
 
 fn looked(row: &SqliteRow) -> Result<Looked> {
     let delivery = match row.value::<Option<uuid::Uuid>>(4)? {
         None => None,
         Some(subscription) => {
-            let condition = match (row.value::<bool>(10)?, row.value::<bool>(9)?) {
-                (true, _) => SubscriptionCondition::Deleted,
-                (false, true) => SubscriptionCondition::Enabled,
-                (false, false) => SubscriptionCondition::Disabled,
-            };
+            let condition = condition(row.value(10)?, row.value(9)?);
+            let lease_until = row.time_if_any(12)?;
+            let held = row.value(11)? || lease_until.is_some();
             Some(Found {
                 subscription: SubscriptionId::from_uuid(subscription),
-                status: Status::of(parse_state(row.value(5)?)?, row.value(11)?, condition),
+                status: Status::of(parse_state(row.value(5)?)?, held, condition),
                 attempts: row.number(6)?,
+                lease_until,
                 next_attempt_at: row.time_if_any(8)?,
                 updated_at: row.time(7)?,
             })

@@ -26,7 +26,9 @@ mod replays;
 mod retention;
 mod row;
 mod set_aside;
+mod statistics;
 mod subscriptions;
+mod test_pushes;
 mod writer;
 
 use std::{
@@ -80,6 +82,11 @@ const MIGRATIONS: Migrations = &[
         7,
         "announcements",
         include_str!("../../../../migrations/sqlite/store/0007_announcements.sql"),
+    ),
+    (
+        8,
+        "seeing",
+        include_str!("../../../../migrations/sqlite/store/0008_seeing.sql"),
     ),
     (
         9,
@@ -173,6 +180,7 @@ pub async fn open(dir: &Path) -> Result<Store> {
         feed: engine.clone(),
         announcements: engine.clone(),
         insight: engine.clone(),
+        tests: engine.clone(),
         keeper: engine,
     })
 }

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     DeliveryKey, OrganizationId, SubscriptionId, Timestamp,
     announcement::Expiries,
-    store::{Result, Retention},
+    store::{COUNTED_FOR, Result, Retention},
 };
 
 /// Rows of one transaction.
@@ -55,6 +55,12 @@ impl Engine {
             Bound::Id(gone),
         )
         .await?;
+        while self
+            .writer
+            .run(move |tx| Box::pin(forget_minutes(tx, now.minus(COUNTED_FOR))))
+            .await?
+        {}
+        self.writer.run(|tx| Box::pin(forget_circuits(tx))).await?;
         self.in_steps(
             "DELETE FROM dedup_keys WHERE (organization_id, key) IN \
              (SELECT organization_id, key FROM dedup_keys WHERE expires_at <= ? LIMIT ?)",
@@ -198,6 +204,49 @@ async fn expire(
         announce(tx, organization, &announcement).await?;
     }
     Ok(rows.len() as u64)
+}
+
+/// Forgets some of what was counted before; whether there may be more. The last success and failure stay with the
+/// subscription.
+async fn forget_minutes(tx: &mut Tx, before: Timestamp) -> Result<bool> {
+    let gone = sqlx::query(
+        "DELETE FROM attempt_minutes WHERE (subscription_id, counter, number) IN \
+         (SELECT subscription_id, counter, number FROM attempt_minutes WHERE at < ? ORDER BY at LIMIT ?) \
+         RETURNING subscription_id, last_success_at, last_failure_at",
+    )
+    .bind(before.millis())
+    .bind(STEP)
+    .fetch_all(&mut tx.connection)
+    .await
+    .map_err(failed)?;
+    for row in &gone {
+        let (success, failure): (Option<i64>, Option<i64>) = (row.value(1)?, row.value(2)?);
+        sqlx::query(
+            "UPDATE subscriptions SET last_success_at = max(coalesce(last_success_at, ?), coalesce(?, last_success_at)), \
+             last_failure_at = max(coalesce(last_failure_at, ?), coalesce(?, last_failure_at)) WHERE id = ?",
+        )
+        .bind(success)
+        .bind(success)
+        .bind(failure)
+        .bind(failure)
+        .bind(row.value::<Uuid>(0)?)
+        .execute(&mut tx.connection)
+        .await
+        .map_err(failed)?;
+    }
+    Ok(gone.len() == STEP as usize)
+}
+
+/// Forgets circuits of workers that are gone.
+async fn forget_circuits(tx: &mut Tx) -> Result<()> {
+    sqlx::query(
+        "DELETE FROM open_circuits WHERE worker NOT IN (SELECT id FROM workers WHERE lease_until > ?)",
+    )
+    .bind(tx.now.millis())
+    .execute(&mut tx.connection)
+    .await
+    .map(drop)
+    .map_err(failed)
 }
 
 /// Removes events with all that belongs to them; aliases go by their own age.

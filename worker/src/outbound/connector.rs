@@ -1,0 +1,116 @@
+//! Connections: to nothing but what the guard has checked.
+
+use std::{
+    future::Future,
+    io,
+    net::{IpAddr, SocketAddr},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use http::Uri;
+use hyper_util::rt::TokioIo;
+use shared::{
+    FailureKind, SubscriptionUrl,
+    guard::{Blocked, TargetPolicy},
+};
+use tokio::net::TcpStream;
+use tower_service::Service;
+
+use super::progress::{Phase, Progress};
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The host's name does not resolve.
+    #[error("{host} does not resolve: {cause}")]
+    Dns {
+        /// The name.
+        host: String,
+        /// What the resolver said.
+        cause: io::Error,
+    },
+    /// The guard refuses.
+    #[error("the URL {0}")]
+    Blocked(Blocked),
+    /// Nothing answers at the address.
+    #[error("no connection: {0}")]
+    Connect(io::Error),
+}
+
+impl ConnectError {
+    /// As attempts record it.
+    pub fn kind(&self) -> FailureKind {
+        match self {
+            Self::Dns { .. } => FailureKind::Dns,
+            Self::Blocked(_) => FailureKind::BlockedAddress,
+            Self::Connect(_) => FailureKind::Connect,
+        }
+    }
+}
+
+/// Resolves, checks, connects.
+#[derive(Debug, Clone)]
+pub struct GuardedConnector {
+    /// What may be reached.
+    pub(super) policy: Arc<TargetPolicy>,
+}
+
+impl Service<Uri> for GuardedConnector {
+    type Response = TokioIo<TcpStream>;
+    type Error = ConnectError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, ConnectError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ConnectError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let policy = Arc::clone(&self.policy);
+        Box::pin(async move { connect(&policy, &uri).await.map(TokioIo::new) })
+    }
+}
+
+async fn connect(policy: &TargetPolicy, uri: &Uri) -> Result<TcpStream, ConnectError> {
+    let invalid =
+        |why: &str| ConnectError::Connect(io::Error::new(io::ErrorKind::InvalidInput, why.to_owned()));
+    let url = SubscriptionUrl::parse(&uri.to_string()).map_err(|error| invalid(error.rule()))?;
+    let port = url
+        .url()
+        .port_or_known_default()
+        .ok_or_else(|| invalid("the URL has no port"))?;
+    let addresses: Vec<IpAddr> = match url.url().host() {
+        Some(url::Host::Ipv4(address)) => vec![address.into()],
+        Some(url::Host::Ipv6(address)) => vec![address.into()],
+        Some(url::Host::Domain(host)) => {
+            Progress::reached(Phase::Resolving);
+            let found = tokio::net::lookup_host((host, port)).await;
+            found
+                .map_err(|cause| ConnectError::Dns {
+                    host: host.to_owned(),
+                    cause,
+                })?
+                .map(|found| found.ip())
+                .collect()
+        }
+        None => return Err(invalid("the URL has no host")),
+    };
+    for address in &addresses {
+        policy.check(&url, *address).map_err(ConnectError::Blocked)?;
+    }
+    Progress::reached(Phase::Connecting);
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
+    for address in addresses {
+        match TcpStream::connect(SocketAddr::new(address, port)).await {
+            Ok(stream) => {
+                // A webhook is one write: it must not wait for the acknowledgement of an earlier one.
+                stream.set_nodelay(true).map_err(ConnectError::Connect)?;
+                Progress::reached(Phase::Securing);
+                return Ok(stream);
+            }
+            Err(error) => last = error,
+        }
+    }
+    Err(ConnectError::Connect(last))
+}

@@ -1,0 +1,98 @@
+//! How far a request has come: so that one that runs out of time says in what.
+
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::Request;
+use http_body_util::Full;
+use hyper_util::client::legacy::connect::{CaptureConnection, capture_connection};
+
+tokio::task_local! {
+    /// Of the request that this task makes. A connection that goes on after its request found another has none.
+    static CURRENT: Arc<AtomicU8>;
+}
+
+/// What a request waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Phase {
+    /// A connection, its own or one that is being made for others.
+    Connecting,
+    /// The host's addresses.
+    Resolving,
+    /// The TLS handshake.
+    Securing,
+    /// The answer's status and headers.
+    Head,
+    /// The answer's body.
+    Body,
+}
+
+impl Phase {
+    const ALL: [Self; 5] = [
+        Self::Connecting,
+        Self::Resolving,
+        Self::Securing,
+        Self::Head,
+        Self::Body,
+    ];
+
+    /// What to say of a request whose time ended in it.
+    pub fn overdue(self, deadline: Duration) -> String {
+        let what = match self {
+            Self::Connecting => "no connection within",
+            Self::Resolving => "the host's name did not resolve within",
+            Self::Securing => "the TLS handshake did not end within",
+            Self::Head => "no answer's head within",
+            Self::Body => "the answer's body did not end within",
+        };
+        format!("{what} {} ms", deadline.as_millis())
+    }
+}
+
+/// How far a request has come.
+#[derive(Debug)]
+pub struct Progress {
+    reached: Arc<AtomicU8>,
+    connection: CaptureConnection,
+}
+
+impl Progress {
+    /// Of a request that is to be sent.
+    pub fn of(request: &mut Request<Full<Bytes>>) -> Self {
+        Self {
+            reached: Arc::default(),
+            connection: capture_connection(request),
+        }
+    }
+
+    /// Follows the request, which `sending` sends.
+    pub async fn follow<T>(&self, sending: impl Future<Output = T>) -> T {
+        CURRENT.scope(Arc::clone(&self.reached), sending).await
+    }
+
+    /// The request of this task has come so far.
+    pub fn reached(phase: Phase) {
+        // Outside of a request there is nobody to be told.
+        let _ = CURRENT.try_with(|reached| reached.store(phase as u8, Ordering::Relaxed));
+    }
+
+    /// How far it has come.
+    pub fn phase(&self) -> Phase {
+        let reached = self.reached.load(Ordering::Relaxed);
+        let phase = Phase::ALL.into_iter().find(|phase| *phase as u8 == reached);
+        match phase.unwrap_or(Phase::Connecting) {
+            Phase::Body => Phase::Body,
+            // Which connection it has, its own or another, only the client says.
+            _ if self.connection.connection_metadata().is_some() => Phase::Head,
+            phase => phase,
+        }
+    }
+}
