@@ -2,8 +2,12 @@
 
 use std::time::Duration;
 
+use futures_util::{StreamExt, stream};
 use harness::{Engine, Receiver, Reply, Turn, World, eventually};
 use serde_json::json;
+
+/// How many requests are under way while the test is prepared.
+const AT_ONCE: usize = 16;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replay_goes_on_after_a_kill() {
@@ -16,17 +20,20 @@ async fn a_replay_goes_on_after_a_kill() {
         .subscribe(&json!({"url": receiver.url("/hook"), "retry_schedule_seconds": [], "max_in_flight": 64}))
         .await;
     let disable = format!("/v1/subscriptions/{}/disable", subscription.id);
-    let mut ids = Vec::new();
-    for _ in 0..1_200 {
-        ids.push(client.event("order.placed").await);
-    }
+    let ids: Vec<String> = stream::iter(0..1_200)
+        .map(|_| client.event("order.placed"))
+        .buffer_unordered(AT_ONCE)
+        .collect()
+        .await;
     // As good as ended: called off one by one would take long, and the subscriber's circuit opens.
     client.post(&disable, &json!({})).await.expect(200);
     receiver.always("/hook", Reply::Status(200));
-    for id in &ids {
-        let path = format!("/v1/events/{id}/deliveries/{}/cancel", subscription.id);
-        client.post(&path, &json!({})).await;
-    }
+    stream::iter(&ids)
+        .for_each_concurrent(AT_ONCE, async |id| {
+            let path = format!("/v1/events/{id}/deliveries/{}/cancel", subscription.id);
+            client.post(&path, &json!({})).await;
+        })
+        .await;
     client
         .post(
             &format!("/v1/subscriptions/{}/enable", subscription.id),

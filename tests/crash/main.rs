@@ -3,7 +3,6 @@
 mod again;
 mod batches;
 mod killed;
-mod order;
+mod limits;
 mod repeated;
-mod stalled;
 mod stopped;

@@ -228,7 +228,12 @@ const CATALOGUE: [(Fault, About); 49] = [
     ),
     (
         Fault::BrokerOutOfMemory,
-        about("broker-out-of-memory", Row::Queue, &[Broker], REFUSALS),
+        about(
+            "broker-out-of-memory",
+            Row::Queue,
+            &[Broker, Workers, Database],
+            REFUSALS,
+        ),
     ),
     (
         Fault::BrokerOutOfDisk,

@@ -279,6 +279,11 @@ async fn tenant(
         1 => Reply::Status(500),
         _ => Reply::Status(200),
     });
+    // Each holds up the rest for a second.
+    let fails_at_times = (0..1_000_000_u32).map(|at| match at % 40 {
+        20 => Reply::Status(500),
+        _ => Reply::Status(200),
+    });
     let content = json!({"url": receiver.url(&tenant.path("content")), "event_types": ["poison", "big"], "retry_schedule_seconds": PATIENT});
     let probe = json!({"url": receiver.url(&tenant.path("probe")), "event_types": ["probe"], "retry_schedule_seconds": PATIENT});
     for other in [content, probe] {
@@ -297,7 +302,10 @@ async fn tenant(
             "retry_schedule_seconds": PATIENT,
         });
         match *kind {
-            "fifo" => wanted["ordering"] = json!("fifo"),
+            "fifo" => {
+                wanted["ordering"] = json!("fifo");
+                receiver.script(&path, fails_at_times.clone());
+            }
             "flaky" => receiver.script(&flaky, fails.clone()),
             "target" => {
                 wanted["url"] = json!(target_url(&path));

@@ -6,7 +6,7 @@ use harness::Link;
 
 use crate::{
     catalogue::Fault, content, crowd, database, deployment::Deployment, network, processes, resources,
-    subscriber,
+    showing, subscriber,
 };
 
 impl Fault {
@@ -97,8 +97,14 @@ impl Fault {
     pub async fn heal(self, deployment: &mut Deployment) {
         let d = deployment;
         match self {
-            Self::BrokerKilled | Self::BrokerRestarted => d.broker.start_again().await,
-            Self::BrokerHangs => d.broker.resume(),
+            Self::BrokerKilled | Self::BrokerRestarted => {
+                showing::ingests_are_not_ready(d).await;
+                d.broker.start_again().await;
+            }
+            Self::BrokerHangs => {
+                showing::ingests_are_not_ready(d).await;
+                d.broker.resume();
+            }
             Self::BrokerCut
             | Self::BrokerReset
             | Self::BrokerSilent
@@ -106,11 +112,21 @@ impl Fault {
             | Self::BrokerSlow => {
                 d.broker_link.set(Link::Open);
             }
-            Self::BrokerOutOfMemory => d.broker.alarm(false).await,
+            Self::BrokerOutOfMemory => {
+                showing::ingests_are_not_ready(d).await;
+                showing::queue_drains(d).await;
+                d.broker.alarm(false).await;
+            }
             Self::BrokerOutOfDisk => d.broker.disk_alarm(false).await,
             Self::QueueFull => content::drain_queue(d),
-            Self::DatabaseKilled | Self::DatabaseRestarted => d.database.start_again().await,
-            Self::DatabaseHangs => d.database.resume(),
+            Self::DatabaseKilled | Self::DatabaseRestarted => {
+                showing::api_is_unavailable(d).await;
+                d.database.start_again().await;
+            }
+            Self::DatabaseHangs => {
+                showing::api_is_unavailable(d).await;
+                d.database.resume();
+            }
             Self::DatabaseCut | Self::DatabaseReset | Self::DatabaseSilent | Self::DatabaseSlow => {
                 d.database_link.set(Link::Open);
             }

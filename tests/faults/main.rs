@@ -19,6 +19,7 @@ mod processes;
 mod report;
 mod resources;
 mod run;
+mod showing;
 mod subscriber;
 mod told;
 

@@ -2,8 +2,6 @@
 //! nothing acknowledged is lost.
 
 mod both;
-mod broker;
-mod database;
 mod keys;
 mod queue;
 mod several;
