@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use crate::{
     Args,
     deployment::Deployment,
-    load::{Load, Post, Shape},
+    load::{Load, OPEN_CONNECTIONS, Post, Shape},
     receiver::{self, Receiver, Reply},
     report::Times,
     spread::Spread,
@@ -115,7 +115,10 @@ pub async fn run(args: &Args) -> anyhow::Result<Value> {
     let others = Others {
         deployment: &deployment,
         load,
-        shape: Shape::Open { rate },
+        shape: Shape::Open {
+            rate,
+            connections: OPEN_CONNECTIONS,
+        },
         next: 0,
     };
     let measured = phases(args, others, &backlog, &dead, &healthy, &alive).await;
@@ -181,7 +184,13 @@ async fn phases(
     let posting = async {
         let (shape, length) = if let Some(rate) = args.growth {
             let seconds = args.count as f64 / f64::from(rate);
-            (Shape::Open { rate }, Duration::from_secs_f64(seconds))
+            (
+                Shape::Open {
+                    rate,
+                    connections: OPEN_CONNECTIONS,
+                },
+                Duration::from_secs_f64(seconds),
+            )
         } else {
             let (connections, count) = (args.connections.max(64), args.count);
             (Shape::Counted { connections, count }, Duration::ZERO)

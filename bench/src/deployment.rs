@@ -14,7 +14,7 @@ use lapin::{Connection, ConnectionProperties, options::QueueDeleteOptions};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
-use crate::{Args, Engine, floor::Directory};
+use crate::{Args, Engine, floor::Directory, throttle};
 
 const ADMIN_TOKEN: &str = "bench-admin-token-0123456789";
 
@@ -68,20 +68,40 @@ impl Deployment {
     /// What the arguments ask for, with so many workers.
     pub async fn of(args: &Args, workers: u8) -> anyhow::Result<Self> {
         match args.engine {
-            Engine::Servers => Self::servers(&args.database_url, &args.amqp_url, workers, args.queues).await,
+            Engine::Servers => Self::servers(args, workers, &args.amqp_url).await,
             Engine::Embedded => Self::embedded().await,
         }
     }
 
-    /// `ingest`, workers and `api` on RabbitMQ and PostgreSQL.
-    async fn servers(database_url: &str, amqp_url: &str, workers: u8, queues: u8) -> anyhow::Result<Self> {
+    /// On servers, without a worker, and with a way from ingest to the broker on which everything takes so long.
+    pub async fn throttled(args: &Args, delay: Duration) -> anyhow::Result<Self> {
+        let mut url: reqwest::Url = args.amqp_url.parse()?;
+        let host = url.host_str().context("the URL of the broker has no host")?;
+        let broker = tokio::net::lookup_host((host, url.port().unwrap_or(5672)))
+            .await?
+            .next()
+            .context("the broker has no address")?;
+        let throttle = throttle::start(broker, delay).await?;
+        let changed = url.set_ip_host(throttle.ip()).is_ok() && url.set_port(Some(throttle.port())).is_ok();
+        anyhow::ensure!(changed, "the URL of the broker cannot be changed");
+        Self::servers(args, 0, url.as_str()).await
+    }
+
+    /// `ingest`, workers and `api` on RabbitMQ and PostgreSQL; ingest reaches the broker by a URL of its own.
+    async fn servers(args: &Args, workers: u8, ingest_amqp_url: &str) -> anyhow::Result<Self> {
+        let Args {
+            database_url,
+            amqp_url,
+            queues,
+            ..
+        } = args;
         let id = uuid::Uuid::now_v7().simple().to_string();
         let servers = Servers {
             database_url: database_url.to_owned(),
             database: format!("triggers_bench_{id}"),
             amqp_url: amqp_url.to_owned(),
             prefix: format!("bench-{id}."),
-            queues,
+            queues: *queues,
         };
         let mut admin = PgConnection::connect(database_url)
             .await
@@ -101,7 +121,12 @@ impl Deployment {
                 "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=".to_owned(),
             ),
         ];
-        let mut processes = vec![start("api", &[], &env).await?, start("ingest", &[], &env).await?];
+        let mut ingest_env = env.clone();
+        ingest_env.push(("TRIGGERS_AMQP_URL", ingest_amqp_url.to_owned()));
+        let mut processes = vec![
+            start("api", &[], &env).await?,
+            start("ingest", &[], &ingest_env).await?,
+        ];
         for _ in 0..workers {
             processes.push(start("worker", &[], &env).await?);
         }

@@ -69,7 +69,7 @@ pub async fn rabbit(url: &str, shape: Shape, bytes: usize, length: Duration) -> 
                 closed(&channel, &queue, &body, connections, warm).await?;
                 closed(&channel, &queue, &body, connections, length).await
             }
-            Shape::Open { rate } => {
+            Shape::Open { rate, .. } => {
                 open(&channel, &queue, &body, rate, warm).await?;
                 open(&channel, &queue, &body, rate, length).await
             }

@@ -39,6 +39,12 @@ impl Wire {
         self.stream.write_all(bytes).await
     }
 
+    /// Whether the other side has not closed it.
+    pub fn is_open(&self) -> bool {
+        let closed = matches!(self.stream.try_read(&mut [0]), Ok(0));
+        !closed
+    }
+
     /// The next message; `None` at the end of the connection.
     pub async fn receive(&mut self) -> io::Result<Option<Message<'_>>> {
         self.buffer.drain(..self.used);

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use crate::{
     Args,
-    load::{Post, Shape},
+    load::{OPEN_CONNECTIONS, Post, Shape},
     receiver::{self, Reply},
     report::Times,
     spread::Spread,
@@ -117,7 +117,10 @@ async fn measure(args: &Args, hanging: u64, rate: u32, length: Duration) -> anyh
     let settings = json!({"timeout_ms": args.timeout_ms});
     let Spread { deployment, load } =
         Spread::start(args, args.workers(), receiver.address, &settings).await?;
-    let shape = Shape::Open { rate };
+    let shape = Shape::Open {
+        rate,
+        connections: OPEN_CONNECTIONS,
+    };
     let warmed = load.run(shape, WARM_UP, 0).await?.posted();
     receiver.settle(warmed).await;
     now_hanging.store(hanging, Ordering::Relaxed);

@@ -13,8 +13,8 @@ use tokio::{net::TcpStream, sync::mpsc, task::JoinSet};
 
 use crate::http::{Wire, find};
 
-/// Connections of an open loop.
-const OPEN_CONNECTIONS: u16 = 64;
+/// Connections of an open loop, unless a scenario needs more at once.
+pub const OPEN_CONNECTIONS: u16 = 64;
 
 /// How events are posted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +35,8 @@ pub enum Shape {
     Open {
         /// Events a second.
         rate: u32,
+        /// Over how many connections.
+        connections: u16,
     },
 }
 
@@ -162,7 +164,9 @@ impl Load {
                         let end = End::Before(first + count);
                         self.closed(connections, end, first, &posts).await
                     }
-                    Shape::Open { rate } => self.open(rate, length, first, &posts).await,
+                    Shape::Open { rate, connections } => {
+                        self.open((rate, connections), length, first, &posts).await
+                    }
                 }
             })
             .await?;
@@ -218,7 +222,7 @@ impl Load {
 
     async fn open(
         &self,
-        rate: u32,
+        (rate, connections): (u32, u16),
         length: Duration,
         first: u64,
         posts: &Rc<RefCell<Vec<Post>>>,
@@ -240,7 +244,7 @@ impl Load {
         });
         let receiver = Rc::new(tokio::sync::Mutex::new(receiver));
         let mut tasks = JoinSet::new();
-        for _ in 0..OPEN_CONNECTIONS {
+        for _ in 0..connections {
             let mut wire = self.connect().await?;
             let (load, posts, receiver) = (self.clone(), Rc::clone(posts), Rc::clone(&receiver));
             tasks.spawn_local(async move {

@@ -1,18 +1,21 @@
 //! Load generator and reports.
 //!
 //! `ingest` measures how fast events are accepted, `e2e` how fast they arrive; both beside the floor of the same run, so
-//! that a noisy machine shows in both. `isolation`, `backlog` and `workers` each compare one load under several
-//! conditions. Everything runs on this machine, over loopback, and ends by itself.
+//! that a noisy machine shows in both. `isolation`, `backlog`, `workers`, `overload` and `idle` each compare one load
+//! under several conditions. Everything runs on this machine, over loopback, and ends by itself.
 
 mod backlog;
+mod crowd;
 mod deployment;
 mod floor;
 mod http;
 mod isolation;
 mod load;
+mod overload;
 mod receiver;
 mod report;
 mod spread;
+mod throttle;
 mod workers;
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
@@ -41,6 +44,10 @@ enum Scenario {
     Backlog,
     /// One load on one, two and four workers: the rate, and the share of each.
     Workers,
+    /// Twice as much as ingest can take, its way to the broker being slow: what is accepted, and how soon the rest is refused.
+    Overload,
+    /// What connections that do nothing cost those that do something.
+    Idle,
 }
 
 /// What the deployment runs on.
@@ -106,6 +113,12 @@ struct Args {
     /// backlog: how many of those a second [default: as fast as ingest takes them, over 64 connections or --connections].
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     growth: Option<u32>,
+    /// overload: how long what ingest and the broker say to each other takes to arrive.
+    #[arg(long, default_value_t = 75, value_parser = clap::value_parser!(u64).range(1..=500))]
+    delay_ms: u64,
+    /// idle: how many connections do nothing.
+    #[arg(long, default_value_t = 10_000)]
+    idle: usize,
     /// Where to write the report as JSON.
     #[arg(long, default_value = "bench-report.json")]
     json: PathBuf,
@@ -163,6 +176,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
         Scenario::Isolation => isolation::run(&args).await?,
         Scenario::Backlog => backlog::run(&args).await?,
         Scenario::Workers => workers::run(&args).await?,
+        Scenario::Overload => overload::run(&args).await?,
+        Scenario::Idle => crowd::run(&args).await?,
     };
     std::fs::write(&args.json, serde_json::to_string_pretty(&report)?)?;
     eprintln!("the report is in {}", args.json.display());
@@ -171,7 +186,10 @@ async fn run(args: Args) -> anyhow::Result<()> {
 
 async fn measure(args: Args) -> anyhow::Result<()> {
     let shape = match args.rate {
-        Some(rate) => load::Shape::Open { rate },
+        Some(rate) => load::Shape::Open {
+            rate,
+            connections: load::OPEN_CONNECTIONS,
+        },
         None => load::Shape::Closed {
             connections: args.connections,
         },

@@ -67,6 +67,7 @@ pub fn init_metrics() -> anyhow::Result<PrometheusHandle> {
     for reason in Refusal::ALL {
         refused(reason).increment(0);
     }
+    shed().increment(0);
     for ending in Ending::ALL {
         deliveries(ending).increment(0);
     }
@@ -164,6 +165,10 @@ macro_rules! metrics {
             $(metrics!(@touch $what $key);)*
             $(metrics!(@describe $what, $key, $help);)*
             describe_counter!(REFUSED, "Events refused, by reason.");
+            describe_counter!(
+                SHED,
+                "Events, or parts of batches, refused because more came than the queue took."
+            );
             describe_counter!(DELIVERIES, "Attempts whose outcome was written down, by outcome.");
             describe_counter!(FAILURES, "Failed attempts, by kind of failure.");
             describe_gauge!(BACKLOG, "Open push deliveries in the store, by state, counted up to 100,000 each.");
@@ -219,6 +224,13 @@ const BACKLOG: &str = "triggers_backlog_deliveries";
 const SUBSCRIPTIONS: &str = "triggers_subscriptions";
 const BY_SUCCESS: &str = "triggers_subscriptions_by_success";
 const BACKLOGGED: &str = "triggers_subscriptions_backlogged";
+
+const SHED: &str = "triggers_events_shed_total";
+
+/// Events, or parts of batches, refused because more came than the queue took. They are among the refused, as unavailable.
+pub fn shed() -> Counter {
+    counter!(SHED)
+}
 
 /// Events refused for this reason.
 pub fn refused(reason: Refusal) -> Counter {

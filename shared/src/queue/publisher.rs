@@ -2,8 +2,9 @@
 //!
 //! One task owns the way into the queue. While the queue confirms one frame, events that arrive meanwhile gather in
 //! the next: no timer, no added wait; alone, an event is a frame of one. Where there are several queues, each has frames
-//! of its own, and none waits for another's. What is under way is bounded twice, by events and by bytes; past that callers
-//! are told at once. A caller never waits longer than [`CONFIRM_TIMEOUT`], or than the deadline that it gives.
+//! of its own, and none waits for another's. What is under way is bounded twice, by events and by bytes; past that, and while
+//! [more comes than the queue takes](standing), callers are told at once. A caller never waits longer than
+//! [`CONFIRM_TIMEOUT`], or than the deadline that it gives.
 
 use std::{
     future::poll_fn,
@@ -20,6 +21,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
+use self::standing::Standing;
 use super::{Confirmation, DynQueue, FrameSink, MAX_FRAME_BYTES, QueueError, frame::Encoded, way_of};
 use crate::{lifecycle::Lifecycle, telemetry};
 
@@ -60,6 +62,7 @@ struct Waiting {
     answer: Option<Answer>,
     /// Freed when the answer is given, not when the caller stops waiting for it.
     permit: Permit,
+    came: Instant,
 }
 
 /// The room of one event, or of a part of a batch.
@@ -72,8 +75,8 @@ struct Permit {
 /// The way into the queue. Cheap to clone; the task behind it ends when the last clone is dropped and all is confirmed.
 #[derive(Clone)]
 pub struct Publisher {
-    /// One a queue.
-    ways: Arc<[mpsc::Sender<Waiting>]>,
+    /// One a queue, with what is known of those that wait in it.
+    ways: Arc<[(mpsc::Sender<Waiting>, Arc<Standing>)]>,
     bytes: Arc<Semaphore>,
     events: Arc<Semaphore>,
     open: Arc<AtomicBool>,
@@ -85,7 +88,8 @@ impl Publisher {
         let (senders, ways) = (0..queue.ways().max(1))
             .map(|_| {
                 let (sender, receiver) = mpsc::channel(MAX_EVENTS);
-                (sender, Way::new(receiver))
+                let standing = Arc::new(Standing::new(Instant::now()));
+                ((sender, Arc::clone(&standing)), Way::new(receiver, standing))
             })
             .unzip::<_, _, Vec<_>, Vec<_>>();
         let publisher = Self {
@@ -121,7 +125,12 @@ impl Publisher {
             return Err(PublishError::Unavailable);
         }
         let (answer, answered) = oneshot::channel();
-        self.enqueue(entry, Some(answer))?;
+        if let Err(error) = self.enqueue(entry, Some(answer)) {
+            if error == PublishError::Overloaded {
+                telemetry::shed().increment(1);
+            }
+            return Err(error);
+        }
         match tokio::time::timeout_at(deadline, answered).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(_)) => Err(PublishError::Unavailable),
@@ -157,17 +166,23 @@ impl Publisher {
                 _ => Some(room(&self.events, 1)?),
             },
         };
-        self.ways[way_of(organization, self.ways.len())]
-            .try_send(Waiting {
-                bytes,
-                entries,
-                answer,
-                permit,
-            })
-            .map_err(|error| match error {
-                mpsc::error::TrySendError::Full(_) => PublishError::Overloaded,
-                mpsc::error::TrySendError::Closed(_) => PublishError::Unavailable,
-            })
+        let (way, standing) = &self.ways[way_of(organization, self.ways.len())];
+        let came = Instant::now();
+        // Last, because whoever is let in has to come to where it is taken.
+        if !standing.admits(came) {
+            return Err(PublishError::Overloaded);
+        }
+        let waiting = Waiting {
+            bytes,
+            entries,
+            answer,
+            permit,
+            came,
+        };
+        way.try_send(waiting).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => PublishError::Overloaded,
+            mpsc::error::TrySendError::Closed(_) => PublishError::Unavailable,
+        })
     }
 }
 
@@ -187,6 +202,7 @@ struct Way {
     carry: Option<Waiting>,
     /// Frames written and not confirmed.
     unconfirmed: usize,
+    standing: Arc<Standing>,
 }
 
 /// Where events come from: the queues take turns.
@@ -333,7 +349,9 @@ impl Inlet {
 
     /// Refuses all that comes, until no caller is left.
     async fn refuse(&mut self) {
-        while let Some((_, waiting)) = self.next(usize::MAX).await {
+        while let Some((way, waiting)) = self.next(usize::MAX).await {
+            // Nobody waits where all are refused.
+            self.ways[way].standing.emptied();
             if let Some(answer) = waiting.answer {
                 let _ = answer.send(Err(PublishError::Unavailable));
             }
@@ -342,11 +360,12 @@ impl Inlet {
 }
 
 impl Way {
-    fn new(receiver: mpsc::Receiver<Waiting>) -> Self {
+    fn new(receiver: mpsc::Receiver<Waiting>, standing: Arc<Standing>) -> Self {
         Self {
             receiver,
             carry: None,
             unconfirmed: 0,
+            standing,
         }
     }
 
@@ -355,14 +374,17 @@ impl Way {
         let mut callers = Callers::default();
         let mut single = Bytes::new();
         let mut gathered = BytesMut::new();
+        let mut last = first.came;
         let mut next = Some(first);
         while let Some(Waiting {
             bytes,
             entries,
             answer,
             permit,
+            came,
         }) = next
         {
+            last = came;
             if answer.as_ref().is_none_or(|answer| !answer.is_closed()) {
                 if callers.waiting.is_empty() {
                     single = bytes;
@@ -380,6 +402,10 @@ impl Way {
             if let Some(waiting) = next.take_if(|waiting| size + waiting.bytes.len() > MAX_FRAME_BYTES) {
                 self.carry = Some(waiting);
             }
+        }
+        match self.carry {
+            Some(_) => self.standing.taken(last),
+            None => self.standing.emptied(),
         }
         (
             if callers.waiting.len() > 1 {
@@ -447,5 +473,6 @@ fn backoff() -> impl Iterator<Item = Duration> {
         .build()
 }
 
+mod standing;
 #[cfg(test)]
 mod tests;

@@ -115,3 +115,40 @@ async fn a_caller_waits_no_longer_than_its_deadline() {
     sqlx::query("ROLLBACK").execute(&mut file).await.unwrap();
     setting.publisher.publish(entry(&b"in time"[..])).await.unwrap();
 }
+
+/// A queue that confirms nothing for a while is full of those that came first: who comes later is told at once, and all goes
+/// on by itself.
+#[tokio::test]
+async fn who_comes_while_a_queue_stands_is_told_at_once() {
+    let setting = Setting::new().await;
+    let mut file = SqliteConnectOptions::new()
+        .filename(setting.directory.join("queue.db"))
+        .connect()
+        .await
+        .unwrap();
+    sqlx::query("BEGIN IMMEDIATE").execute(&mut file).await.unwrap();
+    // More than the frames that may be on their way hold.
+    let first: Vec<_> = (0..8)
+        .map(|_| {
+            let publisher = setting.publisher.clone();
+            tokio::spawn(async move { publisher.publish(entry(vec![b'x'; 200 * 1024])).await })
+        })
+        .collect();
+    let refused = async {
+        loop {
+            let publisher = &setting.publisher;
+            let soon = tokio::time::Instant::now() + Duration::from_millis(50);
+            match publisher.publish_by(entry(&b"more"[..]), soon).await {
+                Err(PublishError::TimedOut) => {}
+                other => return other,
+            }
+        }
+    };
+    let refused = timeout(LONG, refused).await.expect("in time");
+    assert_eq!(refused, Err(PublishError::Overloaded));
+    sqlx::query("ROLLBACK").execute(&mut file).await.unwrap();
+    for first in first {
+        first.await.unwrap().unwrap();
+    }
+    setting.publisher.publish(entry(&b"after it"[..])).await.unwrap();
+}
