@@ -29,7 +29,7 @@ const ONSET: Duration = Duration::from_secs(2);
 /// What came of a load.
 struct Offered {
     name: &'static str,
-    offered: f64,
+    rate: f64,
     accepted: f64,
     /// Of what was accepted and of what was refused, once it had settled; and of what was accepted until then.
     times: Times,
@@ -71,7 +71,7 @@ pub async fn run(args: &Args) -> anyhow::Result<Value> {
         println!(
             "{:<13} {:>11.0} {:>11.0}  ×{:>11.2} {:>8.1}  {:>8.1}  × {:>11.2}  {:>9.2}  {:>8.2}  {:>18.1}  {:>9.1}",
             rounds[0][at].name,
-            of(|row| row.offered),
+            of(|row| row.rate),
             of(|row| row.accepted),
             to(0, |row| row.accepted),
             of(|row| row.times.p50),
@@ -168,7 +168,7 @@ impl Offered {
         let known = |post: &&Post| matches!(post.status, 202 | 503);
         Ok(Self {
             name,
-            offered: rate.unwrap_or_else(|| (count(202) + count(503)) as f64 / seconds),
+            rate: rate.unwrap_or_else(|| (count(202) + count(503)) as f64 / seconds),
             accepted: count(202) as f64 / seconds,
             times: of(202, true),
             refusals: of(503, true),
@@ -181,7 +181,7 @@ impl Offered {
 
     fn to_json(&self) -> Value {
         json!({
-            "offered_per_second": self.offered, "accepted_per_second": self.accepted, "refused": self.refused,
+            "offered_per_second": self.rate, "accepted_per_second": self.accepted, "refused": self.refused,
             "accepted": self.times.to_json(), "refusals": self.refusals.to_json(), "accepted_at_onset": self.onset.to_json(),
             "ingest_peak_mb": self.peak,
         })
