@@ -21,7 +21,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
-use self::standing::Standing;
+use self::standing::{Standing, Taking};
 use super::{Confirmation, DynQueue, FrameSink, MAX_FRAME_BYTES, QueueError, frame::Encoded, way_of};
 use crate::{lifecycle::Lifecycle, telemetry};
 
@@ -62,7 +62,6 @@ struct Waiting {
     answer: Option<Answer>,
     /// Freed when the answer is given, not when the caller stops waiting for it.
     permit: Permit,
-    came: Instant,
 }
 
 /// The room of one event, or of a part of a batch.
@@ -88,8 +87,8 @@ impl Publisher {
         let (senders, ways) = (0..queue.ways().max(1))
             .map(|_| {
                 let (sender, receiver) = mpsc::channel(MAX_EVENTS);
-                let standing = Arc::new(Standing::new(Instant::now()));
-                ((sender, Arc::clone(&standing)), Way::new(receiver, standing))
+                let taking = Taking::new(Instant::now());
+                ((sender, taking.standing()), Way::new(receiver, taking))
             })
             .unzip::<_, _, Vec<_>, Vec<_>>();
         let publisher = Self {
@@ -167,9 +166,8 @@ impl Publisher {
             },
         };
         let (way, standing) = &self.ways[way_of(organization, self.ways.len())];
-        let came = Instant::now();
-        // Last, because whoever is let in has to come to where it is taken.
-        if !standing.admits(came) {
+        let size = bytes.len();
+        if !standing.admits(size, Instant::now()) {
             return Err(PublishError::Overloaded);
         }
         let waiting = Waiting {
@@ -177,11 +175,13 @@ impl Publisher {
             entries,
             answer,
             permit,
-            came,
         };
-        way.try_send(waiting).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => PublishError::Overloaded,
-            mpsc::error::TrySendError::Closed(_) => PublishError::Unavailable,
+        way.try_send(waiting).map_err(|error| {
+            standing.back(size);
+            match error {
+                mpsc::error::TrySendError::Full(_) => PublishError::Overloaded,
+                mpsc::error::TrySendError::Closed(_) => PublishError::Unavailable,
+            }
         })
     }
 }
@@ -202,7 +202,7 @@ struct Way {
     carry: Option<Waiting>,
     /// Frames written and not confirmed.
     unconfirmed: usize,
-    standing: Arc<Standing>,
+    taking: Taking,
 }
 
 /// Where events come from: the queues take turns.
@@ -351,7 +351,8 @@ impl Inlet {
     async fn refuse(&mut self) {
         while let Some((way, waiting)) = self.next(usize::MAX).await {
             // Nobody waits where all are refused.
-            self.ways[way].standing.emptied();
+            let size = waiting.bytes.len();
+            self.ways[way].taking.took(size, false, Instant::now());
             if let Some(answer) = waiting.answer {
                 let _ = answer.send(Err(PublishError::Unavailable));
             }
@@ -360,12 +361,12 @@ impl Inlet {
 }
 
 impl Way {
-    fn new(receiver: mpsc::Receiver<Waiting>, standing: Arc<Standing>) -> Self {
+    fn new(receiver: mpsc::Receiver<Waiting>, taking: Taking) -> Self {
         Self {
             receiver,
             carry: None,
             unconfirmed: 0,
-            standing,
+            taking,
         }
     }
 
@@ -374,17 +375,16 @@ impl Way {
         let mut callers = Callers::default();
         let mut single = Bytes::new();
         let mut gathered = BytesMut::new();
-        let mut last = first.came;
+        let mut taken = 0;
         let mut next = Some(first);
         while let Some(Waiting {
             bytes,
             entries,
             answer,
             permit,
-            came,
         }) = next
         {
-            last = came;
+            taken += bytes.len();
             if answer.as_ref().is_none_or(|answer| !answer.is_closed()) {
                 if callers.waiting.is_empty() {
                     single = bytes;
@@ -403,10 +403,7 @@ impl Way {
                 self.carry = Some(waiting);
             }
         }
-        match self.carry {
-            Some(_) => self.standing.taken(last),
-            None => self.standing.emptied(),
-        }
+        self.taking.took(taken, self.carry.is_some(), Instant::now());
         (
             if callers.waiting.len() > 1 {
                 gathered.freeze()
