@@ -208,11 +208,26 @@ async fn many_wait_and_each_event_rouses_one(engine: Engine) {
             ids(&pull(&client, &lane, &body).await)
         });
     }
+    metric_becomes(&world, "triggers_pulls_waiting 12").await;
     let mut accepted = posted(&client, 12).await;
     let mut pulled = waiting.join_all().await.concat();
     accepted.sort();
     pulled.sort();
     assert_eq!(pulled, accepted);
+    metric_becomes(&world, "triggers_pulls_waiting 0").await;
+    metric_becomes(&world, "triggers_events_pulled_total 12").await;
+}
+
+async fn metric_becomes(world: &World, line: &str) {
+    eventually(line, SOON, async || {
+        let metrics = world.get(world.api(), "/metrics").await.text;
+        if metrics.lines().any(|other| other == line) {
+            Ok(())
+        } else {
+            Err(metrics)
+        }
+    })
+    .await;
 }
 
 async fn the_inbox_is_pulled_from(engine: Engine) {

@@ -26,6 +26,7 @@ use shared::{
     },
     id::SubscriptionKind,
     store::{LeaseChange, PullSource, Pulled, PulledEvent, Settled},
+    telemetry,
 };
 use tokio::time::Instant;
 
@@ -289,7 +290,10 @@ async fn pull(
             seat.pass_on();
         }
         return match pulled {
-            Pulled::Events(events) => answer(events, held),
+            Pulled::Events(events) => {
+                telemetry::pulled().increment(events.len() as u64);
+                answer(events, held)
+            }
             Pulled::Nothing { .. } => answer(Vec::new(), held),
             Pulled::Disabled => Err(ApiError::new(
                 Code::Conflict,

@@ -21,6 +21,7 @@ use shared::{
     OrganizationId, SubscriptionId,
     lifecycle::Lifecycle,
     store::{Change, PullSource, Store},
+    telemetry,
 };
 use tokio::{
     sync::{Notify, broadcast::error::RecvError},
@@ -71,6 +72,7 @@ impl Pullers {
     /// Makes room for those who wait, and listens once somebody does.
     pub fn start(store: &Store, lifecycle: &Lifecycle) -> Arc<Self> {
         let pullers = Arc::new(Self::new(lifecycle.soft.clone()));
+        telemetry::pulls_waiting().set(0.0);
         lifecycle.critical("pullers", Arc::clone(&pullers).heed(store.clone()));
         pullers
     }
@@ -119,6 +121,7 @@ impl Pullers {
             return None;
         }
         waiting.all += 1;
+        telemetry::pulls_waiting().increment(1.0);
         *waiting.of.entry(source.organization).or_default() += 1;
         let bell = waiting.bells.entry(source.subscription).or_insert_with(|| Bell {
             waiting: 0,
@@ -218,6 +221,7 @@ impl Drop for Seat<'_> {
     fn drop(&mut self) {
         let mut waiting = self.pullers.waiting();
         waiting.all -= 1;
+        telemetry::pulls_waiting().decrement(1.0);
         if let Some(share) = waiting.of.get_mut(&self.source.organization) {
             *share -= 1;
             if *share == 0 {
