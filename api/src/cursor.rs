@@ -16,6 +16,7 @@ use uuid::Uuid;
 #[repr(u8)]
 pub(crate) enum List {
     Keys = b'k',
+    Organizations = b'o',
     Subscriptions = b's',
     Inbox = b'i',
     Events = b'e',

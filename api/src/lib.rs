@@ -65,6 +65,8 @@ pub struct Api {
     pub signup: Signup,
     /// The deployment's own token, at least 16 characters, if it has one.
     pub admin_token: Option<SecretString>,
+    /// How many days the deployment keeps events: an organization may keep its own for fewer.
+    pub retention_days: u16,
     /// When it is to end: streams do so at once.
     pub lifecycle: Lifecycle,
 }

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, process::ExitCode};
 use api::{Signup, Targets};
 use clap::Parser;
 use shared::{
-    config::{self, ControlArgs, EngineArgs, OutboundArgs, ProcessArgs},
+    config::{self, ControlArgs, EngineArgs, OutboundArgs, ProcessArgs, RetentionArgs},
     engine::Engine,
     http::server,
     process,
@@ -23,6 +23,8 @@ struct Args {
     listen: SocketAddr,
     #[command(flatten)]
     control: ControlArgs,
+    #[command(flatten)]
+    retention: RetentionArgs,
     #[command(flatten)]
     outbound: OutboundArgs,
     #[command(flatten)]
@@ -58,6 +60,7 @@ fn main() -> ExitCode {
             targets,
             signup,
             admin_token,
+            retention_days: args.retention.retention_days,
         };
         let routes = api::process::routes(&engine, settings, metrics, &lifecycle);
         lifecycle.critical("http", server::serve(listener, routes, lifecycle.clone()));

@@ -1,4 +1,7 @@
-//! `/v1/organizations` and `/v1/organization`: creating one, and what a key's own is.
+//! `/v1/organizations` and `/v1/organization`: creating, listing and removing them, and what a key's own is.
+//!
+//! Removing one is the operator's to ask, and the workers' to do: the answer is 202, and the organization shows how far that is
+//! until it is gone. Its keys are good for nothing from then on, here at once and elsewhere within seconds.
 
 use std::sync::Arc;
 
@@ -6,23 +9,38 @@ use axum::extract::State;
 use schemars::JsonSchema;
 use serde::Serialize;
 use shared::{
+<<<<<<< ours
     KeyText, Organization, OrganizationId, Scopes, Tier, Timestamp,
     http::openapi::NameText,
     http::{
         ApiError, Code, JsonBody, Unknown, fields,
         openapi::{Header, Routes, doc, get, post},
     },
+=======
+    Invalid, KeyText, Organization, OrganizationId, Scopes, Tier, Timestamp,
+    auth::Ending,
+    http::{ApiError, Fields, JsonBody, Query, Unknown, fields},
+    id::OrganizationKind,
+>>>>>>> theirs
     organization::Name,
-    store::NewKey,
+    store::{NewKey, OrganizationPatch, OrganizationStanding, PageRequest, Removal},
 };
 
 use crate::{
     Control,
+<<<<<<< ours
     access::{Administration, AnyKey, Caller, Founder},
     answer::{Answer, Made},
+=======
+    access::{Administration, AnyKey, Caller, Founder, Operator},
+    answer::{Answer, Listing},
+    cursor::List,
+>>>>>>> theirs
     keys,
+    path::PathId,
 };
 
+<<<<<<< ours
 pub(crate) fn routes() -> Routes<Arc<Control>> {
     Routes::of("Organizations")
         .at(
@@ -68,6 +86,13 @@ fn free() -> Tier {
 struct OrganizationChange {
     #[schemars(with = "NameText")]
     name: String,
+=======
+pub(crate) fn routes() -> Router<Arc<Control>> {
+    Router::new()
+        .route("/v1/organizations", post(create).get(list))
+        .route("/v1/organizations/{id}", get(show_standing).delete(remove))
+        .route("/v1/organization", get(show).patch(change))
+>>>>>>> theirs
 }
 
 /// An organization.
@@ -79,6 +104,8 @@ struct OrganizationView {
     tier: Tier,
     /// Accepted events a minute; `null` is no limit.
     events_per_minute: Option<u32>,
+    /// How many days it keeps its events; `null` is as many as the deployment.
+    retention_days: Option<u16>,
     created_at: Timestamp,
     /// The first key, which may do everything: its text is shown here and never again.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -92,8 +119,56 @@ impl OrganizationView {
             name: organization.name,
             tier: organization.tier,
             events_per_minute: organization.tier.events_per_minute(),
+            retention_days: organization.retention_days,
             created_at: organization.created_at,
             key,
+        }
+    }
+}
+
+/// An organization as the operator sees it.
+#[derive(Serialize)]
+struct StandingView {
+    #[serde(flatten)]
+    organization: OrganizationView,
+    status: Status,
+    /// How far removing it is.
+    removal: Option<RemovalView>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Status {
+    Active,
+    Deleting,
+}
+
+#[derive(Serialize)]
+struct RemovalView {
+    requested_at: Timestamp,
+    events_removed: u64,
+    deliveries_removed: u64,
+}
+
+impl StandingView {
+    fn of(standing: OrganizationStanding) -> Self {
+        Self {
+            organization: OrganizationView::of(standing.organization, None),
+            status: match standing.removal {
+                Some(_) => Status::Deleting,
+                None => Status::Active,
+            },
+            removal: standing.removal.map(RemovalView::of),
+        }
+    }
+}
+
+impl RemovalView {
+    fn of(removal: Removal) -> Self {
+        Self {
+            requested_at: removal.requested_at,
+            events_removed: removal.events,
+            deliveries_removed: removal.deliveries,
         }
     }
 }
@@ -149,16 +224,83 @@ async fn show(
     Ok(Answer::ok(OrganizationView::of(organization, None)))
 }
 
-async fn rename(
+async fn change(
     State(control): State<Arc<Control>>,
     caller: Caller<Administration>,
+<<<<<<< ours
     body: JsonBody<OrganizationChange>,
 ) -> Result<Answer<OrganizationView>, ApiError> {
     let mut fields = body.fields(Unknown::Refuse)?;
     let name = fields.required("name", fields::string(Name::parse));
     let name = fields.finish(name)?.into_string();
+=======
+    JsonBody(body): JsonBody,
+) -> Result<impl IntoResponse, ApiError> {
+    let most = control.api.retention_days;
+    let mut fields = Fields::parse(&body, Unknown::Refuse)?;
+    let name = fields.optional("name", fields::string(Name::parse));
+    let retention_days = fields.nullable(
+        "retention_days",
+        fields::number(|days| match u16::try_from(days) {
+            Ok(days) if (1..=most).contains(&days) => Ok(days),
+            _ => Err(Invalid::new(format!(
+                "must be a whole number from 1 to {most}, for which the deployment keeps events"
+            ))),
+        }),
+    );
+    fields.finish(Some(()))?;
+    let patch = OrganizationPatch {
+        name: name.map(Name::into_string),
+        retention_days,
+    };
+>>>>>>> theirs
     let organizations = &control.api.store.organizations;
-    let renamed = organizations.rename(caller.organization(), &name).await?;
-    let organization = renamed.ok_or_else(|| ApiError::not_found("organization"))?;
+    let changed = organizations.change(caller.organization(), patch).await?;
+    let organization = changed.ok_or_else(|| ApiError::not_found("organization"))?;
     Ok(Answer::ok(OrganizationView::of(organization, None)))
+}
+
+async fn list(
+    State(control): State<Arc<Control>>,
+    _: Operator,
+    mut query: Query,
+) -> Result<impl IntoResponse, ApiError> {
+    let limit = query.limit();
+    let after = query.optional("cursor", |cursor| List::Organizations.place(cursor));
+    query.finish()?;
+    let page = PageRequest { after, limit };
+    let found = control.api.store.removals.organizations(page).await?;
+    Ok(Answer::ok(Listing {
+        data: found.items.into_iter().map(StandingView::of).collect(),
+        next_cursor: found.next.map(|place| List::Organizations.cursor(&place)),
+    }))
+}
+
+async fn standing(control: &Control, id: OrganizationId) -> Result<StandingView, ApiError> {
+    let found = control.api.store.removals.standing(id).await?;
+    let standing = found.ok_or_else(|| ApiError::not_found("organization"))?;
+    Ok(StandingView::of(standing))
+}
+
+async fn show_standing(
+    State(control): State<Arc<Control>>,
+    _: Operator,
+    PathId(id): PathId<OrganizationKind>,
+) -> Result<impl IntoResponse, ApiError> {
+    Ok(Answer::ok(standing(&control, id).await?))
+}
+
+/// Begins to remove an organization with everything of it.
+async fn remove(
+    State(control): State<Arc<Control>>,
+    _: Operator,
+    PathId(id): PathId<OrganizationKind>,
+) -> Result<impl IntoResponse, ApiError> {
+    let ended = control.api.store.removals.begin_removal(id).await?;
+    let ended = ended.ok_or_else(|| ApiError::not_found("organization"))?;
+    for key in ended {
+        control.api.auth.end(Ending { key, ends_at: None });
+    }
+    tracing::info!(organization.id = %id, "an organization is to be removed");
+    Ok(Answer::accepted(standing(&control, id).await?))
 }

@@ -26,6 +26,8 @@ pub struct Settings {
     pub signup: Signup,
     /// The deployment's own token.
     pub admin_token: Option<SecretString>,
+    /// How many days the deployment keeps events.
+    pub retention_days: u16,
 }
 
 /// Starts what its routes work with, and gives all of them: the control plane, posting events, health and metrics.
@@ -53,6 +55,7 @@ pub fn routes(
         targets: settings.targets,
         signup: settings.signup,
         admin_token: settings.admin_token,
+        retention_days: settings.retention_days,
         lifecycle: lifecycle.clone(),
     };
     let routes = ingest::routes(Ingest::new(auth, publisher))

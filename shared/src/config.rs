@@ -271,14 +271,25 @@ impl ControlArgs {
     }
 }
 
-/// How events are delivered and how long they are kept.
+/// How long events are kept.
 #[derive(Debug, Clone, Args)]
-pub struct WorkerArgs {
+pub struct RetentionArgs {
     /// How many days events and their deliveries are kept.
     #[arg(long, env = "TRIGGERS_RETENTION_DAYS", default_value_t = 30, value_name = "DAYS",
           value_parser = clap::value_parser!(u16).range(1..=3_650))]
     pub retention_days: u16,
+}
 
+impl RetentionArgs {
+    /// [`RetentionArgs::retention_days`] as a duration.
+    pub const fn retention(&self) -> Duration {
+        Duration::from_hours(24 * self.retention_days as u64)
+    }
+}
+
+/// How events are delivered.
+#[derive(Debug, Clone, Args)]
+pub struct WorkerArgs {
     /// The most attempts under way at once, over all subscriptions.
     #[arg(long, env = "TRIGGERS_MAX_ATTEMPTS", default_value_t = 512, value_name = "NUMBER",
           value_parser = clap::value_parser!(u32).range(1..=65_536))]
@@ -311,6 +322,8 @@ mod tests {
     struct Whole {
         #[command(flatten)]
         worker: WorkerArgs,
+        #[command(flatten)]
+        retention: RetentionArgs,
         #[command(flatten)]
         outbound: OutboundArgs,
         #[arg(long, env = "TRIGGERS_LISTEN", default_value = "0.0.0.0:8080", value_parser = parse_listen)]

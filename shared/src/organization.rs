@@ -78,6 +78,8 @@ pub struct Organization {
     pub name: String,
     /// What it may post.
     pub tier: Tier,
+    /// How many days it keeps its events, if that is its own to say; where the deployment keeps them for less, that counts.
+    pub retention_days: Option<u16>,
     /// When it was created.
     pub created_at: Timestamp,
 }

@@ -195,6 +195,7 @@ metrics! {
     histogram intake_seconds = "triggers_intake_seconds", "Time of an intake transaction.";
     counter stored = "triggers_events_stored_total", "Events stored by intake.";
     counter duplicates = "triggers_events_duplicate_total", "Events that intake found to be stored already, or to be repeats of another.";
+    counter dropped = "triggers_events_dropped_total", "Events dropped because their organization was removed.";
     counter set_aside = "triggers_events_set_aside_total", "Frames and events set aside.";
     counter set_aside_expired = "triggers_set_aside_expired_total", "Frames and events that were still set aside when their retention ended.";
     gauge set_aside_now = "triggers_set_aside", "Frames and events that are set aside now.";

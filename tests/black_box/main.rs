@@ -18,6 +18,7 @@ mod operations;
 mod order;
 mod pulling;
 mod refused;
+mod removing;
 mod secured;
 mod seeing;
 mod set_aside;

@@ -5,7 +5,9 @@ use std::{net::SocketAddr, process::ExitCode};
 use api::{Signup, Targets};
 use clap::Parser;
 use shared::{
-    config::{self, ControlArgs, DataDirArgs, EngineArgs, OutboundArgs, ProcessArgs, WorkerArgs},
+    config::{
+        self, ControlArgs, DataDirArgs, EngineArgs, OutboundArgs, ProcessArgs, RetentionArgs, WorkerArgs,
+    },
     engine::Engine,
     guard::TargetPolicy,
     http::server,
@@ -30,6 +32,8 @@ pub struct Args {
     outbound: OutboundArgs,
     #[command(flatten)]
     worker: WorkerArgs,
+    #[command(flatten)]
+    retention: RetentionArgs,
     #[command(flatten)]
     process: ProcessArgs,
 }
@@ -69,12 +73,14 @@ pub fn run(args: &Args, mode: Mode) -> ExitCode {
             return Ok(Some(engine));
         }
         let (listener, address) = process::listen(args.listen).await?;
-        worker::start(&engine, client, &args.worker, &lifecycle)?;
+        let retention = args.retention.retention();
+        worker::start(&engine, client, &args.worker, retention, &lifecycle)?;
         let settings = api::process::Settings {
             role: "all",
             targets,
             signup,
             admin_token,
+            retention_days: args.retention.retention_days,
         };
         let routes = api::process::routes(&engine, settings, metrics, &lifecycle);
         lifecycle.critical("http", server::serve(listener, routes, lifecycle.clone()));

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use shared::{
     Timestamp,
     queue::DynQueue,
-    store::{BacklogAge, Fleet, Store, SuccessBand},
+    store::{BacklogAge, Fleet, Retention, Store, SuccessBand},
     telemetry::{self, Circuit, Open},
 };
 use tokio::time::MissedTickBehavior;
@@ -38,10 +38,11 @@ pub async fn keep(store: Store, retention: Duration, soft: CancellationToken) ->
             Ok(done) => {
                 telemetry::expired().increment(done.expired);
                 telemetry::set_aside_expired().increment(done.set_aside_removed);
-                if done.expired > 0 || done.removed > 0 || done.set_aside_removed > 0 {
+                if done != Retention::default() {
                     tracing::info!(
                         deliveries.expired = done.expired,
                         removed = done.removed,
+                        removed_early = done.removed_early,
                         set_aside.removed = done.set_aside_removed,
                         "retention"
                     );

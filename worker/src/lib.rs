@@ -21,6 +21,7 @@ mod ownership;
 #[cfg(test)]
 mod real_store;
 mod registry;
+mod remove;
 mod replay;
 mod retry_after;
 mod scheduler;
@@ -66,13 +67,13 @@ pub fn start(
     engine: &Engine,
     client: Outbound,
     args: &WorkerArgs,
+    retention: Duration,
     lifecycle: &Lifecycle,
 ) -> anyhow::Result<()> {
     let bounds = Bounds {
         in_flight: args.max_attempts as usize,
         ..Bounds::default()
     };
-    let retention = Duration::from_secs(u64::from(args.retention_days) * 24 * 3600);
     let times = Times {
         retention,
         disable_after: Duration::from_secs(u64::from(args.disable_after_seconds)),
@@ -81,6 +82,7 @@ pub fn start(
     lifecycle.critical("retention", keep::keep(store.clone(), retention, soft.clone()));
     lifecycle.critical("cancelling", keep::cancel(store.clone(), soft.clone()));
     lifecycle.critical("erasures", keep::erase(store.clone(), soft.clone()));
+    lifecycle.critical("removals", remove::remove(store.clone(), soft.clone()));
     lifecycle.critical("replays", replay::replay(store, soft));
     let (engine, starting) = (engine.clone(), lifecycle.clone());
     lifecycle.critical("worker", async move {

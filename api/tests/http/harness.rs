@@ -111,6 +111,7 @@ impl Desk {
             },
             signup,
             admin_token: admin_token.map(Into::into),
+            retention_days: 30,
             lifecycle: lifecycle.clone(),
         };
         let routes = server::with_fallbacks(api::routes(Arc::new(api)));

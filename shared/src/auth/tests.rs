@@ -6,7 +6,7 @@ use super::*;
 use crate::{
     Key, KeyId, Organization, OrganizationId, Scopes, Tier,
     http::Code,
-    store::{NewKey, Page, PageRequest, Result as StoreResult, Rotated, Rotation},
+    store::{NewKey, OrganizationPatch, Page, PageRequest, Result as StoreResult, Rotated, Rotation},
 };
 
 fn headers(given: &[(&'static str, &str)]) -> HeaderMap {
@@ -80,7 +80,7 @@ impl Organizations for Slow {
     async fn get(&self, _: OrganizationId) -> StoreResult<Option<Organization>> {
         unreachable!("keys are only looked up")
     }
-    async fn rename(&self, _: OrganizationId, _: &str) -> StoreResult<Option<Organization>> {
+    async fn change(&self, _: OrganizationId, _: OrganizationPatch) -> StoreResult<Option<Organization>> {
         unreachable!("keys are only looked up")
     }
     async fn create_key(&self, _: NewKey) -> StoreResult<Key> {

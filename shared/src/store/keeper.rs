@@ -35,6 +35,8 @@ pub struct Retention {
     pub expired: u64,
     /// Events removed, where they are counted (the embedded engine); partitions dropped elsewhere.
     pub removed: u64,
+    /// Events removed before that, of organizations that keep theirs for shorter.
+    pub removed_early: u64,
     /// What had been set aside for longer than retention, and was removed.
     pub set_aside_removed: u64,
 }
@@ -51,7 +53,7 @@ pub trait Keeper: Send + Sync {
     async fn secret_check(&self, sealed: Sealed) -> Result<Sealed>;
     /// Puts another check value in place of this one; `false` if it is not that (any more).
     async fn replace_secret_check(&self, before: &Sealed, after: Sealed) -> Result<bool>;
-    /// Makes partitions ahead, forgets secrets that sign no more, expires and drops what is older than `retention`, forgets expired deduplication keys. In
+    /// Makes partitions ahead, forgets secrets that sign no more, expires and drops what is older than `retention`, or than its organization's own, forgets expired deduplication keys. In
     /// small steps; only one node does it at a time, others return at once.
     async fn keep(&self, retention: Duration) -> Result<Retention>;
     /// Writes `cancelled` to a batch of open deliveries of deleted subscriptions; `true` if there may be more.

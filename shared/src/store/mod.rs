@@ -19,6 +19,7 @@ pub mod postgres;
 mod pulls;
 mod range;
 mod rehearsal;
+mod removals;
 mod replays;
 mod set_aside;
 pub mod sqlite;
@@ -40,10 +41,11 @@ pub use self::{
     feed::{Feed, FeedEvent, FeedPage},
     insight::{DeliveryFilter, DeliveryPlace, Insight, ListedDelivery},
     keeper::{Change, Keeper, Retention},
-    organizations::{NewKey, Organizations, Rotated, Rotation, USE_GRAIN},
+    organizations::{NewKey, OrganizationPatch, Organizations, Rotated, Rotation, USE_GRAIN},
     page::PAGE_BYTES,
     pulls::{LeaseChange, PullSource, Pulled, PulledEvent, Pulls, Settled},
     range::{MAX_AHEAD, is_in_range},
+    removals::{OrganizationStanding, Removal, Removals, Removed},
     replays::{ActedOn, Candidate, NewReplay, REPLAY_KEPT, Replay, ReplayStatus, ReplayStep, Replays},
     set_aside::{ID_OUT_OF_RANGE, SetAside, SetAsidePlace},
     statistics::{
@@ -109,6 +111,8 @@ pub struct Store {
     pub replays: Arc<dyn Replays>,
     /// Erasing what a producer sent.
     pub erasures: Arc<dyn Erasures>,
+    /// Removing an organization with everything of it.
+    pub removals: Arc<dyn Removals>,
     /// Events as they come, for those who follow.
     pub feed: Arc<dyn Feed>,
     /// Events of the system's own, and which subscriptions fail.

@@ -12,6 +12,7 @@ pub(crate) mod lanes;
 pub(crate) mod organizations;
 pub(crate) mod outcomes;
 pub(crate) mod pulls;
+pub(crate) mod removals;
 pub(crate) mod replays;
 pub(crate) mod statistics;
 pub(crate) mod subscriptions;
@@ -62,6 +63,9 @@ macro_rules! conformance_tests {
                 erasing_beside_intakes_misses_nothing;
             feed: searched_by_type, searched_by_time, searched_by_status, a_search_is_bounded_in_work,
                 followed_in_order, a_place_is_had_by_any_id, who_follows_misses_nothing;
+            removals: an_organization_goes_with_everything, organizations_are_listed_newest_first,
+                keys_end_with_their_organization, nothing_is_stored_after_all,
+                an_organization_keeps_its_events_for_shorter;
             announcements: a_dead_letter_is_announced_with_its_outcome, disabling_is_announced,
                 failing_is_timed_from_the_first;
             insight: deliveries_are_listed_newest_first, deliveries_are_filtered, what_is_pulled_is_in_flight_while_it_is_leased, deliveries_since,

@@ -27,7 +27,7 @@ use crate::{
 const MAX_PLANS: usize = 20;
 
 impl Intake {
-    /// Stores a batch, whole. Events of organizations that do not exist are set aside.
+    /// Stores a batch, whole. Events of organizations that do not exist are set aside, or dropped if those were removed.
     pub(super) async fn store_batch(
         &self,
         events: &[AcceptedEvent],

@@ -14,9 +14,11 @@ use sqlx::{
 };
 use time::OffsetDateTime;
 use tokio::sync::broadcast;
+use uuid::Uuid;
 
-use super::{Engine, Result, StoreError, classify, expiry, partitions, rows::Columns, within};
+use super::{Engine, Result, StoreError, classify, expiry, partitions, removals, rows::Columns, within};
 use crate::{
+    OrganizationId,
     seal::Sealed,
     store::{COUNTED_FOR, Change, Keeper, PING_TIMEOUT, Retention},
 };
@@ -89,6 +91,11 @@ fn migrator() -> Migrator {
             14,
             "erasures",
             include_str!("../../../../migrations/postgres/0014_erasures.sql"),
+        ),
+        (
+            15,
+            "organizations",
+            include_str!("../../../../migrations/postgres/0015_organizations.sql"),
         ),
     ];
     let migrations = migrations.map(|(version, name, text)| {
@@ -327,7 +334,9 @@ async fn keep(connection: &mut PgConnection, retention: Duration) -> Result<Rete
             .await
             .map_err(classify)?
         {
-            done.expired += expiry::expire(&mut *connection, day).await?;
+            let Some(next) = day.next_day() else { continue };
+            let (first, next) = (partitions::first_id(day), partitions::first_id(next));
+            done.expired += expiry::expire(&mut *connection, first, next, None).await?;
         }
         loop {
             let statement = query(FORGET_SET_ASIDE).bind(before).bind(FRAMES_STEP);
@@ -352,6 +361,7 @@ async fn keep(connection: &mut PgConnection, retention: Duration) -> Result<Rete
         .execute(&mut *connection)
         .await
         .map_err(classify)?;
+    keep_for_shorter(connection, now, retention, &mut done).await?;
     while step(&mut *connection, query(FORGET_KEYS).bind(STEP)).await? == STEP {}
     query("DELETE FROM erasures WHERE expires_at <= now()")
         .execute(&mut *connection)
@@ -363,6 +373,44 @@ async fn keep(connection: &mut PgConnection, retention: Duration) -> Result<Rete
 /// `None` is before all time.
 fn earlier(now: OffsetDateTime, by: Duration) -> Option<OffsetDateTime> {
     now.checked_sub(time::Duration::try_from(by).ok()?)
+}
+
+/// Organizations that keep their events for shorter than the deployment does: by the same rules, whole days at a time, but
+/// row by row. Only days that have ended are asked for, so that there is nothing to read where nothing has.
+async fn keep_for_shorter(
+    connection: &mut PgConnection,
+    now: OffsetDateTime,
+    retention: Duration,
+    done: &mut Retention,
+) -> Result<()> {
+    let shorter = query("SELECT id, retention_days FROM organizations WHERE retention_days IS NOT NULL")
+        .fetch_all(&mut *connection)
+        .await
+        .map_err(classify)?;
+    for row in &shorter {
+        let organization: OrganizationId = row.id("id")?;
+        let own = Duration::from_hours(24 * u64::from(row.count("retention_days")?));
+        if own >= retention {
+            continue;
+        }
+        if let Some(before) = earlier(now, own) {
+            let before = partitions::first_id(before.date());
+            done.expired += expiry::expire(&mut *connection, Uuid::nil(), before, Some(organization)).await?;
+        }
+        if let Some(before) = earlier(now, own.saturating_add(SEEN_EXPIRED)) {
+            let before = partitions::first_id(before.date());
+            loop {
+                let mut transaction = connection.begin().await.map_err(classify)?;
+                let (events, _) = removals::remove_events(&mut transaction, organization, before).await?;
+                transaction.commit().await.map_err(classify)?;
+                if events == 0 {
+                    break;
+                }
+                done.removed_early += events;
+            }
+        }
+    }
+    Ok(())
 }
 
 async fn step(connection: &mut PgConnection, statement: super::Statement) -> Result<i64> {

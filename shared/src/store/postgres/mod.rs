@@ -28,6 +28,7 @@ mod partitions;
 mod pulls;
 mod records;
 mod rehearsal;
+mod removals;
 mod replays;
 mod rows;
 mod statistics;
@@ -90,6 +91,7 @@ pub fn connect(options: &PostgresOptions) -> Result<Store, Invalid> {
         replays: engine.clone(),
         erasures: engine.clone(),
         feed: engine.clone(),
+        removals: engine.clone(),
         announcements: engine.clone(),
         insight: engine.clone(),
         tests: engine.clone(),

@@ -10,12 +10,12 @@ use uuid::Uuid;
 use super::{Engine, Result, Statement, StoreError, rows, rows::Columns};
 use crate::{
     Grant, Key, KeyHash, KeyId, Organization, OrganizationId, Scopes, SubscriptionId, Tier,
-    store::{NewKey, Organizations, Page, PageRequest, Rotated, Rotation, USE_GRAIN},
+    store::{NewKey, OrganizationPatch, Organizations, Page, PageRequest, Rotated, Rotation, USE_GRAIN},
 };
 
 const CREATE: &str = "
     WITH organization AS (
-        INSERT INTO organizations (id, name, tier) VALUES ($1, $2, $3) RETURNING id, name, tier, created_at
+        INSERT INTO organizations (id, name, tier) VALUES ($1, $2, $3) RETURNING id, name, tier, retention_days, created_at
     ), inbox AS (
         INSERT INTO subscriptions (id, organization_id, builtin, kind, event_types, enabled)
         SELECT $4, id, 'inbox', 'pull', ARRAY['*'], true FROM organization
@@ -23,7 +23,18 @@ const CREATE: &str = "
         INSERT INTO api_keys (id, organization_id, name, hint, hash, scopes, expires_at)
         SELECT $5, id, $6, $7, $8, $9, $10 FROM organization
     )
-    SELECT id, name, tier, created_at FROM organization";
+    SELECT id, name, tier, retention_days, created_at FROM organization";
+
+/// It is gone for everybody but the operator once it is being removed.
+const GET: &str = "
+    SELECT id, name, tier, retention_days, created_at FROM organizations
+    WHERE id = $1 AND NOT EXISTS (SELECT FROM removals WHERE organization_id = $1)";
+
+const CHANGE: &str = "
+    UPDATE organizations SET name = coalesce($2, name),
+        retention_days = CASE WHEN $3 THEN $4 ELSE retention_days END
+    WHERE id = $1 AND NOT EXISTS (SELECT FROM removals WHERE organization_id = $1)
+    RETURNING id, name, tier, retention_days, created_at";
 
 const CREATE_KEY: &str = "
     INSERT INTO api_keys (id, organization_id, name, hint, hash, scopes, expires_at)
@@ -76,7 +87,8 @@ const KEYS: &str = "
 const GRANTS: &str = "
     SELECT k.hash, k.id, k.organization_id, o.tier, k.scopes, k.expires_at
     FROM api_keys k JOIN organizations o ON o.id = k.organization_id
-    WHERE k.hash = ANY($1) AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now())";
+    WHERE k.hash = ANY($1) AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now())
+      AND NOT EXISTS (SELECT FROM removals r WHERE r.organization_id = k.organization_id)";
 
 fn bind_key(statement: Statement, key: &NewKey) -> Statement {
     statement
@@ -107,8 +119,7 @@ impl Organizations for Engine {
     }
 
     async fn get(&self, id: OrganizationId) -> Result<Option<Organization>> {
-        let statement =
-            query("SELECT id, name, tier, created_at FROM organizations WHERE id = $1").bind(id.uuid());
+        let statement = query(GET).bind(id.uuid());
         self.row(statement)
             .await?
             .as_ref()
@@ -116,11 +127,12 @@ impl Organizations for Engine {
             .transpose()
     }
 
-    async fn rename(&self, id: OrganizationId, name: &str) -> Result<Option<Organization>> {
-        let statement =
-            query("UPDATE organizations SET name = $2 WHERE id = $1 RETURNING id, name, tier, created_at")
-                .bind(id.uuid())
-                .bind(name.to_owned());
+    async fn change(&self, id: OrganizationId, patch: OrganizationPatch) -> Result<Option<Organization>> {
+        let statement = query(CHANGE)
+            .bind(id.uuid())
+            .bind(patch.name)
+            .bind(patch.retention_days.is_some())
+            .bind(patch.retention_days.flatten().map(i32::from));
         self.row(statement)
             .await?
             .as_ref()

@@ -109,6 +109,10 @@ pub(super) fn organization(row: &PgRow) -> Result<Organization> {
         id: row.id("id")?,
         name: row.value("name")?,
         tier: row.parsed("tier")?,
+        retention_days: row
+            .value::<Option<i32>>("retention_days")?
+            .map(|days| u16::try_from(days).map_err(|_| corrupt("retention_days", days)))
+            .transpose()?,
         created_at: row.at("created_at")?,
     })
 }

@@ -211,7 +211,8 @@ const IN_FORCE: &str = concat!(
     columns!("s"),
     " FROM organizations o
       LEFT JOIN subscriptions s ON s.organization_id = o.id AND s.deleted_at IS NULL
-      WHERE o.id = ANY($1) ORDER BY o.id, s.id"
+      WHERE o.id = ANY($1) AND NOT EXISTS (SELECT FROM removals r WHERE r.organization_id = o.id)
+      ORDER BY o.id, s.id"
 );
 
 fn bind_target(statement: Statement, target: Option<&Target>) -> Statement {

@@ -22,6 +22,7 @@ mod many;
 mod organizations;
 mod outcomes;
 mod pulls;
+mod removals;
 mod replays;
 mod retention;
 mod row;
@@ -103,6 +104,11 @@ const MIGRATIONS: Migrations = &[
         "erasures",
         include_str!("../../../../migrations/sqlite/store/0014_erasures.sql"),
     ),
+    (
+        15,
+        "organizations",
+        include_str!("../../../../migrations/sqlite/store/0015_organizations.sql"),
+    ),
 ];
 /// Changes that a receiver may lag behind before it is told that it lost some.
 const CHANGES: usize = 1024;
@@ -178,6 +184,7 @@ pub async fn open(dir: &Path) -> Result<Store> {
         replays: engine.clone(),
         erasures: engine.clone(),
         feed: engine.clone(),
+        removals: engine.clone(),
         announcements: engine.clone(),
         insight: engine.clone(),
         tests: engine.clone(),

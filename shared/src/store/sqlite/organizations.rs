@@ -15,18 +15,28 @@ use super::{
 };
 use crate::{
     Grant, Key, KeyHash, KeyId, Organization, OrganizationId, Scopes, Tier, Timestamp,
-    store::{NewKey, Organizations, Page, PageRequest, Result, Rotated, Rotation, USE_GRAIN},
+    store::{
+        NewKey, OrganizationPatch, Organizations, Page, PageRequest, Result, Rotated, Rotation, USE_GRAIN,
+    },
 };
 
 const KEY: &str = "id, organization_id, name, hint, scopes, created_at, expires_at, revoked_at, \
     replaced_by, last_used_at";
 
-fn organization(row: &SqliteRow) -> Result<Organization> {
+/// Of `organizations o`.
+pub(super) const ORGANIZATION: &str = "o.id, o.name, o.tier, o.created_at, o.retention_days";
+
+pub(super) fn organization(row: &SqliteRow) -> Result<Organization> {
     Ok(Organization {
         id: row.id(0)?,
         name: row.value(1)?,
         tier: row.value::<&str>(2)?.parse::<Tier>().map_err(corrupt)?,
         created_at: row.time(3)?,
+        retention_days: row
+            .value::<Option<i64>>(4)?
+            .map(u16::try_from)
+            .transpose()
+            .map_err(corrupt)?,
     })
 }
 
@@ -105,6 +115,7 @@ impl Organizations for Engine {
                         id,
                         name,
                         tier,
+                        retention_days: None,
                         created_at: tx.now,
                     })
                 })
@@ -113,25 +124,32 @@ impl Organizations for Engine {
     }
 
     async fn get(&self, id: OrganizationId) -> Result<Option<Organization>> {
-        sqlx::query("SELECT id, name, tier, created_at FROM organizations WHERE id = ?")
-            .bind(id.uuid())
-            .fetch_optional(&self.readers)
-            .await
-            .map_err(failed)?
-            .as_ref()
-            .map(organization)
-            .transpose()
+        sqlx::query(AssertSqlSafe(format!(
+            "SELECT {ORGANIZATION} FROM organizations o WHERE o.id = ? AND o.id NOT IN \
+             (SELECT organization_id FROM removals)"
+        )))
+        .bind(id.uuid())
+        .fetch_optional(&self.readers)
+        .await
+        .map_err(failed)?
+        .as_ref()
+        .map(organization)
+        .transpose()
     }
 
-    async fn rename(&self, id: OrganizationId, name: &str) -> Result<Option<Organization>> {
-        let name = name.to_owned();
+    async fn change(&self, id: OrganizationId, patch: OrganizationPatch) -> Result<Option<Organization>> {
         self.writer
             .run(move |tx| {
                 Box::pin(async move {
                     sqlx::query(
-                        "UPDATE organizations SET name = ? WHERE id = ? RETURNING id, name, tier, created_at",
+                        "UPDATE organizations SET name = coalesce(?, name), \
+                         retention_days = iif(?, ?, retention_days) \
+                         WHERE id = ? AND id NOT IN (SELECT organization_id FROM removals) \
+                         RETURNING id, name, tier, created_at, retention_days",
                     )
-                    .bind(name)
+                    .bind(patch.name)
+                    .bind(patch.retention_days.is_some())
+                    .bind(patch.retention_days.flatten().map(i64::from))
                     .bind(id.uuid())
                     .fetch_all(&mut tx.connection)
                     .await
@@ -219,7 +237,7 @@ impl Organizations for Engine {
             let sql = format!(
                 "SELECT k.hash, k.id, k.organization_id, o.tier, k.scopes, k.expires_at \
                  FROM keys k JOIN organizations o ON o.id = k.organization_id \
-                 WHERE k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > ?) AND k.hash IN ({})",
+                 WHERE k.organization_id NOT IN (SELECT organization_id FROM removals) AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > ?) AND k.hash IN ({})",
                 marks(portion.len())
             );
             let mut query = sqlx::query(AssertSqlSafe(sql)).bind(now.millis());

@@ -34,9 +34,12 @@ impl Engine {
         let now = Timestamp::now();
         let ended = first_id(now.minus(retention));
         let gone = first_id(now.minus(retention).minus(SHOWN_FOR));
+        let expired = self.expire(ended, None).await?;
+        let (expired_early, removed_early) = self.keep_for_shorter(now, retention).await?;
         let done = Retention {
-            expired: self.expire(ended).await?,
+            expired: expired + expired_early,
             removed: self.remove(gone, now.minus(SHOWN_FOR)).await?,
+            removed_early,
             set_aside_removed: self
                 .in_steps(
                     "DELETE FROM set_aside WHERE id IN (SELECT id FROM set_aside WHERE at < ? ORDER BY at LIMIT ?)",
@@ -76,14 +79,15 @@ impl Engine {
         Ok(done)
     }
 
-    /// Ends what is open of events before `ended`, subscription by subscription.
-    async fn expire(&self, ended: Uuid) -> Result<u64> {
+    /// Ends what is open of events before `ended`, of one organization or of all, subscription by subscription.
+    async fn expire(&self, ended: Uuid, organization: Option<OrganizationId>) -> Result<u64> {
         // What a deleted subscription leaves open counts as cancelled, and is written down as that.
         let subscriptions = sqlx::query(
-            "SELECT s.id, s.organization_id FROM subscriptions s WHERE s.deleted_at IS NULL AND EXISTS \
-             (SELECT 1 FROM deliveries d INDEXED BY deliveries_due WHERE d.subscription_id = s.id \
+            "SELECT s.id, s.organization_id FROM subscriptions s \
+             WHERE s.deleted_at IS NULL AND s.organization_id = coalesce(?, s.organization_id) AND EXISTS (SELECT 1 FROM deliveries d INDEXED BY deliveries_due WHERE d.subscription_id = s.id \
              AND d.due_at IS NOT NULL AND d.event_id < ?)",
         )
+        .bind(organization.map(OrganizationId::uuid))
         .bind(ended)
         .fetch_all(&self.readers)
         .await
@@ -103,6 +107,69 @@ impl Engine {
             }
         }
         Ok(expired)
+    }
+
+    /// Organizations that keep their events for shorter than the deployment does, by the same rules: how many deliveries
+    /// expired, and how many events were removed.
+    async fn keep_for_shorter(&self, now: Timestamp, retention: Duration) -> Result<(u64, u64)> {
+        let organizations =
+            sqlx::query("SELECT id, retention_days FROM organizations WHERE retention_days IS NOT NULL")
+                .fetch_all(&self.readers)
+                .await
+                .map_err(failed)?;
+        let (mut expired, mut removed) = (0, 0);
+        for row in organizations {
+            let (organization, own): (OrganizationId, Duration) = (row.id(0)?, days(row.number(1)?));
+            if own < retention {
+                let ended = first_id(now.minus(own));
+                expired += self.expire(ended, Some(organization)).await?;
+                removed += self.remove_early(organization, now, own).await?;
+            }
+        }
+        Ok((expired, removed))
+    }
+
+    /// Removes events of an organization that are older than its own retention, a day after they ended.
+    async fn remove_early(
+        &self,
+        organization: OrganizationId,
+        now: Timestamp,
+        retention: Duration,
+    ) -> Result<u64> {
+        let seen = now.minus(SHOWN_FOR);
+        let gone = first_id(seen.minus(retention));
+        let (mut removed, mut after) = (0, 0_i64);
+        // In order, which is nearly that of age: where none of the oldest is to go, none of the others is.
+        loop {
+            let rows = sqlx::query(
+                "SELECT e.seq, e.id, e.id < ? AND NOT EXISTS (SELECT 1 FROM deliveries d \
+                 WHERE d.event_id = e.id AND d.state = 'expired' AND d.updated_at > ?) \
+                 FROM events e WHERE e.organization_id = ? AND e.seq > ? ORDER BY e.seq LIMIT ?",
+            )
+            .bind(gone)
+            .bind(seen.millis())
+            .bind(organization.uuid())
+            .bind(after)
+            .bind(STEP)
+            .fetch_all(&self.readers)
+            .await
+            .map_err(failed)?;
+            let mut ids: Vec<Uuid> = Vec::new();
+            for row in &rows {
+                after = row.value(0)?;
+                if row.value(2)? {
+                    ids.push(row.value(1)?);
+                }
+            }
+            if ids.is_empty() {
+                return Ok(removed);
+            }
+            removed += self
+                .writer
+                .run(move |tx| Box::pin(async move { remove(tx, &ids).await }))
+                .await?
+                .events;
+        }
     }
 
     /// Removes events before `gone`, but for those of which something expired after `seen`.
@@ -131,7 +198,8 @@ impl Engine {
             removed += self
                 .writer
                 .run(move |tx| Box::pin(async move { remove(tx, &ids).await }))
-                .await?;
+                .await?
+                .events;
         }
     }
 
@@ -162,6 +230,11 @@ impl Engine {
             }
         }
     }
+}
+
+/// A retention of so many days.
+fn days(days: u16) -> Duration {
+    Duration::from_hours(24 * u64::from(days))
 }
 
 /// Before what something is to go.
@@ -249,9 +322,17 @@ async fn forget_circuits(tx: &mut Tx) -> Result<()> {
     .map_err(failed)
 }
 
+/// How much was removed.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Gone {
+    pub(super) events: u64,
+    /// Rows of whatever kind, events included.
+    pub(super) rows: u64,
+}
+
 /// Removes events with all that belongs to them; aliases go by their own age.
-async fn remove(tx: &mut Tx, ids: &[Uuid]) -> Result<u64> {
-    let mut removed = 0;
+pub(super) async fn remove(tx: &mut Tx, ids: &[Uuid]) -> Result<Gone> {
+    let mut removed = Gone::default();
     for portion in portions(ids) {
         for (table, column) in [
             ("attempts", "event_id"),
@@ -264,8 +345,10 @@ async fn remove(tx: &mut Tx, ids: &[Uuid]) -> Result<u64> {
                 query = query.bind(id);
             }
             let done = query.execute(&mut tx.connection).await.map_err(failed)?;
-            if table == "events" {
-                removed += done.rows_affected();
+            match table {
+                "events" => removed.events += done.rows_affected(),
+                "deliveries" => removed.deliveries += done.rows_affected(),
+                _ => {}
             }
         }
     }

@@ -1,0 +1,286 @@
+//! Removing organizations, and keeping events for shorter than the deployment does.
+
+use std::{slice::from_ref, time::Duration};
+
+use shared::{
+    AcceptedEvent, DeliveryState, EventId, EventPattern, EventStatus, OrganizationId, ReplayId, Tier,
+    Timestamp,
+    delivery::Next,
+    store::{EventFilter, IntakeOutcome, NewReplay, OrganizationPatch, Removed, SetAside, Store},
+};
+use tokio::{task::JoinSet, time::Instant};
+use uuid::{NoContext, Uuid};
+
+use super::{
+    intake::put_back,
+    keeper::yesterdays_id,
+    world::{
+        MINUTE, after, event, failed, first, get, inbox, keyed, new_key, organization, push, take_in,
+        try_take_in, worker,
+    },
+};
+
+async fn remove(store: &Store, organization: OrganizationId) {
+    let until = Instant::now() + MINUTE;
+    while store.removals.remove_some(organization).await.unwrap() != Removed::All {
+        assert!(Instant::now() < until, "it ends");
+    }
+}
+
+async fn count(store: &Store, organization: OrganizationId) -> u64 {
+    let all = EventFilter::default();
+    store.events.count(organization, &all, 10_000).await.unwrap()
+}
+
+/// An organization with something in every table.
+async fn full(store: &Store, events: usize) -> OrganizationId {
+    let ours = organization(store).await.id;
+    let (push, me) = (push(store, ours).await.id, worker(store).await);
+    let all: Vec<_> = (0..events)
+        .map(|n| keyed(ours, &n.to_string()))
+        .chain([keyed(ours, "0"), put_back(&event(ours))])
+        .collect();
+    take_in(store, me, &all, &[(push, true)]).await;
+    let dead = failed(&all[0], push, 1, Next::DeadLetter);
+    store.deliveries.record(me, &[dead]).await.unwrap();
+    store.erasures.erase(ours, event(ours).id).await.unwrap();
+    store.announcements.failed(&[push]).await.unwrap();
+    let replay = NewReplay {
+        id: ReplayId::new(),
+        organization: ours,
+        subscription: push,
+        since: None,
+        until: None,
+        statuses: vec![DeliveryState::DeadLetter],
+        event_types: vec![EventPattern::all()],
+    };
+    store.replays.create_replay(replay, 10).await.unwrap().unwrap();
+    let aside = SetAside {
+        id: SetAside::id_of(Some(all[0].id), b"x"),
+        reason: "refused".to_owned(),
+        detail: "why".to_owned(),
+        organization: Some(ours),
+        event: Some(all[0].id),
+        frame: b"x".to_vec(),
+        at: Timestamp::now(),
+        times: 1,
+    };
+    store.events.set_aside(&[aside]).await.unwrap();
+    ours
+}
+
+pub(crate) async fn an_organization_goes_with_everything(store: &Store) {
+    let (ours, theirs) = (full(store, 600).await, full(store, 5).await);
+    let standing = store.removals.standing(ours).await.unwrap().unwrap();
+    assert_eq!(standing.removal, None);
+    assert_eq!(store.removals.removed(&[ours, theirs]).await.unwrap().len(), 0);
+
+    let ended = store.removals.begin_removal(ours).await.unwrap().unwrap();
+    assert_eq!(ended.len(), 1, "its keys");
+    assert_eq!(
+        store.removals.begin_removal(ours).await.unwrap(),
+        Some(vec![]),
+        "again changes nothing"
+    );
+    assert_eq!(store.organizations.get(ours).await.unwrap(), None);
+    assert!(store.subscriptions.in_force(&[ours]).await.unwrap().is_empty());
+    assert_eq!(store.removals.under_removal(10).await.unwrap(), [ours]);
+    assert_eq!(
+        store.removals.removed(&[ours, theirs]).await.unwrap(),
+        [ours].into()
+    );
+
+    assert_eq!(store.removals.remove_some(ours).await.unwrap(), Removed::Some);
+    let removal = store
+        .removals
+        .standing(ours)
+        .await
+        .unwrap()
+        .unwrap()
+        .removal
+        .unwrap();
+    assert!((1..601).contains(&removal.events), "{removal:?}");
+    assert_eq!(removal.events, removal.deliveries);
+    assert_eq!(
+        count(store, ours).await,
+        601 - removal.events,
+        "bounded, and counted"
+    );
+    remove(store, ours).await;
+    assert_eq!(store.removals.standing(ours).await.unwrap(), None);
+    assert_eq!(store.removals.begin_removal(ours).await.unwrap(), None);
+    assert!(store.removals.under_removal(10).await.unwrap().is_empty());
+    assert_eq!(
+        store.removals.removed(&[ours]).await.unwrap(),
+        [ours].into(),
+        "it is remembered"
+    );
+    assert_eq!(count(store, ours).await, 0);
+
+    assert_eq!(count(store, theirs).await, 6);
+    assert_eq!(store.events.count_set_aside().await.unwrap(), 1);
+    let listed = store.removals.organizations(first(10)).await.unwrap();
+    let listed: Vec<_> = listed.items.iter().map(|one| one.organization.id).collect();
+    assert_eq!(listed, [theirs]);
+}
+
+pub(crate) async fn organizations_are_listed_newest_first(store: &Store) {
+    let mut made = Vec::new();
+    for _ in 0..3 {
+        made.push(organization(store).await);
+    }
+    store.removals.begin_removal(made[1].id).await.unwrap();
+    let page = store.removals.organizations(first(2)).await.unwrap();
+    let rest = store
+        .removals
+        .organizations(after(page.next.unwrap(), 2))
+        .await
+        .unwrap();
+    assert_eq!(rest.next, None);
+    let mut listed: Vec<_> = page.items.into_iter().chain(rest.items).collect();
+    listed.reverse();
+    let being_removed: Vec<_> = listed.iter().map(|one| one.removal.is_some()).collect();
+    assert_eq!(being_removed, [false, true, false]);
+    let listed: Vec<_> = listed.into_iter().map(|one| one.organization).collect();
+    assert_eq!(listed, made);
+}
+
+pub(crate) async fn keys_end_with_their_organization(store: &Store) {
+    let id = OrganizationId::new();
+    let key = new_key(id);
+    let hash = key.hash;
+    store
+        .organizations
+        .create(id, "an organization", Tier::Free, key)
+        .await
+        .unwrap();
+    assert_eq!(store.organizations.grants(&[hash]).await.unwrap().len(), 1);
+    store.removals.begin_removal(id).await.unwrap();
+    assert!(store.organizations.grants(&[hash]).await.unwrap().is_empty());
+    // Nor does one that somebody was just making.
+    let late = new_key(id);
+    let late_hash = late.hash;
+    store.organizations.create_key(late).await.unwrap();
+    assert!(store.organizations.grants(&[late_hash]).await.unwrap().is_empty());
+    let renamed = OrganizationPatch {
+        name: Some("other".to_owned()),
+        ..OrganizationPatch::default()
+    };
+    assert_eq!(store.organizations.change(id, renamed).await.unwrap(), None);
+    remove(store, id).await;
+}
+
+/// Many take events in while the organization is removed: in the end nothing is left, and nothing comes any more.
+pub(crate) async fn nothing_is_stored_after_all(store: &Store) {
+    let ours = organization(store).await.id;
+    let (inbox, me) = (inbox(store, ours).await, worker(store).await);
+    let mut tasks = JoinSet::new();
+    for _ in 0..4 {
+        let store = store.clone();
+        tasks.spawn(async move {
+            loop {
+                let batch: Vec<_> = (0..20).map(|_| event(ours)).collect();
+                let in_force = store.subscriptions.in_force(&[ours]).await.unwrap();
+                if in_force.is_empty() {
+                    return;
+                }
+                match try_take_in(&store, me, &batch, &[], &[(inbox, false)]).await {
+                    Ok(IntakeOutcome::Stored(_) | IntakeOutcome::Stale) => {}
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        });
+    }
+    while count(store, ours).await < 100 {
+        tokio::task::yield_now().await;
+    }
+    store.removals.begin_removal(ours).await.unwrap();
+    remove(store, ours).await;
+    tasks.join_all().await;
+    assert_eq!(count(store, ours).await, 0);
+    let late = try_take_in(store, me, &[event(ours)], &[], &[(inbox, false)]).await;
+    assert!(!matches!(late, Ok(IntakeOutcome::Stored(stored)) if !stored.is_empty()));
+}
+
+pub(crate) async fn an_organization_keeps_its_events_for_shorter(store: &Store) {
+    const DAYS: Duration = Duration::from_hours(24);
+    let (ours, theirs) = (organization(store).await, organization(store).await.id);
+    assert_eq!(ours.retention_days, None);
+    let ours = ours.id;
+    let (push, theirs_push, me) = (
+        push(store, ours).await.id,
+        push(store, theirs).await.id,
+        worker(store).await,
+    );
+    let old = |organization| AcceptedEvent {
+        id: days_before(1),
+        ..event(organization)
+    };
+    let (gone, stays, young) = (old(ours), old(theirs), event(ours));
+    let (done, theirs_done) = (
+        AcceptedEvent {
+            id: days_before(5),
+            ..event(ours)
+        },
+        AcceptedEvent {
+            id: days_before(5),
+            ..event(theirs)
+        },
+    );
+    let ids = [done.id, theirs_done.id];
+    assert!(store.events.admit(&ids, 30 * DAYS).await.unwrap().is_empty());
+    take_in(
+        store,
+        me,
+        &[done.clone(), gone.clone(), young.clone()],
+        &[(push, false)],
+    )
+    .await;
+    take_in(store, me, from_ref(&theirs_done), &[(theirs_push, false)]).await;
+    for event in [&done, &theirs_done] {
+        let closed = store
+            .deliveries
+            .acknowledge(event.organization, &[event.id])
+            .await;
+        assert_eq!(closed.unwrap().len(), 1);
+    }
+    take_in(store, me, from_ref(&stays), &[(theirs_push, false)]).await;
+    let kept = store.keeper.keep(30 * DAYS).await.unwrap();
+    assert_eq!((kept.expired, kept.removed_early), (0, 0));
+    let shorter = OrganizationPatch {
+        retention_days: Some(Some(1)),
+        ..OrganizationPatch::default()
+    };
+    let changed = store.organizations.change(ours, shorter).await.unwrap().unwrap();
+    assert_eq!(changed.retention_days, Some(1));
+    let kept = store.keeper.keep(30 * DAYS).await.unwrap();
+    assert_eq!((kept.expired, kept.removed_early), (1, 1));
+    assert!(store.events.get(ours, done.id).await.unwrap().is_none());
+    assert_eq!(
+        get(store, ours, gone.id).await.status(),
+        EventStatus::Expired,
+        "it can still be seen"
+    );
+    assert_eq!(
+        get(store, theirs, theirs_done.id).await.status(),
+        EventStatus::Acknowledged
+    );
+    assert_eq!(get(store, ours, young.id).await.status(), EventStatus::Pending);
+    assert_eq!(get(store, theirs, stays.id).await.status(), EventStatus::Pending);
+    assert_eq!(store.keeper.keep(30 * DAYS).await.unwrap().expired, 0);
+    let longer = OrganizationPatch {
+        retention_days: Some(None),
+        ..OrganizationPatch::default()
+    };
+    let changed = store.organizations.change(ours, longer).await.unwrap().unwrap();
+    assert_eq!(changed.retention_days, None);
+}
+
+/// An id of so many days before yesterday's last minutes.
+fn days_before(days: u32) -> EventId {
+    let yesterday = yesterdays_id().created_at().unwrap();
+    let at = yesterday.minus(days * Duration::from_hours(24)).millis();
+    let seconds = u64::try_from(at / 1_000).unwrap();
+    let at = uuid::Timestamp::from_unix(NoContext, seconds, 0);
+    EventId::from_uuid(Uuid::new_v7(at))
+}
