@@ -45,7 +45,9 @@ pub use self::{
     page::PAGE_BYTES,
     pulls::{LeaseChange, PullSource, Pulled, PulledEvent, Pulls, Settled},
     range::{MAX_AHEAD, is_in_range},
-    removals::{OrganizationStanding, Removal, Removals, Removed},
+    removals::{
+        OrganizationStanding, REMAINING_COUNTED, REMOVAL_REMEMBERED, Removal, Removals, Removed, SWEPT_AFTER,
+    },
     replays::{ActedOn, Candidate, NewReplay, REPLAY_KEPT, Replay, ReplayStatus, ReplayStep, Replays},
     set_aside::{ID_OUT_OF_RANGE, SetAside, SetAsidePlace},
     statistics::{

@@ -14,11 +14,11 @@ use sqlx::{
 };
 use time::OffsetDateTime;
 use tokio::sync::broadcast;
-use uuid::Uuid;
 
-use super::{Engine, Result, StoreError, classify, expiry, partitions, removals, rows::Columns, within};
+use super::{
+    Engine, Result, StoreError, classify, expiry, own_retention, partitions, removals, rows::Columns, within,
+};
 use crate::{
-    OrganizationId,
     seal::Sealed,
     store::{COUNTED_FOR, Change, Keeper, PING_TIMEOUT, Retention},
 };
@@ -28,9 +28,9 @@ const KEEP: Duration = Duration::from_mins(10);
 /// How many rows a step of upkeep changes.
 pub(super) const STEP: i64 = 1_000;
 /// How many, where each may be a large frame.
-const FRAMES_STEP: i64 = 100;
+pub(super) const FRAMES_STEP: i64 = 100;
 /// How long what expired can still be seen.
-const SEEN_EXPIRED: Duration = Duration::from_hours(24);
+pub(super) const SEEN_EXPIRED: Duration = Duration::from_hours(24);
 
 /// Whoever keeps holds this advisory lock.
 const KEEPING: i64 = 0x7472_6967_0002;
@@ -361,7 +361,8 @@ async fn keep(connection: &mut PgConnection, retention: Duration) -> Result<Rete
         .execute(&mut *connection)
         .await
         .map_err(classify)?;
-    keep_for_shorter(connection, now, retention, &mut done).await?;
+    own_retention::keep_for_shorter(connection, now, retention, &mut done).await?;
+    removals::forget(connection).await?;
     while step(&mut *connection, query(FORGET_KEYS).bind(STEP)).await? == STEP {}
     query("DELETE FROM erasures WHERE expires_at <= now()")
         .execute(&mut *connection)
@@ -371,49 +372,11 @@ async fn keep(connection: &mut PgConnection, retention: Duration) -> Result<Rete
 }
 
 /// `None` is before all time.
-fn earlier(now: OffsetDateTime, by: Duration) -> Option<OffsetDateTime> {
+pub(super) fn earlier(now: OffsetDateTime, by: Duration) -> Option<OffsetDateTime> {
     now.checked_sub(time::Duration::try_from(by).ok()?)
 }
 
-/// Organizations that keep their events for shorter than the deployment does: by the same rules, whole days at a time, but
-/// row by row. Only days that have ended are asked for, so that there is nothing to read where nothing has.
-async fn keep_for_shorter(
-    connection: &mut PgConnection,
-    now: OffsetDateTime,
-    retention: Duration,
-    done: &mut Retention,
-) -> Result<()> {
-    let shorter = query("SELECT id, retention_days FROM organizations WHERE retention_days IS NOT NULL")
-        .fetch_all(&mut *connection)
-        .await
-        .map_err(classify)?;
-    for row in &shorter {
-        let organization: OrganizationId = row.id("id")?;
-        let own = Duration::from_hours(24 * u64::from(row.count("retention_days")?));
-        if own >= retention {
-            continue;
-        }
-        if let Some(before) = earlier(now, own) {
-            let before = partitions::first_id(before.date());
-            done.expired += expiry::expire(&mut *connection, Uuid::nil(), before, Some(organization)).await?;
-        }
-        if let Some(before) = earlier(now, own.saturating_add(SEEN_EXPIRED)) {
-            let before = partitions::first_id(before.date());
-            loop {
-                let mut transaction = connection.begin().await.map_err(classify)?;
-                let (events, _) = removals::remove_events(&mut transaction, organization, before).await?;
-                transaction.commit().await.map_err(classify)?;
-                if events == 0 {
-                    break;
-                }
-                done.removed_early += events;
-            }
-        }
-    }
-    Ok(())
-}
-
-async fn step(connection: &mut PgConnection, statement: super::Statement) -> Result<i64> {
+pub(super) async fn step(connection: &mut PgConnection, statement: super::Statement) -> Result<i64> {
     statement
         .fetch_one(connection)
         .await

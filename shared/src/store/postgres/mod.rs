@@ -24,6 +24,7 @@ mod keeper;
 mod lists;
 mod organizations;
 mod outcomes;
+mod own_retention;
 mod partitions;
 mod pulls;
 mod records;

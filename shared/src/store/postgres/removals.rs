@@ -1,4 +1,7 @@
-//! Removing an organization with everything of it, and events before their day.
+//! Removing an organization with everything of it.
+//!
+//! A step holds the removal's row: so one worker is at it at a time, and each step is counted in its own transaction. Rows
+//! are held in the order in which others hold them: events, then deliveries, each by id.
 
 use std::collections::HashSet;
 
@@ -13,35 +16,47 @@ use uuid::Uuid;
 use super::{
     CALL, Engine, Result, Session, StoreError, classify,
     organizations::{paged, uuids},
+    own_retention::{Gone, remove_events},
     rows,
     rows::Columns,
     within,
 };
 use crate::{
     KeyId, OrganizationId,
-    store::{OrganizationStanding, Page, PageRequest, Removal, Removals, Removed},
+    store::{
+        OrganizationStanding, Page, PageRequest, REMAINING_COUNTED, REMOVAL_REMEMBERED, Removal, Removals,
+        Removed, SWEPT_AFTER,
+    },
 };
 
-/// The most events that one step removes, with all that belongs to them.
-pub(super) const STEP: i64 = 500;
-/// The most rows of anything else, and of what may be large.
+/// The most rows that one step removes beside events, and of what may be large.
 const ROWS: i64 = 1_000;
 const FRAMES: i64 = 100;
+/// How many aliases are looked at in a step: nothing finds those of an organization.
+const ALIASES: i64 = 10_000;
 
 macro_rules! standing {
-    ($rest:literal) => {
+    ($asked:literal) => {
         concat!(
-            "SELECT o.id, o.name, o.tier, o.retention_days, o.created_at, r.requested_at, r.events, r.deliveries
-             FROM organizations o LEFT JOIN removals r ON r.organization_id = o.id ",
-            $rest
+            "SELECT asked.id, o.name, o.tier, o.retention_days, o.created_at, r.requested_at, r.finished_at,
+                r.events_removed, r.rows_removed,
+                CASE WHEN r.organization_id IS NOT NULL AND r.finished_at IS NULL THEN
+                    (SELECT count(*) FROM (SELECT FROM events WHERE organization_id = r.organization_id LIMIT $1) remaining)
+                END AS remaining
+             FROM (",
+            $asked,
+            ") asked
+             LEFT JOIN organizations o ON o.id = asked.id LEFT JOIN removals r ON r.organization_id = asked.id
+             WHERE o.id IS NOT NULL OR r.organization_id IS NOT NULL ORDER BY asked.id DESC"
         )
     };
 }
 
-const LIST: &str = standing!("WHERE $1::uuid IS NULL OR o.id < $1 ORDER BY o.id DESC LIMIT $2");
-const ONE: &str = standing!("WHERE o.id = $1");
+const LIST: &str =
+    standing!("SELECT id FROM organizations WHERE $2::uuid IS NULL OR id < $2 ORDER BY id DESC LIMIT $3");
+const ONE: &str = standing!("SELECT $2::uuid AS id");
 
-/// The version is raised with it: no plan of before is good any more.
+/// The version is raised with it: no plan of before is good any more. What was revoked by an earlier call is answered again.
 const BEGIN: &str = "
     WITH there AS (
         UPDATE organizations SET subscriptions_version = subscriptions_version + 1 WHERE id = $1 RETURNING id
@@ -51,11 +66,27 @@ const BEGIN: &str = "
         UPDATE subscriptions SET deleted_at = now(), updated_at = now(), version = version + 1
         WHERE organization_id = $1 AND deleted_at IS NULL RETURNING id
     ), revoked AS (
-        UPDATE api_keys SET revoked_at = now() WHERE organization_id = $1 AND revoked_at IS NULL RETURNING id
+        UPDATE api_keys SET revoked_at = now() WHERE organization_id = $1 AND revoked_at IS NULL
     ), told AS MATERIALIZED (
         SELECT pg_notify('triggers_changes', 's:' || id) FROM ended
     )
-    SELECT ARRAY(SELECT id FROM revoked) AS keys, (SELECT count(*) FROM told) AS told FROM there";
+    SELECT
+        ARRAY(
+            SELECT id FROM api_keys WHERE organization_id = $1 AND (
+                revoked_at IS NULL
+                OR revoked_at >= (SELECT requested_at FROM removals WHERE organization_id = $1)
+            )
+        ) AS keys,
+        (SELECT count(*) FROM told) AS told
+    FROM (
+        SELECT id FROM there
+        UNION ALL SELECT organization_id FROM removals WHERE organization_id = $1 AND finished_at IS NOT NULL
+    ) known LIMIT 1";
+
+const UNDER_REMOVAL: &str = "
+    SELECT organization_id FROM removals
+    WHERE swept_at IS NULL AND (finished_at IS NULL OR finished_at < now() - make_interval(secs => $2))
+    ORDER BY requested_at LIMIT $1";
 
 /// Of rows that an organization has, by a key of the table.
 macro_rules! some {
@@ -75,8 +106,25 @@ macro_rules! some {
     };
 }
 
-/// What an organization has besides events, in an order that breaks no reference; what belongs to subscriptions before them.
-const REST: [(&str, i64); 11] = [
+/// Of rows that an organization's subscriptions have.
+macro_rules! some_of_subscriptions {
+    ($table:literal) => {
+        concat!(
+            "WITH some AS (
+                SELECT t.subscription_id FROM ",
+            $table,
+            " t JOIN subscriptions s ON s.id = t.subscription_id WHERE s.organization_id = $1 LIMIT $2
+             )
+             DELETE FROM ",
+            $table,
+            " WHERE subscription_id = ANY (ARRAY(SELECT subscription_id FROM some))"
+        )
+    };
+}
+
+/// What an organization has besides events, in an order that breaks no reference; what belongs to subscriptions before them, and
+/// keys last: as long as they are there, whoever asks once more can be told of them.
+const REST: [(&str, i64); 13] = [
     (some!("dedup_keys", "key"), ROWS),
     (some!("former_ids", "id"), ROWS),
     (some!("erasures", "id"), ROWS),
@@ -84,145 +132,176 @@ const REST: [(&str, i64); 11] = [
     (some!("announcements", "id"), ROWS),
     (some!("replays", "id"), ROWS),
     (some!("test_pushes", "id"), ROWS),
-    (
-        "WITH some AS (
-            SELECT f.subscription_id FROM subscription_failures f JOIN subscriptions s ON s.id = f.subscription_id
-            WHERE s.organization_id = $1 LIMIT $2
-         )
-         DELETE FROM subscription_failures WHERE subscription_id IN (SELECT subscription_id FROM some)",
-        ROWS,
-    ),
-    (
-        "WITH some AS (
-            SELECT l.subscription_id FROM lanes l JOIN subscriptions s ON s.id = l.subscription_id
-            WHERE s.organization_id = $1 LIMIT $2
-         )
-         DELETE FROM lanes WHERE subscription_id IN (SELECT subscription_id FROM some)",
-        ROWS,
-    ),
+    (some_of_subscriptions!("subscription_failures"), ROWS),
+    (some_of_subscriptions!("attempt_minutes"), ROWS),
+    (some_of_subscriptions!("open_circuits"), ROWS),
+    (some_of_subscriptions!("lanes"), ROWS),
     (some!("subscriptions", "id"), ROWS),
     (some!("api_keys", "id"), ROWS),
 ];
 
-/// Removes the oldest events of an organization whose ids are before one, with all that belongs to them: how many events, and
-/// how many deliveries.
-pub(super) async fn remove_events(
+/// Aliases that lead to no event, or to another alias: in the order of all of them, from `$2` on.
+const SOME_ALIASES: &str = "
+    WITH looked AS MATERIALIZED (
+        SELECT id, organization_id FROM event_aliases WHERE id > $2 ORDER BY id LIMIT $3
+    ), gone AS (
+        DELETE FROM event_aliases a
+        USING unnest((SELECT array_agg(id) FROM looked WHERE organization_id = $1)) AS l (id)
+        WHERE a.id = l.id AND a.id > $2
+        RETURNING 1
+    )
+    SELECT (SELECT count(*) FROM looked) AS looked, (SELECT count(*) FROM gone) AS gone,
+        (SELECT id FROM looked ORDER BY id DESC LIMIT 1) AS last";
+
+/// What a step is of.
+#[derive(Debug, Clone, Copy)]
+enum Part {
+    /// Events, and what belongs to them.
+    Events,
+    /// What is left when no intake can bring more of them.
+    Rest,
+}
+
+/// A step, in a transaction; dropped on the way, it rolls back.
+async fn step(connection: &mut PgConnection, id: OrganizationId, part: Part) -> Result<Removed> {
+    let mut transaction = connection.begin().await.map_err(classify)?;
+    let held = query(
+        "SELECT aliases_after, swept_at FROM removals WHERE organization_id = $1 FOR UPDATE SKIP LOCKED",
+    )
+    .bind(id.uuid())
+    .fetch_optional(&mut *transaction)
+    .await
+    .map_err(classify)?;
+    let removed = match &held {
+        None => Removed::NotNow,
+        Some(row) if row.optional_at("swept_at")?.is_some() => Removed::All,
+        Some(row) => {
+            let (gone, removed) = match part {
+                Part::Events => {
+                    let gone = remove_events(&mut transaction, id, Uuid::max()).await?;
+                    (gone, if gone.events > 0 { Removed::Some } else { Removed::All })
+                }
+                Part::Rest => rest(&mut transaction, id, row.value("aliases_after")?).await?,
+            };
+            count(&mut transaction, id, gone).await?;
+            removed
+        }
+    };
+    transaction.commit().await.map_err(classify)?;
+    Ok(removed)
+}
+
+async fn count(connection: &mut PgConnection, id: OrganizationId, gone: Gone) -> Result<()> {
+    if gone.rows == 0 {
+        return Ok(());
+    }
+    query(
+        "UPDATE removals SET events_removed = events_removed + $2, rows_removed = rows_removed + $3
+         WHERE organization_id = $1",
+    )
+    .bind(id.uuid())
+    .bind(i64::try_from(gone.events).unwrap_or(i64::MAX))
+    .bind(i64::try_from(gone.rows).unwrap_or(i64::MAX))
+    .execute(connection)
+    .await
+    .map(drop)
+    .map_err(classify)
+}
+
+/// Some of what is left beside events; and if nothing is, the organization itself.
+async fn rest(
     connection: &mut PgConnection,
-    organization: OrganizationId,
-    before: Uuid,
-) -> Result<(u64, u64)> {
-    let rows = query("SELECT id FROM events WHERE organization_id = $1 AND id < $2 ORDER BY seq LIMIT $3")
-        .bind(organization.uuid())
-        .bind(before)
-        .bind(STEP)
-        .fetch_all(&mut *connection)
+    id: OrganizationId,
+    aliases_after: Uuid,
+) -> Result<(Gone, Removed)> {
+    let some = |rows| (Gone { events: 0, rows }, Removed::Some);
+    let late = query("SELECT 1 AS one FROM events WHERE organization_id = $1 LIMIT 1")
+        .bind(id.uuid())
+        .fetch_optional(&mut *connection)
         .await
         .map_err(classify)?;
-    let mut ids = rows
-        .iter()
-        .map(|row| row.value("id"))
-        .collect::<Result<Vec<Uuid>>>()?;
-    ids.sort_unstable();
-    let (Some(first), Some(last)) = (ids.first().copied(), ids.last().copied()) else {
-        return Ok((0, 0));
-    };
-    let (mut events, mut deliveries) = (0, 0);
-    for (sql, count) in [
-        (
-            "DELETE FROM attempts WHERE event_id = ANY ($1) AND event_id BETWEEN $2 AND $3",
-            None,
-        ),
-        (
-            "DELETE FROM deliveries WHERE event_id = ANY ($1) AND event_id BETWEEN $2 AND $3",
-            Some(&mut deliveries),
-        ),
-        (
-            "DELETE FROM event_aliases WHERE event_id = ANY ($1) AND $2 <= $3",
-            None,
-        ),
-        (
-            "DELETE FROM events WHERE id = ANY ($1) AND id BETWEEN $2 AND $3",
-            Some(&mut events),
-        ),
-    ] {
-        let done = query(sql)
-            .bind(ids.clone())
-            .bind(first)
+    if late.is_some() {
+        return Ok(some(0));
+    }
+    let aliases = query(SOME_ALIASES)
+        .bind(id.uuid())
+        .bind(aliases_after)
+        .bind(ALIASES)
+        .fetch_one(&mut *connection)
+        .await
+        .map_err(classify)?;
+    if let Some(last) = aliases.value::<Option<Uuid>>("last")? {
+        query("UPDATE removals SET aliases_after = $2 WHERE organization_id = $1")
+            .bind(id.uuid())
             .bind(last)
             .execute(&mut *connection)
             .await
             .map_err(classify)?;
-        if let Some(count) = count {
-            *count = done.rows_affected();
-        }
     }
-    Ok((events, deliveries))
-}
-
-/// A step, in a transaction.
-async fn step(connection: &mut PgConnection, id: OrganizationId) -> Result<Removed> {
-    // Dropped on the way, it rolls back.
-    let mut transaction = connection.begin().await.map_err(classify)?;
-    let alone: bool = query("SELECT pg_try_advisory_xact_lock(hashtextextended($1::text, 17)) AS alone")
-        .bind(id.uuid())
-        .fetch_one(&mut *transaction)
-        .await
-        .map_err(classify)?
-        .value("alone")?;
-    if !alone {
-        return Ok(Removed::NotNow);
+    let (looked, gone): (i64, i64) = (aliases.value("looked")?, aliases.value("gone")?);
+    if looked == ALIASES || gone > 0 {
+        return Ok(some(u64::try_from(gone).unwrap_or(0)));
     }
-    let (events, deliveries) = remove_events(&mut transaction, id, Uuid::max()).await?;
-    let mut removed = events;
-    if events > 0 {
-        query("UPDATE removals SET events = events + $2, deliveries = deliveries + $3 WHERE organization_id = $1")
+    for (sql, most) in REST {
+        let done = query(sql)
             .bind(id.uuid())
-            .bind(i64::try_from(events).unwrap_or(i64::MAX))
-            .bind(i64::try_from(deliveries).unwrap_or(i64::MAX))
-            .execute(&mut *transaction)
+            .bind(most)
+            .execute(&mut *connection)
             .await
             .map_err(classify)?;
-    } else {
-        for (sql, most) in REST {
-            let done = query(sql)
-                .bind(id.uuid())
-                .bind(most)
-                .execute(&mut *transaction)
-                .await
-                .map_err(classify)?;
-            removed += done.rows_affected();
-            if removed > 0 {
-                break;
-            }
+        if done.rows_affected() > 0 {
+            return Ok(some(done.rows_affected()));
         }
     }
-    transaction.commit().await.map_err(classify)?;
-    Ok(if removed > 0 { Removed::Some } else { Removed::All })
-}
-
-/// The organization itself, if nothing of it is left.
-async fn finish(connection: &mut PgConnection, id: OrganizationId) -> Result<Removed> {
-    let mut transaction = connection.begin().await.map_err(classify)?;
-    let left = query("SELECT 1 AS one FROM events WHERE organization_id = $1 LIMIT 1")
+    let gone = query("DELETE FROM organizations WHERE id = $1")
         .bind(id.uuid())
-        .fetch_optional(&mut *transaction)
+        .execute(&mut *connection)
         .await
         .map_err(classify)?;
-    if left.is_some() {
-        return Ok(Removed::Some);
-    }
+    query(
+        "UPDATE removals SET finished_at = coalesce(finished_at, now()),
+            swept_at = CASE WHEN finished_at < now() - make_interval(secs => $2) THEN now() END
+         WHERE organization_id = $1",
+    )
+    .bind(id.uuid())
+    .bind(rows::seconds(SWEPT_AFTER))
+    .execute(&mut *connection)
+    .await
+    .map_err(classify)?;
+    let gone = Gone {
+        events: 0,
+        rows: gone.rows_affected(),
+    };
+    Ok((gone, Removed::All))
+}
+
+/// Forgets removals of long ago, and what was written for subscriptions while they went.
+pub(super) async fn forget(connection: &mut PgConnection) -> Result<()> {
+    query("DELETE FROM removals WHERE swept_at < now() - make_interval(secs => $1)")
+        .bind(rows::seconds(REMOVAL_REMEMBERED))
+        .execute(&mut *connection)
+        .await
+        .map_err(classify)?;
     for sql in [
-        "DELETE FROM organizations WHERE id = $1",
-        "UPDATE removals SET finished_at = coalesce(finished_at, now()) WHERE organization_id = $1",
+        "DELETE FROM lanes t WHERE NOT EXISTS (SELECT FROM subscriptions s WHERE s.id = t.subscription_id)",
+        "DELETE FROM open_circuits t WHERE NOT EXISTS (SELECT FROM subscriptions s WHERE s.id = t.subscription_id)",
+        "DELETE FROM subscription_failures t
+         WHERE NOT EXISTS (SELECT FROM subscriptions s WHERE s.id = t.subscription_id)",
     ] {
-        query(sql)
-            .bind(id.uuid())
-            .execute(&mut *transaction)
-            .await
-            .map_err(classify)?;
+        query(sql).execute(&mut *connection).await.map_err(classify)?;
     }
-    transaction.commit().await.map_err(classify)?;
-    Ok(Removed::All)
+    Ok(())
+}
+
+impl Engine {
+    async fn removal_step(&self, id: OrganizationId, part: Part) -> Result<Removed> {
+        Box::pin(within(CALL, async {
+            let mut session = Session::of(&self.pool).await?;
+            let done = step(session.connection(), id, part).await;
+            session.settle_read(done)
+        }))
+        .await
+    }
 }
 
 #[async_trait]
@@ -232,15 +311,17 @@ impl Removals for Engine {
         page: PageRequest<OrganizationId>,
     ) -> Result<Page<OrganizationStanding, OrganizationId>> {
         let statement = query(LIST)
+            .bind(i64::from(REMAINING_COUNTED))
             .bind(page.after.map(OrganizationId::uuid))
             .bind(i64::from(page.limit) + 1);
         let rows = self.rows(statement).await?;
         let found = rows.iter().map(standing).collect::<Result<Vec<_>>>()?;
-        Ok(paged(found, page.limit, |one| one.organization.id))
+        Ok(paged(found, page.limit, |one| one.id))
     }
 
     async fn standing(&self, id: OrganizationId) -> Result<Option<OrganizationStanding>> {
-        let row = self.row(query(ONE).bind(id.uuid())).await?;
+        let statement = query(ONE).bind(i64::from(REMAINING_COUNTED)).bind(id.uuid());
+        let row = self.row(statement).await?;
         row.as_ref().map(standing).transpose()
     }
 
@@ -253,35 +334,23 @@ impl Removals for Engine {
     }
 
     async fn under_removal(&self, limit: u32) -> Result<Vec<OrganizationId>> {
-        let statement = query(
-            "SELECT organization_id FROM removals WHERE finished_at IS NULL ORDER BY requested_at LIMIT $1",
-        )
-        .bind(i64::from(limit));
+        let statement = query(UNDER_REMOVAL)
+            .bind(i64::from(limit))
+            .bind(rows::seconds(SWEPT_AFTER));
         let rows = self.rows(statement).await?;
         rows.iter().map(|row| row.id("organization_id")).collect()
     }
 
     async fn remove_some(&self, id: OrganizationId) -> Result<Removed> {
-        let in_session = async |last: bool| {
-            Box::pin(within(CALL, async {
-                let mut session = Session::of(&self.pool).await?;
-                let done = if last {
-                    finish(session.connection(), id).await
-                } else {
-                    step(session.connection(), id).await
-                };
-                session.settle_read(done)
-            }))
-            .await
-        };
-        match in_session(false).await? {
-            // An intake of before may still store something of it.
-            Removed::All => match self.outwait_intakes().await {
-                Ok(()) => in_session(true).await,
-                Err(StoreError::Unavailable(_)) => Ok(Removed::NotNow),
-                Err(error) => Err(error),
-            },
-            other => Ok(other),
+        match self.removal_step(id, Part::Events).await? {
+            Removed::All => {}
+            other => return Ok(other),
+        }
+        // An intake of before may still store something of it.
+        match self.outwait_intakes().await {
+            Ok(()) => self.removal_step(id, Part::Rest).await,
+            Err(StoreError::Unavailable(_)) => Ok(Removed::NotNow),
+            Err(error) => Err(error),
         }
     }
 
@@ -296,13 +365,21 @@ fn standing(row: &PgRow) -> Result<OrganizationStanding> {
     let removal = match row.optional_at("requested_at")? {
         Some(requested_at) => Some(Removal {
             requested_at,
-            events: row.number("events")?,
-            deliveries: row.number("deliveries")?,
+            finished_at: row.optional_at("finished_at")?,
+            events: row.number("events_removed")?,
+            rows: row.number("rows_removed")?,
+            remaining: row.optional_number("remaining")?.unwrap_or(0),
         }),
         None => None,
     };
+    let there = row.value::<Option<&str>>("name")?.is_some();
     Ok(OrganizationStanding {
-        organization: rows::organization(row)?,
+        id: row.id("id")?,
+        organization: if there {
+            Some(rows::organization(row)?)
+        } else {
+            None
+        },
         removal,
     })
 }
