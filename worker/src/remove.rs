@@ -46,7 +46,7 @@ async fn round(store: &Store) -> store::Result<bool> {
             Ok(Removed::Some) => some = true,
             Ok(Removed::NotNow) => {}
             Ok(Removed::All) => {
-                tracing::info!(organization.id = %organization, "an organization was removed")
+                tracing::info!(organization.id = %organization, "nothing is left of an organization that was removed");
             }
             Err(error) => {
                 tracing::warn!(%error, organization.id = %organization, "removing an organization has to wait");

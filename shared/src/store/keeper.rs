@@ -53,8 +53,9 @@ pub trait Keeper: Send + Sync {
     async fn secret_check(&self, sealed: Sealed) -> Result<Sealed>;
     /// Puts another check value in place of this one; `false` if it is not that (any more).
     async fn replace_secret_check(&self, before: &Sealed, after: Sealed) -> Result<bool>;
-    /// Makes partitions ahead, forgets secrets that sign no more, expires and drops what is older than `retention`, or than its organization's own, forgets expired deduplication keys. In
-    /// small steps; only one node does it at a time, others return at once.
+    /// Makes partitions ahead, forgets secrets that sign no more, expires and drops what is older than `retention`, or than its
+    /// organization's own, forgets expired deduplication keys. In small steps; only one node does it at a time, others return
+    /// at once.
     async fn keep(&self, retention: Duration) -> Result<Retention>;
     /// Writes `cancelled` to a batch of open deliveries of deleted subscriptions; `true` if there may be more.
     async fn cancel_deleted(&self) -> Result<bool>;

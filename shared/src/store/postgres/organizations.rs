@@ -15,7 +15,8 @@ use crate::{
 
 const CREATE: &str = "
     WITH organization AS (
-        INSERT INTO organizations (id, name, tier) VALUES ($1, $2, $3) RETURNING id, name, tier, retention_days, created_at
+        INSERT INTO organizations (id, name, tier) VALUES ($1, $2, $3)
+        RETURNING id, name, tier, retention_days, created_at
     ), inbox AS (
         INSERT INTO subscriptions (id, organization_id, builtin, kind, event_types, enabled)
         SELECT $4, id, 'inbox', 'pull', ARRAY['*'], true FROM organization

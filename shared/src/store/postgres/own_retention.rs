@@ -120,10 +120,8 @@ pub(super) async fn keep_for_shorter(
             continue;
         }
         if let Some(before) = earlier(now, own) {
-            let before = partitions::first_id(before.date());
-            done.expired += expiry::expire(&mut *connection, Uuid::nil(), before, Some(organization)).await?;
-        }
-        if let Some(before) = earlier(now, own) {
+            let first = partitions::first_id(before.date());
+            done.expired += expiry::expire(&mut *connection, Uuid::nil(), first, Some(organization)).await?;
             loop {
                 let statement = query(FORGET_SET_ASIDE)
                     .bind(organization.uuid())

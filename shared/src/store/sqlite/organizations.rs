@@ -125,8 +125,8 @@ impl Organizations for Engine {
 
     async fn get(&self, id: OrganizationId) -> Result<Option<Organization>> {
         sqlx::query(AssertSqlSafe(format!(
-            "SELECT {ORGANIZATION} FROM organizations o WHERE o.id = ? AND o.id NOT IN \
-             (SELECT organization_id FROM removals)"
+            "SELECT {ORGANIZATION} FROM organizations o WHERE o.id = ? \
+             AND NOT EXISTS (SELECT 1 FROM removals r WHERE r.organization_id = o.id)"
         )))
         .bind(id.uuid())
         .fetch_optional(&self.readers)
@@ -144,7 +144,7 @@ impl Organizations for Engine {
                     sqlx::query(
                         "UPDATE organizations SET name = coalesce(?, name), \
                          retention_days = iif(?, ?, retention_days) \
-                         WHERE id = ? AND id NOT IN (SELECT organization_id FROM removals) \
+                         WHERE id = ? AND NOT EXISTS (SELECT 1 FROM removals r WHERE r.organization_id = organizations.id) \
                          RETURNING id, name, tier, created_at, retention_days",
                     )
                     .bind(patch.name)
@@ -237,7 +237,8 @@ impl Organizations for Engine {
             let sql = format!(
                 "SELECT k.hash, k.id, k.organization_id, o.tier, k.scopes, k.expires_at \
                  FROM keys k JOIN organizations o ON o.id = k.organization_id \
-                 WHERE k.organization_id NOT IN (SELECT organization_id FROM removals) AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > ?) AND k.hash IN ({})",
+                 WHERE NOT EXISTS (SELECT 1 FROM removals r WHERE r.organization_id = o.id) AND k.revoked_at IS NULL \
+                 AND (k.expires_at IS NULL OR k.expires_at > ?) AND k.hash IN ({})",
                 marks(portion.len())
             );
             let mut query = sqlx::query(AssertSqlSafe(sql)).bind(now.millis());

@@ -12,6 +12,7 @@ use super::{
     Engine,
     announcements::announce,
     many::{marks, portions},
+    removals,
     row::{Columns as _, failed},
     writer::Tx,
 };
@@ -23,6 +24,8 @@ use crate::{
 
 /// Rows of one transaction.
 const STEP: u32 = 256;
+/// Rows, where each may be a large frame.
+const FRAMES: u32 = 32;
 /// How long what has expired stays to be seen.
 const SHOWN_FOR: Duration = Duration::from_hours(24);
 
@@ -35,18 +38,15 @@ impl Engine {
         let ended = first_id(now.minus(retention));
         let gone = first_id(now.minus(retention).minus(SHOWN_FOR));
         let expired = self.expire(ended, None).await?;
-        let (expired_early, removed_early) = self.keep_for_shorter(now, retention).await?;
-        let done = Retention {
-            expired: expired + expired_early,
-            removed: self.remove(gone, now.minus(SHOWN_FOR)).await?,
-            removed_early,
-            set_aside_removed: self
-                .in_steps(
-                    "DELETE FROM set_aside WHERE id IN (SELECT id FROM set_aside WHERE at < ? ORDER BY at LIMIT ?)",
-                    Bound::Time(now.minus(retention)),
-                )
-                .await?,
-        };
+        let mut done = self.keep_for_shorter(now, retention).await?;
+        done.expired += expired;
+        done.removed = self.remove(gone, now.minus(SHOWN_FOR)).await?;
+        done.set_aside_removed += self
+            .in_steps(
+                "DELETE FROM set_aside WHERE id IN (SELECT id FROM set_aside WHERE at < ? ORDER BY at LIMIT ?)",
+                Bound::Time(now.minus(retention)),
+            )
+            .await?;
         self.in_steps(
             "DELETE FROM former_ids WHERE (organization_id, id) IN \
              (SELECT organization_id, id FROM former_ids WHERE event_id < ? LIMIT ?)",
@@ -64,6 +64,7 @@ impl Engine {
             .await?
         {}
         self.writer.run(|tx| Box::pin(forget_circuits(tx))).await?;
+        self.writer.run(|tx| Box::pin(removals::forget(tx))).await?;
         self.in_steps(
             "DELETE FROM dedup_keys WHERE (organization_id, key) IN \
              (SELECT organization_id, key FROM dedup_keys WHERE expires_at <= ? LIMIT ?)",
@@ -84,7 +85,8 @@ impl Engine {
         // What a deleted subscription leaves open counts as cancelled, and is written down as that.
         let subscriptions = sqlx::query(
             "SELECT s.id, s.organization_id FROM subscriptions s \
-             WHERE s.deleted_at IS NULL AND s.organization_id = coalesce(?, s.organization_id) AND EXISTS (SELECT 1 FROM deliveries d INDEXED BY deliveries_due WHERE d.subscription_id = s.id \
+             WHERE s.deleted_at IS NULL AND s.organization_id = coalesce(?, s.organization_id) \
+             AND EXISTS (SELECT 1 FROM deliveries d INDEXED BY deliveries_due WHERE d.subscription_id = s.id \
              AND d.due_at IS NOT NULL AND d.event_id < ?)",
         )
         .bind(organization.map(OrganizationId::uuid))
@@ -109,24 +111,34 @@ impl Engine {
         Ok(expired)
     }
 
-    /// Organizations that keep their events for shorter than the deployment does, by the same rules: how many deliveries
-    /// expired, and how many events were removed.
-    async fn keep_for_shorter(&self, now: Timestamp, retention: Duration) -> Result<(u64, u64)> {
+    /// Organizations that keep their events for shorter than the deployment does, by the same rules.
+    async fn keep_for_shorter(&self, now: Timestamp, retention: Duration) -> Result<Retention> {
         let organizations =
             sqlx::query("SELECT id, retention_days FROM organizations WHERE retention_days IS NOT NULL")
                 .fetch_all(&self.readers)
                 .await
                 .map_err(failed)?;
-        let (mut expired, mut removed) = (0, 0);
+        let mut done = Retention::default();
         for row in organizations {
             let (organization, own): (OrganizationId, Duration) = (row.id(0)?, days(row.number(1)?));
-            if own < retention {
-                let ended = first_id(now.minus(own));
-                expired += self.expire(ended, Some(organization)).await?;
-                removed += self.remove_early(organization, now, own).await?;
+            if own >= retention {
+                continue;
+            }
+            let ended = now.minus(own);
+            done.expired += self.expire(first_id(ended), Some(organization)).await?;
+            done.removed_early += self.remove_early(organization, now, own).await?;
+            loop {
+                let gone = self
+                    .writer
+                    .run(move |tx| Box::pin(forget_set_aside(tx, organization, ended)))
+                    .await?;
+                done.set_aside_removed += gone;
+                if gone < u64::from(FRAMES) {
+                    break;
+                }
             }
         }
-        Ok((expired, removed))
+        Ok(done)
     }
 
     /// Removes events of an organization that are older than its own retention, a day after they ended.
@@ -244,6 +256,21 @@ enum Bound {
     Time(Timestamp),
 }
 
+/// Forgets some of what was set aside of an organization before; how much that was.
+async fn forget_set_aside(tx: &mut Tx, organization: OrganizationId, before: Timestamp) -> Result<u64> {
+    sqlx::query(
+        "DELETE FROM set_aside WHERE id IN \
+         (SELECT id FROM set_aside WHERE organization_id = ? AND at < ? LIMIT ?)",
+    )
+    .bind(organization.uuid())
+    .bind(before.millis())
+    .bind(FRAMES)
+    .execute(&mut tx.connection)
+    .await
+    .map(|done| done.rows_affected())
+    .map_err(failed)
+}
+
 /// Ends some of what is open of a subscription, and tells of it; how many deliveries those were.
 async fn expire(
     tx: &mut Tx,
@@ -345,10 +372,9 @@ pub(super) async fn remove(tx: &mut Tx, ids: &[Uuid]) -> Result<Gone> {
                 query = query.bind(id);
             }
             let done = query.execute(&mut tx.connection).await.map_err(failed)?;
-            match table {
-                "events" => removed.events += done.rows_affected(),
-                "deliveries" => removed.deliveries += done.rows_affected(),
-                _ => {}
+            removed.rows += done.rows_affected();
+            if table == "events" {
+                removed.events += done.rows_affected();
             }
         }
     }

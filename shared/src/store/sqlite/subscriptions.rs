@@ -536,7 +536,8 @@ impl Subscriptions for Engine {
             let sql = format!(
                 "SELECT {SUBSCRIPTION}, o.subscriptions_version FROM organizations o \
                  JOIN subscriptions s ON s.organization_id = o.id AND s.deleted_at IS NULL \
-                 WHERE o.id IN ({}) AND o.id NOT IN (SELECT organization_id FROM removals) ORDER BY o.id, s.id",
+                 WHERE o.id IN ({}) AND NOT EXISTS (SELECT 1 FROM removals r WHERE r.organization_id = o.id) \
+                 ORDER BY o.id, s.id",
                 marks(portion.len())
             );
             let mut query = sqlx::query(AssertSqlSafe(sql));
