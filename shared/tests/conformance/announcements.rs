@@ -21,7 +21,7 @@ pub(super) async fn listener(store: &Store, organization: OrganizationId) {
     store.subscriptions.create(subscription).await.unwrap();
 }
 
-fn dead(outcome: AttemptOutcome) -> AttemptOutcome {
+pub(super) fn dead(outcome: AttemptOutcome) -> AttemptOutcome {
     let AttemptResult::Failed { failure, .. } = &outcome.result else {
         panic!("it failed")
     };

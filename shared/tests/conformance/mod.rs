@@ -63,8 +63,8 @@ macro_rules! conformance_tests {
                 erasing_beside_intakes_misses_nothing;
             feed: searched_by_type, searched_by_time, searched_by_status, a_search_is_bounded_in_work,
                 followed_in_order, a_place_is_had_by_any_id, who_follows_misses_nothing;
-            removals: an_organization_goes_with_everything, organizations_are_listed_newest_first,
-                keys_end_with_their_organization, nothing_is_stored_after_all,
+            removals: an_organization_goes_with_everything, removed_by_many_it_is_counted_once,
+                organizations_are_listed_newest_first, keys_end_with_their_organization, nothing_is_stored_after_all,
                 an_organization_keeps_its_events_for_shorter;
             announcements: a_dead_letter_is_announced_with_its_outcome, disabling_is_announced,
                 failing_is_timed_from_the_first;

@@ -12,6 +12,7 @@ use uuid::Uuid;
 mod backlogs;
 mod faults;
 mod partitions;
+mod removals;
 
 crate::conformance::conformance_tests!(crate::postgres::on_a_store);
 
