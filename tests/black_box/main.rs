@@ -14,6 +14,7 @@ mod isolation;
 mod keys;
 mod lanes;
 mod limits;
+mod matrix;
 mod operations;
 mod order;
 mod pulling;

@@ -10,6 +10,7 @@
 )]
 
 mod client;
+mod document;
 mod event_stream;
 mod ledger;
 mod node;
@@ -27,6 +28,7 @@ mod wait;
 mod world;
 
 pub use client::{Answer, Client, Subscription};
+pub use document::{Access, Operation, Parameter, Place};
 pub use event_stream::{EventStream, StreamedEvent};
 pub use ledger::{Ledger, Load, Post, is_keyed};
 pub use node::{Ended, Node, Spec, binary};
