@@ -55,7 +55,7 @@ pub fn routes(
         admin_token: settings.admin_token,
         lifecycle: lifecycle.clone(),
     };
-    let routes = ingest::routes(Ingest::new(auth, publisher))
+    let routes = ingest::routes(Ingest::start(engine, auth, publisher, lifecycle))
         .merge(crate::routes(Arc::new(api)))
         .merge(ops::routes(ops))
         .merge(reference::routes());

@@ -19,11 +19,13 @@ use async_trait::async_trait;
 use axum::Router;
 use shared::{
     auth::Auth,
+    engine::Engine,
     http::{
         Code,
         openapi::{Routes, doc, post},
         ops::ReadyCheck,
     },
+    lifecycle::Lifecycle,
     queue::Publisher,
 };
 
@@ -34,18 +36,24 @@ pub use recent::Recent;
 pub struct Ingest {
     auth: Arc<Auth>,
     publisher: Publisher,
-    limits: Limits,
+    limits: Arc<Limits>,
     recent: Recent,
     room: batch::Room,
 }
 
 impl Ingest {
-    /// A front that asks `auth` who a request is from, and puts events into the queue through `publisher`.
-    pub fn new(auth: Arc<Auth>, publisher: Publisher) -> Arc<Self> {
+    /// A front that asks `auth` who a request is from, puts events into the queue through `publisher`, and agrees with others
+    /// on the limits of organizations through the engine's store.
+    pub fn start(
+        engine: &Engine,
+        auth: Arc<Auth>,
+        publisher: Publisher,
+        lifecycle: &Lifecycle,
+    ) -> Arc<Self> {
         Arc::new(Self {
             auth,
             publisher,
-            limits: Limits::default(),
+            limits: Limits::start(&engine.store, lifecycle),
             recent: Recent::default(),
             room: batch::Room::default(),
         })

@@ -44,7 +44,7 @@ fn main() -> ExitCode {
         let publisher = Publisher::start(Arc::clone(&engine.queue), &lifecycle);
         let auth = Auth::start(&engine, &lifecycle);
         let ready = QueueReady(publisher.clone());
-        let routes = ingest::routes(Ingest::new(auth, publisher));
+        let routes = ingest::routes(Ingest::start(&engine, auth, publisher, &lifecycle));
         let ops = ops::Ops {
             role: "ingest",
             checks: Arc::new([Box::new(ready)]),

@@ -107,9 +107,11 @@ async fn accept_from(
         Unknown::Ignore => read_plain(request, unknown).await?,
     };
     let deadline = poster.deadline();
-    let limit = poster.take_room()?;
+    let limit = poster.take_room().inspect_err(|_| poster.count(0, 1))?;
     let accepted = enqueue(poster, event, deadline).await;
-    if accepted.is_err() {
+    if accepted.is_ok() {
+        poster.count(1, 0);
+    } else {
         poster.give_back(1);
     }
     accepted.map(|accepted| (accepted, limit))

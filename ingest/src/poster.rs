@@ -82,6 +82,11 @@ impl<'a> Poster<'a> {
         self.ingest.limits.give_back(&self.grant, events);
     }
 
+    /// Counts what became of events, for the organization's usage.
+    pub(crate) fn count(&self, accepted: usize, refused: usize) {
+        self.ingest.limits.count(&self.grant, accepted, refused);
+    }
+
     /// How the limit stands.
     pub(crate) fn limit(&self) -> HeaderMap {
         let mut headers = HeaderMap::new();

@@ -113,7 +113,7 @@ impl Front {
             tokio::task::yield_now().await;
         }
         Self {
-            ingest: Ingest::new(Auth::start(&engine, &lifecycle), publisher),
+            ingest: Ingest::start(&engine, Auth::start(&engine, &lifecycle), publisher, &lifecycle),
             paper,
             organization: OrganizationId::new(),
             lifecycle,

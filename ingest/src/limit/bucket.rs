@@ -32,6 +32,8 @@ const MEMORY: f64 = 2e9;
 const EVENLY: f64 = 0.05;
 /// How old the store's word may be before the next event asks for a new one at once.
 const STALE: i64 = 2 * SECOND;
+/// After how long without a word a counting begins anew: well before the store forgets it.
+const FORGOTTEN: i64 = 300 * SECOND;
 /// How much longer than an organization has to wait a node says that it has to, at most: shares move meanwhile.
 const SHARES_MOVE: i64 = 2 * SECOND;
 
@@ -45,8 +47,9 @@ pub(super) fn cost(limit: u32) -> i64 {
 pub(super) struct Bucket {
     limit: u32,
     cost: i64,
-    /// Whose counting this is, for the store.
+    /// Whose counting this is, for the store, and when it was last heard of.
     counter: Uuid,
+    counter_at: i64,
     /// When the bucket is full again, as best known: what the store said, and what was taken here since.
     full_at: i64,
     /// What this node may take now, at `room_at`.
@@ -111,6 +114,7 @@ impl Bucket {
             limit,
             cost: cost(limit),
             counter: Uuid::new_v4(),
+            counter_at: now,
             full_at: now,
             room: 0,
             room_at: now,
@@ -197,6 +201,10 @@ impl Bucket {
     /// What the store is to be told: all that was taken here, ever, so that it may be told twice.
     pub(super) fn report(&mut self, organization: OrganizationId, now: i64) -> LimitReport {
         self.demand.measure(self.cost, now);
+        if now - self.counter_at > FORGOTTEN {
+            (self.counter, self.counter_at) = (Uuid::new_v4(), now);
+            self.acknowledged.spent = 0;
+        }
         // What it took is by how much it left the bucket emptier than it would be now: nothing runs over twice.
         let spent =
             self.acknowledged.spent + self.full_at.max(now) - self.acknowledged.full_at.max(now);
@@ -227,6 +235,7 @@ impl Bucket {
             full_at,
             spent: sent.spent,
         };
+        self.counter_at = now;
         self.full_at = full_at.max(now) + meanwhile;
         let left = WINDOW - (full_at - now).max(0) - standing.others_unreported;
         self.divide(now, left, standing.others_wanted, nodes);

@@ -1,44 +1,59 @@
-//! The rate limit of an organization on this node: a bucket that holds one minute's worth and refills evenly.
+//! The limits of organizations over all nodes, and counting what they use.
 //!
-//! It is the generic cell rate algorithm: one atomic number an organization, the time at which its bucket is full again,
-//! moved on by each event. Nothing is locked and nothing ticks.
+//! Each organization has an account here: counters for everybody, and for those with a limit this node's part in their
+//! [bucket]. A request looks its account up and adds to it, behind a lock of its own that is held for a few additions; it
+//! never waits for the store. A task ([`sharing`]) tells the store once a second what was taken, for the organizations that
+//! took something, and divides anew what it hears. How it fails: while the store is away a node goes on with the share that
+//! it had.
+
+mod bucket;
+mod sharing;
+#[cfg(test)]
+mod simulation;
+mod state;
 
 use std::{
     sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
-use http::{HeaderMap, HeaderName, HeaderValue};
 use quick_cache::sync::Cache;
-use shared::{Grant, OrganizationId, Tier};
+use shared::{Grant, OrganizationId, Tier, lifecycle::Lifecycle, store::Store};
+use tokio::sync::Notify;
+use uuid::Uuid;
 
-/// How much time's worth a bucket holds.
-const WINDOW: Duration = Duration::from_mins(1);
-/// The most organizations that are remembered; one that is forgotten finds its bucket full.
+use self::bucket::Bucket;
+pub use self::state::State;
+
+/// The most organizations that are remembered; one that is forgotten finds its bucket as the store has it.
 const MAX_ORGANIZATIONS: usize = 100_000;
 
-/// The buckets of a node.
+/// The accounts of a node.
 pub struct Limits {
-    buckets: Cache<OrganizationId, Arc<Bucket>>,
+    node: Uuid,
+    accounts: Cache<OrganizationId, Arc<Account>>,
+    /// Those of which the store is to be told something.
+    busy: Mutex<Vec<Arc<Account>>>,
+    /// How many nodes live, as last heard.
+    nodes: AtomicU32,
+    /// To be told at once.
+    hurry: Notify,
     started: Instant,
 }
 
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            buckets: Cache::new(MAX_ORGANIZATIONS),
-            started: Instant::now(),
-        }
-    }
-}
-
-struct Bucket {
+/// An organization, as this node knows it.
+struct Account {
+    organization: OrganizationId,
     tier: Tier,
-    /// Nanoseconds after the start at which it is full again.
-    full_at: AtomicU64,
+    bucket: Option<Mutex<Bucket>>,
+    /// Since they were last taken over by the task that writes them down.
+    accepted: AtomicU64,
+    refused: AtomicU64,
+    /// Whether it is among those of which the store is to be told.
+    busy: AtomicBool,
 }
 
 /// What became of asking for room.
@@ -57,214 +72,112 @@ pub enum Room {
     },
 }
 
-/// How a limit stands, as the `RateLimit-*` headers show it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct State {
-    limit: u32,
-    remaining: u32,
-    /// How long until the bucket is full.
-    reset: Duration,
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            node: Uuid::new_v4(),
+            accounts: Cache::new(MAX_ORGANIZATIONS),
+            busy: Mutex::default(),
+            nodes: AtomicU32::new(1),
+            hurry: Notify::new(),
+            started: Instant::now(),
+        }
+    }
 }
 
 impl Limits {
+    /// With a task that agrees with other nodes through the store.
+    pub fn start(store: &Store, lifecycle: &Lifecycle) -> Arc<Self> {
+        let limits = Arc::new(Self::default());
+        let sharing = sharing::share(
+            Arc::clone(&limits),
+            Arc::clone(&store.limits),
+            lifecycle.soft.clone(),
+        );
+        lifecycle.critical("limits", sharing);
+        limits
+    }
+
     /// Takes one event's worth from the organization's bucket, if it is there.
     pub fn take(&self, grant: &Grant) -> Room {
-        let Some(limit) = grant.tier.events_per_minute() else {
+        let account = self.account(grant);
+        let Some(mut bucket) = account.bucket() else {
             return Room::Unlimited;
         };
-        self.bucket(grant).take(self.now(), limit)
+        let taking = bucket.take(self.now());
+        drop(bucket);
+        self.is_busy(&account);
+        if taking.hurry {
+            self.hurry.notify_one();
+        }
+        taking.room
     }
 
     /// How the organization's limit stands; `None` if it has none. Nothing is taken.
     pub fn state(&self, grant: &Grant) -> Option<State> {
-        let limit = grant.tier.events_per_minute()?;
-        Some(self.bucket(grant).state(self.now(), limit))
+        let account = self.account(grant);
+        let bucket = account.bucket()?;
+        Some(bucket.state(self.now()))
     }
 
     /// Gives so many events' worth back: they were not accepted.
     pub fn give_back(&self, grant: &Grant, events: usize) {
-        if let Some(limit) = grant.tier.events_per_minute() {
-            let worth = cost(limit).saturating_mul(events as u64);
-            let give_back = |full_at: u64| Some(full_at.saturating_sub(worth));
-            let bucket = self.bucket(grant);
-            let _ = bucket
-                .full_at
-                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, give_back);
+        if let Some(mut bucket) = self.account(grant).bucket() {
+            bucket.give_back(i64::try_from(events).unwrap_or(i64::MAX));
         }
     }
 
-    fn now(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    /// Counts what became of events.
+    pub fn count(&self, grant: &Grant, accepted: usize, refused: usize) {
+        if accepted + refused > 0 {
+            let account = self.account(grant);
+            account.accepted.fetch_add(accepted as u64, Ordering::Relaxed);
+            account.refused.fetch_add(refused as u64, Ordering::Relaxed);
+            self.is_busy(&account);
+        }
     }
 
-    fn bucket(&self, grant: &Grant) -> Arc<Bucket> {
-        match self.buckets.get(&grant.organization) {
-            Some(bucket) if bucket.tier == grant.tier => bucket,
+    /// Nanoseconds of this process.
+    fn now(&self) -> i64 {
+        i64::try_from(self.started.elapsed().as_nanos()).unwrap_or(i64::MAX)
+    }
+
+    fn account(&self, grant: &Grant) -> Arc<Account> {
+        match self.accounts.get(&grant.organization) {
+            Some(account) if account.tier == grant.tier => account,
             _ => {
-                // Not zero, so that giving back cannot go below it.
-                let full_at = AtomicU64::new(cost(1));
-                let bucket = Arc::new(Bucket {
+                let nodes = self.nodes.load(Ordering::Relaxed);
+                let limit = grant.tier.events_per_minute();
+                let bucket = limit.map(|limit| Mutex::new(Bucket::new(limit, self.now(), nodes)));
+                let account = Arc::new(Account {
+                    organization: grant.organization,
                     tier: grant.tier,
-                    full_at,
+                    bucket,
+                    accepted: AtomicU64::new(0),
+                    refused: AtomicU64::new(0),
+                    busy: AtomicBool::new(false),
                 });
-                self.buckets.insert(grant.organization, Arc::clone(&bucket));
-                bucket
+                self.accounts.insert(grant.organization, Arc::clone(&account));
+                account
             }
         }
     }
-}
 
-impl Bucket {
-    fn take(&self, now: u64, limit: u32) -> Room {
-        let (now, cost, window) = (now.saturating_add(self::cost(1)), cost(limit), nanos(WINDOW));
-        let mut room = Room::Unlimited;
-        let moved = self
-            .full_at
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |full_at| {
-                let taken = full_at.max(now) + cost;
-                // Compared with a grain of slack, since a minute seldom parts evenly.
-                let fits = taken <= now + window + cost / 2;
-                let used = if fits {
-                    taken - now
-                } else {
-                    full_at.saturating_sub(now)
-                };
-                let state = State::of(used, limit);
-                room = if fits {
-                    Room::Taken(state)
-                } else {
-                    Room::Full {
-                        retry_after: Duration::from_nanos(taken - now - window),
-                        state,
-                    }
-                };
-                fits.then_some(taken)
-            });
-        debug_assert_eq!(moved.is_ok(), matches!(room, Room::Taken(_)));
-        room
-    }
-
-    fn state(&self, now: u64, limit: u32) -> State {
-        let now = now.saturating_add(cost(1));
-        State::of(self.full_at.load(Ordering::Relaxed).saturating_sub(now), limit)
-    }
-}
-
-/// What one event costs, in time.
-fn cost(limit: u32) -> u64 {
-    nanos(WINDOW) / u64::from(limit.max(1))
-}
-
-fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
-
-static NAMES: [[HeaderName; 2]; 3] = [
-    [
-        HeaderName::from_static("ratelimit-limit"),
-        HeaderName::from_static("x-ratelimit-limit"),
-    ],
-    [
-        HeaderName::from_static("ratelimit-remaining"),
-        HeaderName::from_static("x-ratelimit-remaining"),
-    ],
-    [
-        HeaderName::from_static("ratelimit-reset"),
-        HeaderName::from_static("x-ratelimit-reset"),
-    ],
-];
-
-impl State {
-    /// Of a bucket that is full again in `used` nanoseconds.
-    fn of(used: u64, limit: u32) -> Self {
-        let (cost, window) = (cost(limit), nanos(WINDOW));
-        let remaining = u32::try_from((window + cost / 2).saturating_sub(used) / cost).unwrap_or(u32::MAX);
-        Self {
-            limit,
-            remaining: remaining.min(limit),
-            reset: Duration::from_nanos(used.min(window)),
+    /// The store is to be told of it, soon.
+    fn is_busy(&self, account: &Arc<Account>) {
+        if !account.busy.swap(true, Ordering::AcqRel) {
+            self.busy().push(Arc::clone(account));
         }
     }
 
-    /// Adds the headers: `RateLimit-Limit`, `-Remaining` and `-Reset` (whole seconds), and the same with `X-`.
-    pub fn show(self, headers: &mut HeaderMap) {
-        let reset = self.reset.as_secs() + u64::from(self.reset.subsec_nanos() > 0);
-        for (names, value) in NAMES
-            .iter()
-            .zip([u64::from(self.limit), u64::from(self.remaining), reset])
-        {
-            for name in names {
-                headers.insert(name.clone(), HeaderValue::from(value));
-            }
-        }
+    fn busy(&self) -> MutexGuard<'_, Vec<Arc<Account>>> {
+        self.busy.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const SECOND: u64 = 1_000_000_000;
-
-    fn bucket(tier: Tier) -> Bucket {
-        Bucket {
-            tier,
-            full_at: AtomicU64::new(cost(1)),
-        }
-    }
-
-    #[test]
-    fn a_minutes_worth_at_once_and_then_evenly() {
-        for tier in [Tier::Free, Tier::Pro, Tier::Business, Tier::Enterprise] {
-            let limit = tier.events_per_minute().unwrap();
-            let bucket = bucket(tier);
-            let taken = |now: u64, tries: u32| {
-                (0..tries)
-                    .filter(|_| matches!(bucket.take(now, limit), Room::Taken(_)))
-                    .count()
-            };
-            assert_eq!(taken(0, limit + 10), limit as usize);
-            assert_eq!(
-                taken(30 * SECOND, limit),
-                limit as usize / 2,
-                "half a minute refills half"
-            );
-            assert_eq!(
-                taken(3_600 * SECOND, 2 * limit),
-                limit as usize,
-                "it holds no more than a minute's worth"
-            );
-        }
-    }
-
-    #[test]
-    fn it_says_how_it_stands() {
-        let bucket = bucket(Tier::Free);
-        let Room::Taken(state) = bucket.take(0, 100) else {
-            panic!("room")
-        };
-        assert_eq!(
-            state,
-            State {
-                limit: 100,
-                remaining: 99,
-                reset: Duration::from_millis(600)
-            }
-        );
-        assert_eq!(bucket.state(0, 100), state, "looking takes nothing");
-        assert_eq!(bucket.state(6 * SECOND / 10, 100).remaining, 100);
-        for _ in 0..99 {
-            bucket.take(0, 100);
-        }
-        let Room::Full { retry_after, state } = bucket.take(0, 100) else {
-            panic!("no room")
-        };
-        assert_eq!(retry_after, Duration::from_millis(600));
-        assert_eq!((state.remaining, state.reset), (0, WINDOW));
-        assert_eq!(bucket.state(0, 100), state);
-        assert!(
-            matches!(bucket.take(6 * SECOND / 10, 100), Room::Taken(_)),
-            "as it said"
-        );
+impl Account {
+    fn bucket(&self) -> Option<MutexGuard<'_, Bucket>> {
+        let bucket = self.bucket.as_ref()?;
+        Some(bucket.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }

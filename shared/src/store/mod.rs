@@ -12,6 +12,7 @@ mod events;
 mod feed;
 mod insight;
 mod keeper;
+mod limits;
 mod looked;
 mod organizations;
 mod page;
@@ -40,6 +41,10 @@ pub use self::{
     feed::{Feed, FeedEvent, FeedPage},
     insight::{DeliveryFilter, DeliveryPlace, Insight, ListedDelivery},
     keeper::{Change, Keeper, Retention},
+    limits::{
+        LIMIT_NODE_LIVES, LIMIT_WORD_COUNTS, LimitReport, LimitStanding, Limits, LimitsHeard, USAGE_KEPT, Usage,
+        UsageCounts, UsageReport,
+    },
     organizations::{NewKey, Organizations, Rotated, Rotation, USE_GRAIN},
     page::PAGE_BYTES,
     pulls::{LeaseChange, PullSource, Pulled, PulledEvent, Pulls, Settled},
@@ -115,6 +120,8 @@ pub struct Store {
     pub announcements: Arc<dyn Announcements>,
     /// What is seen of deliveries, beside each event's own.
     pub insight: Arc<dyn Insight>,
+    /// Limits over all nodes, and usage.
+    pub limits: Arc<dyn Limits>,
     /// Test pushes on their way to a worker.
     pub tests: Arc<dyn TestPushes>,
     /// Schema, partitions, retention, health, and word of changes.

@@ -18,7 +18,7 @@ use tokio::sync::broadcast;
 use super::{Engine, Result, StoreError, classify, expiry, partitions, rows::Columns, within};
 use crate::{
     seal::Sealed,
-    store::{COUNTED_FOR, Change, Keeper, PING_TIMEOUT, Retention},
+    store::{COUNTED_FOR, Change, Keeper, PING_TIMEOUT, Retention, USAGE_KEPT},
 };
 
 const MIGRATE: Duration = Duration::from_mins(2);
@@ -84,6 +84,11 @@ fn migrator() -> Migrator {
             12,
             "keys",
             include_str!("../../../../migrations/postgres/0012_keys.sql"),
+        ),
+        (
+            13,
+            "limits",
+            include_str!("../../../../migrations/postgres/0013_limits.sql"),
         ),
         (
             14,
@@ -167,6 +172,31 @@ const FORGET_FORMER_IDS: &str = "
         USING unnest((SELECT array_agg(organization_id) FROM old), (SELECT array_agg(id) FROM old))
             AS o (organization_id, id)
         WHERE f.organization_id = o.organization_id AND f.id = o.id
+        RETURNING 1
+    )
+    SELECT count(*) AS changed FROM forgotten";
+
+/// What no node tells of any more: buckets that are full, and have been for as long as it takes to say so.
+const FORGET_LIMITS: [&str; 3] = [
+    "DELETE FROM limit_buckets WHERE organization_id = ANY (ARRAY(
+        SELECT organization_id FROM limit_buckets WHERE full_at < now() - interval '1 minute' FOR UPDATE SKIP LOCKED))",
+    "DELETE FROM limit_shares WHERE (organization_id, counter) IN (
+        SELECT organization_id, counter FROM limit_shares WHERE at < now() - interval '10 minutes'
+        FOR UPDATE SKIP LOCKED)",
+    "DELETE FROM limit_nodes WHERE node = ANY (ARRAY(
+        SELECT node FROM limit_nodes WHERE seen_at < now() - interval '10 minutes' FOR UPDATE SKIP LOCKED))",
+];
+
+/// `$1` is an hour.
+const FORGET_USAGE: &str = "
+    WITH old AS (
+        SELECT organization_id, hour, node FROM usage_hours WHERE hour < $1 ORDER BY hour LIMIT $2
+        FOR UPDATE SKIP LOCKED
+    ), forgotten AS (
+        DELETE FROM usage_hours u
+        USING unnest((SELECT array_agg(organization_id) FROM old), (SELECT array_agg(hour) FROM old),
+                     (SELECT array_agg(node) FROM old)) AS o (organization_id, hour, node)
+        WHERE u.organization_id = o.organization_id AND u.hour = o.hour AND u.node = o.node
         RETURNING 1
     )
     SELECT count(*) AS changed FROM forgotten";
@@ -353,6 +383,16 @@ async fn keep(connection: &mut PgConnection, retention: Duration) -> Result<Rete
         .await
         .map_err(classify)?;
     while step(&mut *connection, query(FORGET_KEYS).bind(STEP)).await? == STEP {}
+    for statement in FORGET_LIMITS {
+        query(statement)
+            .execute(&mut *connection)
+            .await
+            .map_err(classify)?;
+    }
+    if let Some(before) = earlier(now, USAGE_KEPT) {
+        let hour = before.unix_timestamp().div_euclid(3_600);
+        while step(&mut *connection, query(FORGET_USAGE).bind(hour).bind(STEP)).await? == STEP {}
+    }
     query("DELETE FROM erasures WHERE expires_at <= now()")
         .execute(&mut *connection)
         .await

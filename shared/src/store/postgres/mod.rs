@@ -21,6 +21,7 @@ mod former;
 mod insight;
 mod intake;
 mod keeper;
+mod limits;
 mod lists;
 mod organizations;
 mod outcomes;
@@ -92,6 +93,7 @@ pub fn connect(options: &PostgresOptions) -> Result<Store, Invalid> {
         feed: engine.clone(),
         announcements: engine.clone(),
         insight: engine.clone(),
+        limits: engine.clone(),
         tests: engine.clone(),
         keeper: engine,
     })

@@ -17,6 +17,7 @@ mod former;
 mod insight;
 mod intake;
 mod keeper;
+mod limits;
 mod list;
 mod many;
 mod organizations;
@@ -97,6 +98,11 @@ const MIGRATIONS: Migrations = &[
         12,
         "keys",
         include_str!("../../../../migrations/sqlite/store/0012_keys.sql"),
+    ),
+    (
+        13,
+        "limits",
+        include_str!("../../../../migrations/sqlite/store/0013_limits.sql"),
     ),
     (
         14,
@@ -180,6 +186,7 @@ pub async fn open(dir: &Path) -> Result<Store> {
         feed: engine.clone(),
         announcements: engine.clone(),
         insight: engine.clone(),
+        limits: engine.clone(),
         tests: engine.clone(),
         keeper: engine,
     })
