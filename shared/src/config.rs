@@ -2,13 +2,16 @@
 //!
 //! A wrong setting stops the start with one line that names it and the fix.
 
+mod in_force;
+
 use std::{ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{
-    ArgAction, Args, CommandFactory, FromArgMatches,
+    ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches,
     error::{ContextKind, ContextValue, ErrorKind},
 };
 
+pub use self::in_force::{Origin, Setting, in_force, unknown};
 use crate::{Invalid, guard::TargetPolicy};
 
 /// A setting that is wrong, and how to put it right.
@@ -44,8 +47,17 @@ pub fn parse_or_exit<P: CommandFactory + FromArgMatches>() -> P {
 pub fn parse_or_exit_from<P: CommandFactory + FromArgMatches>(
     arguments: impl IntoIterator<Item = OsString>,
 ) -> P {
+    parse_or_exit_with_matches(arguments).0
+}
+
+/// As [`parse_or_exit_from`], with where each value is from.
+pub fn parse_or_exit_with_matches<P: CommandFactory + FromArgMatches>(
+    arguments: impl IntoIterator<Item = OsString>,
+) -> (P, ArgMatches) {
     parse(arguments).unwrap_or_else(|error| match error.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => error.exit(),
+        ErrorKind::DisplayHelp
+        | ErrorKind::DisplayVersion
+        | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => error.exit(),
         _ => {
             eprintln!("{}", one_line::<P>(&error));
             std::process::exit(2);
@@ -55,9 +67,9 @@ pub fn parse_or_exit_from<P: CommandFactory + FromArgMatches>(
 
 fn parse<P: CommandFactory + FromArgMatches>(
     arguments: impl IntoIterator<Item = OsString>,
-) -> Result<P, clap::Error> {
+) -> Result<(P, ArgMatches), clap::Error> {
     let matches = P::command().try_get_matches_from(arguments)?;
-    P::from_arg_matches(&matches)
+    Ok((P::from_arg_matches(&matches)?, matches))
 }
 
 /// clap's message in one line, with the environment variable that the option may have come from.
@@ -69,26 +81,39 @@ fn one_line<P: CommandFactory>(error: &clap::Error) -> String {
         .unwrap_or("error: wrong settings")
         .trim_end()
         .to_owned();
-    if let Some(ContextValue::String(option)) = error.get(ContextKind::InvalidArg) {
-        let long = option
-            .trim_start_matches('-')
-            .split([' ', '='])
-            .next()
-            .unwrap_or_default();
-        let command = P::command();
-        let commands = std::iter::once(&command).chain(command.get_subcommands());
-        let known = commands
-            .flat_map(clap::Command::get_arguments)
-            .find(|arg| arg.get_long() == Some(long));
-        if let Some(variable) = known.and_then(clap::Arg::get_env) {
-            line = format!("{line} (or the environment variable {})", variable.display());
+    match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(option)) => {
+            let long = option
+                .trim_start_matches('-')
+                .split([' ', '='])
+                .next()
+                .unwrap_or_default();
+            if let Some(variable) = variable_of(&P::command(), long) {
+                line = format!("{line} (or the environment variable {variable})");
+            }
         }
+        // What is missing is on lines of its own.
+        Some(ContextValue::Strings(missing)) => {
+            line = format!("{line} {}", missing.join(" "));
+        }
+        _ => {}
     }
     if let Some(ContextValue::Strings(values)) = error.get(ContextKind::ValidValue) {
         line = format!("{line}: must be {}", values.join(" or "));
     }
     line.push_str("; see --help");
     line
+}
+
+/// The environment variable beside an option, of the command or of one below it.
+fn variable_of(command: &clap::Command, long: &str) -> Option<String> {
+    let known = command.get_arguments().find(|arg| arg.get_long() == Some(long));
+    match known.and_then(clap::Arg::get_env) {
+        Some(variable) => Some(variable.display().to_string()),
+        None => command
+            .get_subcommands()
+            .find_map(|command| variable_of(command, long)),
+    }
 }
 
 /// What every process has.
@@ -321,7 +346,7 @@ mod tests {
         let arguments = std::iter::once("worker")
             .chain(arguments.iter().copied())
             .map(OsString::from);
-        one_line::<Whole>(&parse::<Whole>(arguments).unwrap_err())
+        one_line::<Whole>(&parse::<Whole>(arguments).map(drop).unwrap_err())
     }
 
     #[test]

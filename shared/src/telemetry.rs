@@ -23,13 +23,18 @@ use crate::{
 /// the library's own warning about it tells an operator nothing.
 const QUIET: &str = "lapin::returned_messages=error";
 
-/// Sets up logs by a filter such as `info` or `info,worker=debug`.
-pub fn init_logs(filter: &str) -> Result<(), Invalid> {
-    let filter = EnvFilter::try_new(format!("{QUIET},{filter}")).map_err(|error| {
+/// Reads a filter such as `info` or `info,worker=debug`.
+pub fn log_filter(filter: &str) -> Result<EnvFilter, Invalid> {
+    EnvFilter::try_new(format!("{QUIET},{filter}")).map_err(|error| {
         Invalid::new(format!(
             "is not a log filter ({error}); use for example info or info,worker=debug"
         ))
-    })?;
+    })
+}
+
+/// Sets up logs by a [filter](log_filter).
+pub fn init_logs(filter: &str) -> Result<(), Invalid> {
+    let filter = log_filter(filter)?;
     let registry = tracing_subscriber::registry().with(filter);
     let set = if std::io::stderr().is_terminal() {
         registry

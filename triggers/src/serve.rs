@@ -5,11 +5,13 @@ use std::{net::SocketAddr, process::ExitCode};
 use api::{Signup, Targets};
 use clap::Parser;
 use shared::{
-    config::{self, ControlArgs, DataDirArgs, EngineArgs, OutboundArgs, ProcessArgs, WorkerArgs},
+    config::{
+        self, ControlArgs, DataDirArgs, EngineArgs, OutboundArgs, ProcessArgs, SettingError, WorkerArgs,
+    },
     engine::Engine,
     guard::TargetPolicy,
     http::server,
-    process,
+    process, telemetry,
 };
 
 use crate::dev;
@@ -32,6 +34,17 @@ pub struct Args {
     worker: WorkerArgs,
     #[command(flatten)]
     process: ProcessArgs,
+}
+
+impl Args {
+    /// Says what is wrong with the settings, as far as that can be told without starting.
+    pub fn check(&self) -> anyhow::Result<()> {
+        telemetry::log_filter(&self.process.log).map_err(SettingError::of("TRIGGERS_LOG"))?;
+        self.control.admin_token()?;
+        worker::Outbound::new(self.outbound.policy()?, self.worker.extra_ca_file.as_deref())?;
+        Engine::check(&self.engine, Some(&self.data_dir.data_dir))?;
+        Ok(())
+    }
 }
 
 /// How much is made easy.

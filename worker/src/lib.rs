@@ -44,7 +44,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub use crate::outbound::Outbound;
+pub use crate::outbound::{Outbound, tls};
 use crate::{
     awaited::Awaited,
     dispatch::Dispatch,

@@ -97,6 +97,11 @@ pub fn connect(options: &PostgresOptions) -> Result<Store, Invalid> {
     })
 }
 
+/// What [`connect`] would say against a URL.
+pub(crate) fn check_url(url: &str) -> Result<(), Invalid> {
+    connect_options(url).map(drop)
+}
+
 fn pool(max_connections: u32, connect: PgConnectOptions) -> PgPool {
     PgPoolOptions::new()
         .max_connections(max_connections)
