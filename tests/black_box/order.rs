@@ -10,6 +10,7 @@ on_both_engines!(
     a_failing_event_holds_the_rest_and_a_dead_letter_lets_them_go,
     a_fifo_that_fails_delays_nobody_else,
     a_subscription_can_become_fifo,
+    an_order_can_end_and_begin_while_it_is_busy,
     a_rate_is_kept,
 );
 
@@ -121,6 +122,45 @@ async fn a_subscription_can_become_fifo(engine: Engine) {
         .wait_for_within("/hook", 20, Duration::from_secs(30))
         .await;
     assert_eq!(first_arrivals(&webhooks), ids, "what was parked comes first");
+}
+
+async fn an_order_can_end_and_begin_while_it_is_busy(engine: Engine) {
+    let world = World::start(engine).await;
+    let receiver = Receiver::start().await;
+    let client = world.organization().await;
+    receiver.always("/hook", Reply::Late(Duration::from_millis(700)));
+    let subscription = client
+        .subscribe(&json!({"url": receiver.url("/hook"), "ordering": "fifo", "max_in_flight": 2}))
+        .await;
+    let path = format!("/v1/subscriptions/{}", subscription.id);
+    let ids = post_in_order(&client, 6).await;
+    let mut seen = 0;
+    for ordering in ["none", "fifo", "none"] {
+        // In the middle of an attempt.
+        receiver
+            .wait_for_within("/hook", seen + 1, Duration::from_secs(30))
+            .await;
+        client
+            .patch(&path, &json!({"ordering": ordering}))
+            .await
+            .expect(200);
+        seen = receiver.received("/hook").len();
+    }
+    let last = client.event("order.placed").await;
+    let webhooks = receiver
+        .wait_for_within("/hook", 7, Duration::from_secs(30))
+        .await;
+    for id in ids.iter().chain([&last]) {
+        assert_eq!(
+            webhooks
+                .iter()
+                .filter(|webhook| webhook.webhook_id() == id)
+                .count(),
+            1,
+            "each arrives, and once: {id}"
+        );
+        client.delivery_becomes(id, &subscription.id, "delivered").await;
+    }
 }
 
 async fn a_rate_is_kept(engine: Engine) {

@@ -6,10 +6,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use shared::{
-    DeliveryKey, SubscriptionId, announcement, delivery::AttemptOutcome, store::Store,
-    subscription::Ordering, telemetry,
-};
+use shared::{DeliveryKey, SubscriptionId, announcement, delivery::AttemptOutcome, store::Store, telemetry};
 use tokio::{
     sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc},
     time::Instant,
@@ -40,7 +37,7 @@ pub struct Ended {
     pub version: i64,
     /// By which lease it was made: it lives at least until the outcome is written down.
     pub holding: Arc<Holding>,
-    /// Whether its lane is in order, and waits for this to be written down.
+    /// Whether it began in order: its lane waits for this to be written down.
     pub in_order: bool,
     /// Whether it was a test push, which says nothing of how the subscription fares.
     pub is_test: bool,
@@ -130,7 +127,7 @@ impl Dispatch {
             self.attempts
                 .spawn(async move { dispatch.attempt(job, place).await });
         }
-        let load = lanes.load();
+        let (load, strays) = (lanes.load(), lanes.take_strays());
         let sooner = lanes
             .next_alarm()
             .is_some_and(|at| alarm.is_none_or(|known| at < known));
@@ -146,6 +143,7 @@ impl Dispatch {
             telemetry::suspect_attempts_in_flight().set(load.suspect as f64);
             telemetry::open_circuits().set(load.open_circuits as f64);
         }
+        self.give_back_soon(strays);
     }
 
     /// Waits until a lane's time may have come that was put off.
@@ -169,7 +167,7 @@ impl Dispatch {
             Before::Send(route) => {
                 let (holding, received_at) = (Arc::clone(&job.holding), job.event.received_at);
                 let (key, version) = (job.key, route.subscription.version);
-                let in_order = route.push.ordering == Ordering::Fifo;
+                let in_order = place.taken.in_order();
                 let is_test = is_test(&job);
                 let event = key.event;
                 let way = if place.taken.is_trusted() {
@@ -381,3 +379,6 @@ impl Drop for Place {
         dispatch.give_back_soon(finished.put_off);
     }
 }
+
+#[cfg(test)]
+mod tests;

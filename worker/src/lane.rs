@@ -67,6 +67,8 @@ pub struct Job {
     pub key: DeliveryKey,
     /// Whose it is.
     pub organization: OrganizationId,
+    /// It was taken as the next in order, not as something that is due.
+    pub in_order: bool,
     /// Attempts made so far.
     pub attempts: u32,
     /// How many of those were made before it was opened again: its schedule begins there.
@@ -167,6 +169,7 @@ pub struct Place {
     subscription: SubscriptionId,
     pool: In,
     weight: usize,
+    in_order: bool,
     is_probe: bool,
     is_slow: bool,
 }
@@ -175,6 +178,12 @@ impl Place {
     /// Whose lane it is in.
     pub fn subscription(&self) -> SubscriptionId {
         self.subscription
+    }
+
+    /// Whether the lane was in order when the attempt began: it goes on once it is told what came of it, whatever its terms
+    /// are by then.
+    pub fn in_order(&self) -> bool {
+        self.in_order
     }
 
     /// Whether it is among those of subscribers that answer quickly.
@@ -248,7 +257,7 @@ struct Lane {
     /// Room that is promised to deliveries on their way here.
     reserved: usize,
     in_flight: usize,
-    /// In a lane in order: an attempt was begun whose outcome is not written down yet.
+    /// An attempt was begun in order whose outcome is not written down yet: nothing is sent before it is.
     unsettled: bool,
     terms: Terms,
     health: Health,
@@ -272,17 +281,6 @@ impl Lane {
             queued: None,
             alarm: None,
         }
-    }
-
-    /// Keeps to these terms from now on. What is known of a subscriber is forgotten with its subscription's change:
-    /// whoever made it expects the subscriber to be tried. Says whether an open circuit is closed by that.
-    fn agree(&mut self, terms: Terms) -> bool {
-        if terms.version < self.terms.version {
-            return false;
-        }
-        let forgets = terms.version > self.terms.version;
-        self.terms = terms;
-        forgets && std::mem::take(&mut self.health).is_open()
     }
 
     fn held(&self) -> usize {
@@ -335,6 +333,8 @@ pub struct Lanes {
     trusted: Pool,
     suspect: Pool,
     open_circuits: usize,
+    /// What was taken out of order for lanes that are in order by now. It goes back to the store.
+    strays: Vec<Job>,
     closed: bool,
 }
 
@@ -353,6 +353,7 @@ impl Lanes {
             trusted: Pool::default(),
             suspect: Pool::default(),
             open_circuits: 0,
+            strays: Vec::new(),
             closed: false,
         }
     }
@@ -360,11 +361,11 @@ impl Lanes {
     /// Promises room for one delivery. Where there is none, the lane is hungry from now on: the store holds more for it.
     pub fn reserve(&mut self, subscription: SubscriptionId, terms: Terms, now: Instant) -> bool {
         let bounds = self.bounds;
+        self.agree(subscription, terms);
         let lane = self
             .by_subscription
             .entry(subscription)
             .or_insert_with(|| Lane::new(terms));
-        self.open_circuits -= usize::from(lane.agree(terms));
         let total = if lane.held() < NEARLY_EMPTY {
             bounds.total * 2
         } else {
@@ -395,11 +396,11 @@ impl Lanes {
         if self.closed {
             return 0;
         }
+        self.agree(subscription, terms);
         let lane = self
             .by_subscription
             .entry(subscription)
             .or_insert_with(|| Lane::new(terms));
-        self.open_circuits -= usize::from(lane.agree(terms));
         let of_lane = lane
             .health
             .worth_holding(self.bounds.lane)
@@ -446,7 +447,7 @@ impl Lanes {
     }
 
     /// Takes a delivery for which room was reserved. Once closed, it is dropped: the lease ends with the worker.
-    pub fn push(&mut self, job: Job, now: Instant) {
+    pub fn push(&mut self, mut job: Job, now: Instant) {
         let subscription = job.key.subscription;
         let Some(lane) = self.by_subscription.get_mut(&subscription) else {
             return;
@@ -456,6 +457,15 @@ impl Lanes {
             self.held -= 1;
             return;
         }
+        if lane.terms.in_order && !job.in_order {
+            // The lane came to be in order while this was on its way.
+            self.held -= 1;
+            self.hungry.insert(subscription);
+            self.strays.push(job);
+            return;
+        }
+        // In a lane that is not in order any more it is one among others.
+        job.in_order &= lane.terms.in_order;
         self.bytes += job.weight();
         lane.waiting.push_back(job);
         self.see_to(subscription, now);
@@ -487,7 +497,8 @@ impl Lanes {
             };
             let weight = job.weight();
             lane.in_flight += 1;
-            lane.unsettled = lane.terms.in_order;
+            let in_order = lane.terms.in_order;
+            lane.unsettled = in_order;
             if let Some(rate) = lane.terms.rate_per_second {
                 lane.pace.take(now, rate);
             }
@@ -495,6 +506,7 @@ impl Lanes {
                 subscription,
                 pool,
                 weight,
+                in_order,
                 is_probe: lane.health.begins(),
                 is_slow: false,
             };
@@ -543,7 +555,7 @@ impl Lanes {
         }
         let not_made = matches!(ending, Ending::NotMade | Ending::Starved);
         // What was not sent goes back, and nothing may pass it by.
-        let starts_anew = not_made && std::mem::take(&mut lane.unsettled);
+        let starts_anew = not_made && place.in_order && std::mem::take(&mut lane.unsettled);
         if starts_anew {
             self.hungry.insert(subscription);
         }
@@ -566,7 +578,7 @@ impl Lanes {
         }
     }
 
-    /// In a lane in order: the outcome of its last attempt is written down. If the lane does not go on with the next (another
+    /// The outcome of an attempt that began in order is written down. If the lane does not go on with the next (another
     /// attempt follows, or the outcome did not apply), what waits goes back, to be claimed again when its time comes.
     pub fn settled(&mut self, subscription: SubscriptionId, goes_on: bool, now: Instant) -> Finished {
         let Some(lane) = self.by_subscription.get_mut(&subscription) else {
@@ -631,10 +643,13 @@ impl Lanes {
 
     /// A subscription has changed; its subscriber may be another.
     pub fn set_terms(&mut self, subscription: SubscriptionId, terms: Terms, now: Instant) {
-        if let Some(lane) = self.by_subscription.get_mut(&subscription) {
-            self.open_circuits -= usize::from(lane.agree(terms));
-            self.see_to(subscription, now);
-        }
+        self.agree(subscription, terms);
+        self.see_to(subscription, now);
+    }
+
+    /// What was taken for lanes before they came to be in order, and is to go back to the store.
+    pub fn take_strays(&mut self) -> Vec<Job> {
+        std::mem::take(&mut self.strays)
     }
 
     /// The subscriptions for which there is something to send, under way, or in the store.
@@ -738,6 +753,33 @@ impl Lanes {
         }
     }
 
+    /// A lane that there is keeps to these terms from now on. What is known of a subscriber is forgotten with its subscription's
+    /// change: whoever made it expects the subscriber to be tried. What was taken before the lane came to be in order goes back,
+    /// to be taken again in order.
+    fn agree(&mut self, subscription: SubscriptionId, terms: Terms) {
+        let Some(lane) = self.by_subscription.get_mut(&subscription) else {
+            return;
+        };
+        if terms.version < lane.terms.version {
+            return;
+        }
+        let forgets = terms.version > lane.terms.version;
+        let order_begins = terms.in_order && !lane.terms.in_order;
+        if lane.terms.in_order && !terms.in_order {
+            // Should the order begin again, others may be ahead of these.
+            lane.waiting.iter_mut().for_each(|job| job.in_order = false);
+        }
+        lane.terms = terms;
+        if forgets && std::mem::take(&mut lane.health).is_open() {
+            self.open_circuits -= 1;
+        }
+        if order_begins && !lane.waiting.is_empty() {
+            self.hungry.insert(subscription);
+            let loose = self.take_out(subscription, |job| !job.in_order);
+            self.strays.extend(loose);
+        }
+    }
+
     /// Whether a lane for which the store holds more has room, and may be sent to.
     fn wants_food(&self, subscription: SubscriptionId, now: Instant) -> bool {
         self.hungry.contains(&subscription)
@@ -806,6 +848,8 @@ fn is_put_off_for_long(lane: &Lane, now: Instant) -> bool {
         .is_some_and(|until| until > now + KEPT_WHILE_PUT_OFF)
 }
 
+#[cfg(test)]
+mod ordering;
 #[cfg(test)]
 mod simulation;
 #[cfg(test)]

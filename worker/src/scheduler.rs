@@ -264,7 +264,7 @@ impl Scheduler {
             }
         }
         self.dispatch
-            .push(claimed?.into_iter().map(|claimed| job(claimed, &holding)));
+            .push(claimed?.into_iter().map(|claimed| job(claimed, &holding, false)));
         Ok(())
     }
 }
@@ -298,7 +298,7 @@ impl Scheduler {
             lanes.unreserve(lane, room - count);
         }
         self.dispatch
-            .push(claimed?.into_iter().map(|claimed| job(claimed, &holding)));
+            .push(claimed?.into_iter().map(|claimed| job(claimed, &holding, true)));
         Ok(())
     }
 }
@@ -321,7 +321,7 @@ fn hear(
     }
 }
 
-fn job(claimed: Claimed, holding: &Arc<Holding>) -> Job {
+fn job(claimed: Claimed, holding: &Arc<Holding>, in_order: bool) -> Job {
     let Claimed {
         key,
         organization,
@@ -347,6 +347,7 @@ fn job(claimed: Claimed, holding: &Arc<Holding>) -> Job {
     Job {
         key,
         organization,
+        in_order,
         attempts,
         attempts_before,
         event: Arc::new(event),

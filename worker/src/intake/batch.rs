@@ -128,6 +128,7 @@ impl Intake {
                 organization: event.organization,
                 attempts: 0,
                 attempts_before: 0,
+                in_order: false,
                 event: Arc::clone(body),
                 holding: Arc::clone(holding),
                 since: Instant::now(),

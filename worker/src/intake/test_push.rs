@@ -137,6 +137,7 @@ impl Intake {
             organization: test.organization,
             attempts: 0,
             attempts_before: 0,
+            in_order: false,
             event: Arc::new(batch::body(event)),
             holding,
             since: Instant::now(),

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn job(subscription: SubscriptionId, worker: WorkerId) -> Job {
+pub(super) fn job(subscription: SubscriptionId, worker: WorkerId) -> Job {
     job_of(subscription, worker, Bytes::from_static(b"{}"))
 }
 
@@ -26,13 +26,14 @@ fn job_of(subscription: SubscriptionId, worker: WorkerId, payload: Bytes) -> Job
         organization: OrganizationId::new(),
         attempts: 0,
         attempts_before: 0,
+        in_order: false,
         event: Arc::new(event),
         holding: Holding::new(worker, Instant::now()),
         since: Instant::now(),
     }
 }
 
-fn terms(max_in_flight: usize) -> Terms {
+pub(super) fn terms(max_in_flight: usize) -> Terms {
     Terms {
         organization: OrganizationId::from_uuid(uuid::Uuid::nil()),
         max_in_flight,
@@ -46,33 +47,33 @@ fn terms(max_in_flight: usize) -> Terms {
 const FAILED: Ending = Ending::Failed { timed_out: false };
 
 /// The lanes with a clock that moves only when it is told to.
-struct Timed {
-    lanes: Lanes,
-    now: Instant,
+pub(super) struct Timed {
+    pub(super) lanes: Lanes,
+    pub(super) now: Instant,
 }
 
 impl Timed {
-    fn new(in_flight: usize, lane: usize, total: usize) -> Self {
+    pub(super) fn new(in_flight: usize, lane: usize, total: usize) -> Self {
         Self {
             lanes: lanes(in_flight, lane, total),
             now: Instant::now(),
         }
     }
 
-    fn put(&mut self, subscription: SubscriptionId, terms: Terms, count: usize) {
+    pub(super) fn put(&mut self, subscription: SubscriptionId, terms: Terms, count: usize) {
         for _ in 0..count {
             assert!(self.lanes.reserve(subscription, terms, self.now));
             self.lanes.push(job(subscription, WorkerId::new()), self.now);
         }
     }
 
-    fn send_all(&mut self) -> Vec<Place> {
+    pub(super) fn send_all(&mut self) -> Vec<Place> {
         std::iter::from_fn(|| self.lanes.next(self.now))
             .map(|(_, place)| place)
             .collect()
     }
 
-    fn end(&mut self, place: &Place, ending: Ending) -> Finished {
+    pub(super) fn end(&mut self, place: &Place, ending: Ending) -> Finished {
         self.lanes.finished(place, ending, self.now, 0.5)
     }
 }
