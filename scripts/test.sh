@@ -97,6 +97,7 @@ check_code() {
 install_libraries() {
   install_from_pypi tests/sdk target/python
   install_from_pypi tests/documented/standardwebhooks target/libraries/python
+  install_from_pypi tests/schemathesis target/libraries/schemathesis
   install_from_npm tests/documented/standardwebhooks target/libraries/javascript
   install_from_npm examples/zapier target/libraries/zapier
 }

@@ -10,7 +10,8 @@ use secrecy::ExposeSecret;
 use shared::http::openapi::{Input, Operation, Security};
 use shared::{
     Grant, OrganizationId, Scope, Tier,
-    http::{ApiError, Code},
+    audit::{self, Actor},
+    http::{ApiError, Code, server::Peer},
 };
 use subtle::ConstantTimeEq;
 
@@ -79,7 +80,12 @@ impl<A: Access> FromRequestParts<Arc<Control>> for Caller<A> {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, control: &Arc<Control>) -> Result<Self, ApiError> {
-        let grant = control.api.auth.authenticate(&parts.headers).await?;
+        let grant = control
+            .api
+            .auth
+            .authenticate(&parts.headers, Peer::of(&parts.extensions))
+            .await?;
+        audit::made_by(Actor::Key(grant.key));
         if A::ANY_OF.is_empty() || A::ANY_OF.iter().any(|scope| grant.scopes.contains(*scope)) {
             return Ok(Self {
                 grant,
@@ -144,10 +150,44 @@ impl FromRequestParts<Arc<Control>> for Operator {
 
     async fn from_request_parts(parts: &mut Parts, control: &Arc<Control>) -> Result<Self, ApiError> {
         match presented(&control.api, &parts.headers) {
-            Presented::Valid => Ok(Self),
+            Presented::Valid => {
+                audit::made_by(Actor::AdminToken);
+                Ok(Self)
+            }
             _ if control.api.admin_token.is_none() => Err(ApiError::new(Code::Forbidden, NO_ADMIN_TOKEN)),
-            _ => Err(ApiError::unauthorized(SEND_ADMIN_TOKEN)),
+            _ => Err(control.api.auth.stranger(
+                &parts.headers,
+                Peer::of(&parts.extensions),
+                ApiError::unauthorized(SEND_ADMIN_TOKEN),
+            )),
         }
+    }
+}
+
+/// A request with a key that may administer, for its own organization; or with the deployment's admin token.
+pub(crate) enum Administrator {
+    /// Of this organization.
+    Of(OrganizationId),
+    /// Of the deployment.
+    OfAll,
+}
+
+impl Input for Administrator {
+    fn describe(operation: &mut Operation<'_>) {
+        operation.needs(Security::KeyOrAdminToken(Administration::ANY_OF));
+    }
+}
+
+impl FromRequestParts<Arc<Control>> for Administrator {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, control: &Arc<Control>) -> Result<Self, ApiError> {
+        if presented(&control.api, &parts.headers) == Presented::Valid {
+            audit::made_by(Actor::AdminToken);
+            return Ok(Self::OfAll);
+        }
+        let caller = Caller::<Administration>::from_request_parts(parts, control).await?;
+        Ok(Self::Of(caller.organization()))
     }
 }
 
@@ -187,15 +227,28 @@ impl FromRequestParts<Arc<Control>> for Founder {
         let token = presented(&control.api, &parts.headers);
         let local = FromThisMachine::of(&parts.uri, &parts.headers);
         match (token, control.api.signup) {
-            (Presented::Valid, _) => Ok(Self::OfAnyTier),
+            (Presented::Valid, _) => {
+                audit::made_by(Actor::AdminToken);
+                Ok(Self::OfAnyTier)
+            }
             (_, Signup::FromThisMachine) if local.0 => Ok(Self::OfAnyTier),
-            (_, Signup::Open) => Ok(Self::OfTheFreeTier),
+            (_, Signup::Open) => {
+                control
+                    .api
+                    .auth
+                    .count_stranger(&parts.headers, Peer::of(&parts.extensions))?;
+                Ok(Self::OfTheFreeTier)
+            }
             // Existing clients of these routes know of no token that a 401 could ask them for.
             (Presented::Missing, signup) if parts.uri.path().starts_with("/api/") => {
                 Err(forbidden(signup, &control.api))
             }
             (Presented::Wrong, _) | (_, Signup::AdminOnly) if control.api.admin_token.is_some() => {
-                Err(ApiError::unauthorized(SEND_ADMIN_TOKEN))
+                let refusal = ApiError::unauthorized(SEND_ADMIN_TOKEN);
+                Err(control
+                    .api
+                    .auth
+                    .stranger(&parts.headers, Peer::of(&parts.extensions), refusal))
             }
             (_, signup) => Err(forbidden(signup, &control.api)),
         }

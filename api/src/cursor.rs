@@ -7,7 +7,7 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use shared::{
     Id, Invalid, Timestamp,
     id::Kind,
-    store::{DeliveryPlace, SetAsidePlace},
+    store::{AuditPlace, DeliveryPlace, SetAsidePlace},
 };
 use uuid::Uuid;
 
@@ -16,11 +16,13 @@ use uuid::Uuid;
 #[repr(u8)]
 pub(crate) enum List {
     Keys = b'k',
+    Organizations = b'o',
     Subscriptions = b's',
     Inbox = b'i',
     Events = b'e',
     SetAside = b'a',
     Deliveries = b'd',
+    AuditLog = b'l',
     /// `GET /api/inbox`, which runs the other way.
     CompatInbox = b'z',
 }
@@ -52,6 +54,20 @@ impl<K: Kind> Place for Id<K> {
 }
 
 impl Place for SetAsidePlace {
+    fn bytes(&self) -> Vec<u8> {
+        [self.at.millis().bytes(), self.id.bytes()].concat()
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (at, id) = bytes.split_at_checked(8)?;
+        Some(Self {
+            at: Timestamp::from_millis(i64::from_bytes(at)?),
+            id: Id::from_bytes(id)?,
+        })
+    }
+}
+
+impl Place for AuditPlace {
     fn bytes(&self) -> Vec<u8> {
         [self.at.millis().bytes(), self.id.bytes()].concat()
     }
@@ -123,8 +139,29 @@ mod tests {
         }
 
         #[test]
-        fn any_text_is_read_or_refused(text: String) {
-            let _ = List::Keys.place::<KeyId>(&text);
+        fn what_is_read_is_what_was_written(text in prop_oneof![any::<String>(), "[a-zA-Z0-9_=-]{0,40}", "[acdeikswz][A-Za-z0-9_-]{10,22}"]) {
+            if let Ok(place) = List::Keys.place::<KeyId>(&text) {
+                prop_assert_eq!(List::Keys.cursor(&place), text.clone());
+            }
+            if let Ok(place) = List::Deliveries.place::<DeliveryPlace>(&text) {
+                prop_assert_eq!(List::Deliveries.cursor(&place), text.clone());
+            }
+            if let Ok(place) = List::SetAside.place::<SetAsidePlace>(&text) {
+                prop_assert_eq!(List::SetAside.cursor(&place), text.clone());
+            }
+            if let Ok(place) = List::Inbox.place::<i64>(&text) {
+                prop_assert_eq!(List::Inbox.cursor(&place), text);
+            }
+        }
+
+        #[test]
+        fn whatever_follows_a_lists_letter_is_a_place_or_refused(list in prop::sample::select(b"ksieadz".to_vec()), place: Vec<u8>) {
+            let text = URL_SAFE_NO_PAD.encode([vec![list], place.clone()].concat());
+            let has = |length| place.len() == length;
+            prop_assert_eq!(List::Keys.place::<KeyId>(&text).is_ok(), list == b'k' && has(16));
+            prop_assert_eq!(List::Events.place::<i64>(&text).is_ok(), list == b'e' && has(8));
+            prop_assert_eq!(List::Deliveries.place::<DeliveryPlace>(&text).is_ok(), list == b'd' && has(24));
+            prop_assert_eq!(List::SetAside.place::<SetAsidePlace>(&text).is_ok(), list == b'a' && has(24));
         }
 
         #[test]

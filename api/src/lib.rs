@@ -7,6 +7,7 @@
 
 mod access;
 mod answer;
+mod audit_log;
 mod compat;
 mod cursor;
 mod deliveries;
@@ -25,6 +26,7 @@ mod subscriptions;
 mod targets;
 mod this_machine;
 mod unmatched;
+mod usage;
 mod waiting;
 
 use std::sync::Arc;
@@ -33,6 +35,7 @@ use axum::Router;
 use secrecy::SecretString;
 use shared::{
     auth::Auth,
+    filter::Filters,
     http::{
         openapi::{self, Routes},
         ops, reference,
@@ -65,6 +68,8 @@ pub struct Api {
     pub signup: Signup,
     /// The deployment's own token, at least 16 characters, if it has one.
     pub admin_token: Option<SecretString>,
+    /// How many days the deployment keeps events: an organization may keep its own for fewer.
+    pub retention_days: u16,
     /// When it is to end: streams do so at once.
     pub lifecycle: Lifecycle,
 }
@@ -76,6 +81,7 @@ struct Control {
     room: room::Room,
     followers: Arc<followers::Followers>,
     tests: subscriptions::Tests,
+    filters: Arc<Filters>,
 }
 
 /// The routes, and what looks out for those who follow events. Problems, request ids, and 404 and 405 for what is not here are the server's
@@ -90,8 +96,13 @@ pub fn routes(api: Arc<Api>) -> Router {
         waiters: waiting::Waiters::new(),
         room: room::Room::new(),
         tests: subscriptions::Tests::default(),
+        filters: Arc::default(),
     };
-    table().into_router().with_state(Arc::new(control))
+    let attributed = axum::middleware::from_fn(audit_log::attributed);
+    table()
+        .into_router()
+        .with_state(Arc::new(control))
+        .layer(attributed)
 }
 
 /// The routes, each with its description.
@@ -99,12 +110,14 @@ fn table() -> Routes<Arc<Control>> {
     Routes::of("Organizations")
         .merge(organizations::routes())
         .merge(keys::routes())
+        .merge(usage::routes())
         .merge(subscriptions::routes())
         .merge(events::routes())
         .merge(deliveries::routes())
         .merge(inbox::routes())
         .merge(pulls::routes())
         .merge(set_aside::routes())
+        .merge(audit_log::routes())
         .merge(compat::routes())
 }
 

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, process::ExitCode};
 use api::{Signup, Targets};
 use clap::Parser;
 use shared::{
-    config::{self, ControlArgs, EngineArgs, OutboundArgs, ProcessArgs},
+    config::{self, AddressArgs, ControlArgs, EngineArgs, OutboundArgs, ProcessArgs, RetentionArgs},
     engine::Engine,
     http::server,
     process,
@@ -23,6 +23,10 @@ struct Args {
     listen: SocketAddr,
     #[command(flatten)]
     control: ControlArgs,
+    #[command(flatten)]
+    retention: RetentionArgs,
+    #[command(flatten)]
+    addresses: AddressArgs,
     #[command(flatten)]
     outbound: OutboundArgs,
     #[command(flatten)]
@@ -44,6 +48,7 @@ fn main() -> ExitCode {
         } else {
             Signup::AdminOnly
         };
+        let addresses = args.addresses.rules()?;
         let engine = Engine::open(&args.engine, None).await?;
         let (listener, _) = process::listen(args.listen).await?;
         let (preparing, until) = (engine.clone(), lifecycle.clone());
@@ -58,6 +63,8 @@ fn main() -> ExitCode {
             targets,
             signup,
             admin_token,
+            retention_days: args.retention.retention_days,
+            addresses,
         };
         let routes = api::process::routes(&engine, settings, metrics, &lifecycle);
         lifecycle.critical("http", server::serve(listener, routes, lifecycle.clone()));

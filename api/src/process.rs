@@ -6,7 +6,7 @@ use axum::Router;
 use ingest::{Ingest, QueueReady};
 use secrecy::SecretString;
 use shared::{
-    auth::Auth,
+    auth::{AddressRules, Auth},
     engine::Engine,
     http::{ops, reference, server},
     lifecycle::Lifecycle,
@@ -26,6 +26,10 @@ pub struct Settings {
     pub signup: Signup,
     /// The deployment's own token.
     pub admin_token: Option<SecretString>,
+    /// How many days the deployment keeps events.
+    pub retention_days: u16,
+    /// What addresses may do without a key.
+    pub addresses: AddressRules,
 }
 
 /// Starts what its routes work with, and gives all of them: the control plane, posting events, health and metrics.
@@ -36,7 +40,7 @@ pub fn routes(
     lifecycle: &Lifecycle,
 ) -> Router {
     let publisher = Publisher::start(Arc::clone(&engine.queue), lifecycle);
-    let auth = Auth::start(engine, lifecycle);
+    let auth = Auth::start(engine, settings.addresses, lifecycle);
     let queue = QueueReady(publisher.clone());
     let store = ops::StoreReady(engine.store.clone());
     let ops = ops::Ops {
@@ -53,9 +57,10 @@ pub fn routes(
         targets: settings.targets,
         signup: settings.signup,
         admin_token: settings.admin_token,
+        retention_days: settings.retention_days,
         lifecycle: lifecycle.clone(),
     };
-    let routes = ingest::routes(Ingest::new(auth, publisher))
+    let routes = ingest::routes(Ingest::start(engine, auth, publisher, lifecycle))
         .merge(crate::routes(Arc::new(api)))
         .merge(ops::routes(ops))
         .merge(reference::routes());

@@ -33,7 +33,14 @@ pub(crate) fn routes() -> Routes<Arc<Control>> {
     Routes::of("Set aside")
         .at(
             "/v1/set-aside",
-            get(list, doc("listSetAside", "List what was set aside")),
+            get(
+                list,
+                doc("listSetAside", "List what was set aside").link(
+                    200,
+                    "getSetAside",
+                    &[("id", "$response.body#/data/0/id")],
+                ),
+            ),
         )
         .at(
             "/v1/set-aside/{id}",

@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use lapin::{Connection, ConnectionProperties, options::QueueDeleteOptions};
+use reqwest::Method;
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
@@ -81,7 +82,7 @@ impl Deployment {
             .await?
             .next()
             .context("the broker has no address")?;
-        let throttle = throttle::start(broker, delay).await?;
+        let throttle = throttle::start(broker, delay)?;
         let changed = url.set_ip_host(throttle.ip()).is_ok() && url.set_port(Some(throttle.port())).is_ok();
         anyhow::ensure!(changed, "the URL of the broker cannot be changed");
         Self::servers(args, 0, url.as_str()).await
@@ -191,17 +192,37 @@ impl Deployment {
 
     /// Makes this subscription of the key's organization.
     pub async fn subscribe_as(&self, key: &str, subscription: &Value) -> anyhow::Result<()> {
-        let answer = self
-            .client
-            .post(format!("http://{}/v1/subscriptions", self.api))
-            .bearer_auth(key)
-            .json(subscription)
-            .send()
-            .await?;
-        if answer.status() != 201 {
-            bail!("the subscription was refused: {}", answer.text().await?);
+        self.call(Method::POST, "/v1/subscriptions", key, subscription, 201)
+            .await
+            .map(drop)
+    }
+
+    /// Calls the api, which must answer with this status; what it answered, and after how long.
+    pub async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        key: &str,
+        body: &Value,
+        expected: u16,
+    ) -> anyhow::Result<(Value, Duration)> {
+        let request = self.client.request(method, format!("http://{}{path}", self.api));
+        let begun = Instant::now();
+        let answer = request.bearer_auth(key).json(body).send().await?;
+        let (status, text) = (answer.status(), answer.text().await?);
+        let took = begun.elapsed();
+        if status != expected {
+            bail!("{path} was answered with {status}: {text}");
         }
-        Ok(())
+        Ok((serde_json::from_str(&text)?, took))
+    }
+
+    /// Its database, where it runs on servers.
+    pub fn database_url(&self) -> anyhow::Result<String> {
+        let servers = self.servers.as_ref().context("there is no PostgreSQL")?;
+        let mut url: reqwest::Url = servers.database_url.parse()?;
+        url.set_path(&servers.database);
+        Ok(url.to_string())
     }
 
     /// The memory of each process.

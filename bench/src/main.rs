@@ -1,7 +1,7 @@
 //! Load generator and reports.
 //!
 //! `ingest` measures how fast events are accepted, `e2e` how fast they arrive; both beside the floor of the same run, so
-//! that a noisy machine shows in both. `isolation`, `backlog`, `workers`, `overload` and `idle` each compare one load
+//! that a noisy machine shows in both. `isolation`, `backlog`, `workers`, `overload`, `idle` and `park` each compare one load
 //! under several conditions. Everything runs on this machine, over loopback, and ends by itself.
 
 mod backlog;
@@ -12,6 +12,7 @@ mod http;
 mod isolation;
 mod load;
 mod overload;
+mod park;
 mod receiver;
 mod report;
 mod spread;
@@ -48,6 +49,8 @@ enum Scenario {
     Overload,
     /// What connections that do nothing cost those that do something.
     Idle,
+    /// What it costs to disable and enable a subscription, with few deliveries parked and with many (servers only).
+    Park,
 }
 
 /// What the deployment runs on.
@@ -114,11 +117,14 @@ struct Args {
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     growth: Option<u32>,
     /// overload: how long what ingest and the broker say to each other takes to arrive.
-    #[arg(long, default_value_t = 75, value_parser = clap::value_parser!(u64).range(1..=500))]
+    #[arg(long, default_value_t = 150, value_parser = clap::value_parser!(u64).range(1..=500))]
     delay_ms: u64,
     /// idle: how many connections do nothing.
     #[arg(long, default_value_t = 10_000)]
     idle: usize,
+    /// park: how many deliveries are parked, of one subscription each.
+    #[arg(long, default_value = "1000,1000000", value_delimiter = ',')]
+    parked: Vec<u64>,
     /// Where to write the report as JSON.
     #[arg(long, default_value = "bench-report.json")]
     json: PathBuf,
@@ -178,6 +184,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         Scenario::Workers => workers::run(&args).await?,
         Scenario::Overload => overload::run(&args).await?,
         Scenario::Idle => crowd::run(&args).await?,
+        Scenario::Park => park::run(&args).await?,
     };
     std::fs::write(&args.json, serde_json::to_string_pretty(&report)?)?;
     eprintln!("the report is in {}", args.json.display());

@@ -18,18 +18,43 @@ use crate::{accepted, batch, post};
 #[schemars(deny_unknown_fields)]
 #[expect(dead_code, reason = "it is the shape of a body, which is read field by field")]
 pub(crate) struct NewEvent {
+    #[schemars(with = "PostedType")]
     r#type: EventType,
     /// Any JSON value, at most 256 KiB as sent and 64 levels deep. It arrives as it was sent, byte for byte.
     #[schemars(with = "Anything")]
     payload: Value,
     /// A repeat of the same within 24 hours creates nothing. Or the header `Idempotency-Key`.
-    #[schemars(length(min = 1, max = 256), regex(pattern = TEXT))]
+    #[schemars(length(min = 1, max = 256), regex(pattern = TEXT), extend("not" = prefixed("cloudevent:")))]
     dedup_id: Option<String>,
     /// When it happened, by the producer's clock.
     occurred_at: Option<Timestamp>,
     /// Where it is from.
     #[schemars(length(max = 256), regex(pattern = TEXT))]
     source: Option<String>,
+}
+
+/// A type that may be posted.
+struct PostedType;
+
+impl JsonSchema for PostedType {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "PostedType".into()
+    }
+
+    fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        let mut schema = generator.subschema_for::<EventType>();
+        schema.insert("not".into(), prefixed(r"triggers\."));
+        schema
+    }
+}
+
+/// Texts that begin so.
+fn prefixed(prefix: &str) -> Value {
+    json!({"type": "string", "pattern": format!("^{prefix}")})
 }
 
 /// As [`NewEvent`], with whatever else there is.
@@ -73,7 +98,7 @@ impl JsonSchema for CloudEvent {
     }
 
     fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
-        let kind = generator.subschema_for::<EventType>();
+        let kind = generator.subschema_for::<PostedType>();
         let time = generator.subschema_for::<Option<Timestamp>>();
         schemars::json_schema!({
             "type": "object",
@@ -114,7 +139,7 @@ fn idempotency_key(operation: &mut Operation<'_>) {
     operation.request_header(
         "Idempotency-Key",
         "As `dedup_id`; both, and different, is refused. Not with CloudEvents, whose `source` and `id` are their key.",
-        &json!({"type": "string", "minLength": 1, "maxLength": 256}),
+        &json!({"type": "string", "maxLength": 256, "pattern": "^[!-~]([ -~]*[!-~])?$", "not": prefixed("cloudevent:")}),
     );
 }
 
@@ -133,7 +158,11 @@ pub(crate) fn one(operation: &mut Operation<'_>) {
     }
     operation.body::<NewEvent>("application/json");
     operation.body::<CloudEvent>("application/cloudevents+json");
-    operation.body::<Vec<CloudEvent>>("application/cloudevents-batch+json");
+    let event = json!({"description": "A CloudEvent; one that is not is refused by itself."});
+    operation.body_of(
+        "application/cloudevents-batch+json",
+        &json!({"type": "array", "maxItems": batch::MAX_EVENTS, "items": event}),
+    );
     operation.answer::<Either>(202);
 }
 

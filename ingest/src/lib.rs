@@ -19,11 +19,13 @@ use async_trait::async_trait;
 use axum::Router;
 use shared::{
     auth::Auth,
+    engine::Engine,
     http::{
         Code,
         openapi::{Routes, doc, post},
         ops::ReadyCheck,
     },
+    lifecycle::Lifecycle,
     queue::Publisher,
 };
 
@@ -34,18 +36,19 @@ pub use recent::Recent;
 pub struct Ingest {
     auth: Arc<Auth>,
     publisher: Publisher,
-    limits: Limits,
+    limits: Arc<Limits>,
     recent: Recent,
     room: batch::Room,
 }
 
 impl Ingest {
-    /// A front that asks `auth` who a request is from, and puts events into the queue through `publisher`.
-    pub fn new(auth: Arc<Auth>, publisher: Publisher) -> Arc<Self> {
+    /// A front that asks `auth` who a request is from, puts events into the queue through `publisher`, and agrees with others
+    /// on the limits of organizations through the engine's store.
+    pub fn start(engine: &Engine, auth: Arc<Auth>, publisher: Publisher, lifecycle: &Lifecycle) -> Arc<Self> {
         Arc::new(Self {
             auth,
             publisher,
-            limits: Limits::default(),
+            limits: Limits::start(&engine.store, lifecycle),
             recent: Recent::default(),
             room: batch::Room::default(),
         })
@@ -70,7 +73,9 @@ pub fn table() -> Routes<Arc<Ingest>> {
                          CloudEvents are taken in all three modes: structured, batched, and binary, whose attributes are `ce-` \
                          headers and whose body may be of any type.",
                     )
-                    .with(describing::one),
+                    .with(describing::one)
+                    .link(202, "getEvent", &[("id", "$response.body#/id")])
+                    .link(202, "acknowledgeEvent", &[("event_id", "$response.body#/id")]),
             ),
         )
         .at(
@@ -91,6 +96,7 @@ pub fn table() -> Routes<Arc<Ingest>> {
                 post::compatible,
                 doc("compatPostEvent", "Post an event")
                     .with(describing::compatible)
+                    .link(202, "compatAcknowledge", &[("id", "$response.body#/id")])
                     .problem(Code::Duplicate, "an event with this key was posted before, and this node knows of it"),
             ),
         ))

@@ -6,7 +6,7 @@ use clap::Parser;
 use ingest::{Ingest, QueueReady};
 use shared::{
     auth::Auth,
-    config::{self, EngineArgs, ProcessArgs},
+    config::{self, AddressArgs, EngineArgs, ProcessArgs},
     engine::Engine,
     http::{ops, reference, server},
     process,
@@ -24,6 +24,8 @@ struct Args {
     #[arg(long, env = "TRIGGERS_LISTEN", default_value = "0.0.0.0:8080", value_name = "ADDRESS", value_parser = config::parse_listen)]
     listen: SocketAddr,
     #[command(flatten)]
+    addresses: AddressArgs,
+    #[command(flatten)]
     engine: EngineArgs,
     #[command(flatten)]
     process: ProcessArgs,
@@ -32,6 +34,7 @@ struct Args {
 fn main() -> ExitCode {
     let args: Args = config::parse_or_exit();
     process::run(&args.process, async |lifecycle, metrics| {
+        let addresses = args.addresses.rules()?;
         let engine = Engine::open(&args.engine, None).await?;
         let (listener, _) = process::listen(args.listen).await?;
         if args.engine.migrate {
@@ -42,9 +45,9 @@ fn main() -> ExitCode {
             });
         }
         let publisher = Publisher::start(Arc::clone(&engine.queue), &lifecycle);
-        let auth = Auth::start(&engine, &lifecycle);
+        let auth = Auth::start(&engine, addresses, &lifecycle);
         let ready = QueueReady(publisher.clone());
-        let routes = ingest::routes(Ingest::new(auth, publisher));
+        let routes = ingest::routes(Ingest::start(&engine, auth, publisher, &lifecycle));
         let ops = ops::Ops {
             role: "ingest",
             checks: Arc::new([Box::new(ready)]),

@@ -14,7 +14,7 @@ use serde::Serialize;
 use shared::{
     Entry, EventId, EventType, Timestamp,
     event::Digest16,
-    http::{ApiError, Code, Fields, JsonBody, Unknown, body},
+    http::{ApiError, Code, Fields, JsonBody, Unknown, body, server::Peer},
     queue::{PublishError, frame},
     telemetry::{self, Refusal},
 };
@@ -91,7 +91,8 @@ async fn accept(
     request: Request,
     unknown: Unknown,
 ) -> Result<(Accepted, HeaderMap), ApiError> {
-    let poster = Poster::of(ingest, request.headers()).await?;
+    let peer = Peer::of(request.extensions());
+    let poster = Poster::of(ingest, request.headers(), peer).await?;
     let accepted = accept_from(&poster, request, unknown).await;
     accepted.map_err(|error| poster.refusal(error))
 }
@@ -107,9 +108,11 @@ async fn accept_from(
         Unknown::Ignore => read_plain(request, unknown).await?,
     };
     let deadline = poster.deadline();
-    let limit = poster.take_room()?;
+    let limit = poster.take_room().inspect_err(|_| poster.count(0, 1))?;
     let accepted = enqueue(poster, event, deadline).await;
-    if accepted.is_err() {
+    if accepted.is_ok() {
+        poster.count(1, 0);
+    } else {
         poster.give_back(1);
     }
     accepted.map(|accepted| (accepted, limit))

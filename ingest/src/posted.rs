@@ -115,6 +115,10 @@ pub(crate) fn trace(headers: &HeaderMap) -> Option<TraceParent> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
     use shared::http::Unknown;
 
     use super::*;
@@ -138,5 +142,102 @@ mod tests {
         assert_eq!(error.detail(), "dedup_id differs from the header Idempotency-Key");
         let posted = posted(r#"{"type":"a","payload":{}}"#, Some(key("two"))).unwrap();
         assert_eq!(posted.dedup_id.unwrap().as_str(), "two");
+    }
+
+    fn json_value() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            any::<String>().prop_map(Value::from),
+            "[a-z.*' ]{0,12}".prop_map(Value::from),
+            "[a-z]{250,260}".prop_map(Value::from),
+            "triggers\\.[a-z]{0,3}|cloudevent:[a-z]{0,3}".prop_map(Value::from),
+            "20[0-9]{2}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-6][0-9]:[0-6][0-9](\\.[0-9]{1,9})?(Z|[+-][0-2][0-9]:[0-6][0-9])"
+                .prop_map(Value::from),
+        ];
+        leaf.prop_recursive(4, 32, 6, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..6).prop_map(Value::from),
+                prop::collection::btree_map("[a-z/~]{0,4}", inner, 0..6).prop_map(|members| json!(members)),
+            ]
+        })
+    }
+
+    /// An event's members, most of which break a rule now and then.
+    fn members() -> impl Strategy<Value = BTreeMap<String, Value>> {
+        let name = prop_oneof![
+            9 => prop::sample::select(vec!["type", "payload", "dedup_id", "occurred_at", "source"]).prop_map(str::to_owned),
+            1 => "[a-z/~\\u{0}-\\u{1f}]{0,5}",
+        ];
+        let members = prop::collection::btree_map(name, json_value(), 0..7);
+        (members, any::<bool>()).prop_map(|(mut members, least)| {
+            if least {
+                members.entry("type".into()).or_insert(json!("a.b"));
+                members.entry("payload".into()).or_insert(json!({}));
+            }
+            members
+        })
+    }
+
+    fn of(members: &BTreeMap<String, Value>) -> Result<Posted, ApiError> {
+        let body = Bytes::from(json!(members).to_string());
+        Posted::from_fields(Fields::parse(&body, Unknown::Refuse)?, &body, Ok(None), None)
+    }
+
+    /// The members that a problem names.
+    fn named(error: &ApiError) -> BTreeSet<String> {
+        let problem = error.to_result();
+        let errors = problem["errors"].as_array().cloned().unwrap_or_default();
+        let pointers = errors
+            .iter()
+            .filter_map(|error| error["pointer"].as_str()?.strip_prefix('/'));
+        pointers
+            .map(|pointer| pointer.replace("~1", "/").replace("~0", "~"))
+            .collect()
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_accepted_is_what_was_sent(members in members()) {
+            let Ok(posted) = of(&members) else { return Ok(()) };
+            let text = |name: &str| members.get(name).and_then(Value::as_str);
+            let event_type = posted.event_type.as_str();
+            prop_assert_eq!(Some(event_type), text("type"));
+            prop_assert!((1..=256).contains(&event_type.len()) && event_type.bytes().all(|byte| byte.is_ascii_graphic()));
+            prop_assert!(!event_type.starts_with("triggers.") && !event_type.contains(['*', '"', '\'', '`']));
+            prop_assert_eq!(posted.payload.as_str(), members["payload"].to_string());
+            prop_assert_eq!(posted.dedup_id.as_ref().map(DedupId::as_str), text("dedup_id"));
+            prop_assert_eq!(posted.source.as_ref().map(Source::as_str), text("source"));
+            prop_assert_eq!(posted.occurred_at.is_some(), text("occurred_at").is_some());
+            for kept in [text("dedup_id"), text("source")].into_iter().flatten() {
+                prop_assert!(kept.chars().count() <= 256 && !kept.chars().any(char::is_control));
+            }
+            let known = ["type", "payload", "dedup_id", "occurred_at", "source"];
+            prop_assert!(members.keys().all(|name| known.contains(&name.as_str())));
+        }
+
+        #[test]
+        fn what_is_named_is_all_that_is_wrong(members in members()) {
+            let Err(error) = of(&members) else { return Ok(()) };
+            let named = named(&error);
+            prop_assert!(!named.is_empty(), "{error}");
+            let mut mended = members.clone();
+            for name in &named {
+                // What is named is there, or missing.
+                prop_assert!(members.contains_key(name) || ["type", "payload"].contains(&name.as_str()), "{name}");
+                mended.remove(name);
+            }
+            mended.entry("type".into()).or_insert(json!("a.b"));
+            mended.entry("payload".into()).or_insert(json!(1));
+            prop_assert!(of(&mended).is_ok(), "{named:?} was not all: {:?}", of(&mended));
+            // And each by itself is wrong.
+            for name in named.iter().filter(|name| members.contains_key(*name)) {
+                let mut one = BTreeMap::from([("type".to_owned(), json!("a.b")), ("payload".to_owned(), json!(1))]);
+                one.insert(name.clone(), members[name].clone());
+                prop_assert!(of(&one).is_err(), "nothing is wrong with {name}");
+            }
+        }
     }
 }

@@ -6,7 +6,7 @@ use http::HeaderMap;
 use shared::{
     Grant, Scope,
     auth::LOOK_UP_TIMEOUT,
-    http::{ApiError, Code},
+    http::{ApiError, Code, server::Peer},
 };
 use tokio::time::Instant;
 
@@ -28,9 +28,13 @@ pub(crate) struct Poster<'a> {
 
 impl<'a> Poster<'a> {
     /// By the key in the head of a request.
-    pub(crate) async fn of(ingest: &'a Ingest, headers: &HeaderMap) -> Result<Self, ApiError> {
+    pub(crate) async fn of(
+        ingest: &'a Ingest,
+        headers: &HeaderMap,
+        peer: Option<Peer>,
+    ) -> Result<Self, ApiError> {
         let asked = Instant::now();
-        let grant = ingest.auth.authenticate(headers).await?;
+        let grant = ingest.auth.authenticate(headers, peer).await?;
         Ok(Self {
             looked_up: asked.elapsed(),
             ..Self::known(ingest, grant)
@@ -80,6 +84,11 @@ impl<'a> Poster<'a> {
     /// Gives back so many events' worth: they were not accepted.
     pub(crate) fn give_back(&self, events: usize) {
         self.ingest.limits.give_back(&self.grant, events);
+    }
+
+    /// Counts what became of events, for the organization's usage.
+    pub(crate) fn count(&self, accepted: usize, refused: usize) {
+        self.ingest.limits.count(&self.grant, accepted, refused);
     }
 
     /// How the limit stands.

@@ -2,14 +2,17 @@
 //!
 //! A wrong setting stops the start with one line that names it and the fix.
 
+mod in_force;
+
 use std::{ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{
-    ArgAction, Args, CommandFactory, FromArgMatches,
+    ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches,
     error::{ContextKind, ContextValue, ErrorKind},
 };
 
-use crate::{Invalid, guard::TargetPolicy};
+pub use self::in_force::{Origin, Setting, in_force, unknown};
+use crate::{Invalid, auth::AddressRules, guard::TargetPolicy};
 
 /// A setting that is wrong, and how to put it right.
 #[derive(Debug, thiserror::Error)]
@@ -44,8 +47,17 @@ pub fn parse_or_exit<P: CommandFactory + FromArgMatches>() -> P {
 pub fn parse_or_exit_from<P: CommandFactory + FromArgMatches>(
     arguments: impl IntoIterator<Item = OsString>,
 ) -> P {
+    parse_or_exit_with_matches(arguments).0
+}
+
+/// As [`parse_or_exit_from`], with where each value is from.
+pub fn parse_or_exit_with_matches<P: CommandFactory + FromArgMatches>(
+    arguments: impl IntoIterator<Item = OsString>,
+) -> (P, ArgMatches) {
     parse(arguments).unwrap_or_else(|error| match error.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => error.exit(),
+        ErrorKind::DisplayHelp
+        | ErrorKind::DisplayVersion
+        | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => error.exit(),
         _ => {
             eprintln!("{}", one_line::<P>(&error));
             std::process::exit(2);
@@ -55,9 +67,9 @@ pub fn parse_or_exit_from<P: CommandFactory + FromArgMatches>(
 
 fn parse<P: CommandFactory + FromArgMatches>(
     arguments: impl IntoIterator<Item = OsString>,
-) -> Result<P, clap::Error> {
+) -> Result<(P, ArgMatches), clap::Error> {
     let matches = P::command().try_get_matches_from(arguments)?;
-    P::from_arg_matches(&matches)
+    Ok((P::from_arg_matches(&matches)?, matches))
 }
 
 /// clap's message in one line, with the environment variable that the option may have come from.
@@ -69,26 +81,39 @@ fn one_line<P: CommandFactory>(error: &clap::Error) -> String {
         .unwrap_or("error: wrong settings")
         .trim_end()
         .to_owned();
-    if let Some(ContextValue::String(option)) = error.get(ContextKind::InvalidArg) {
-        let long = option
-            .trim_start_matches('-')
-            .split([' ', '='])
-            .next()
-            .unwrap_or_default();
-        let command = P::command();
-        let commands = std::iter::once(&command).chain(command.get_subcommands());
-        let known = commands
-            .flat_map(clap::Command::get_arguments)
-            .find(|arg| arg.get_long() == Some(long));
-        if let Some(variable) = known.and_then(clap::Arg::get_env) {
-            line = format!("{line} (or the environment variable {})", variable.display());
+    match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(option)) => {
+            let long = option
+                .trim_start_matches('-')
+                .split([' ', '='])
+                .next()
+                .unwrap_or_default();
+            if let Some(variable) = variable_of(&P::command(), long) {
+                line = format!("{line} (or the environment variable {variable})");
+            }
         }
+        // What is missing is on lines of its own.
+        Some(ContextValue::Strings(missing)) => {
+            line = format!("{line} {}", missing.join(" "));
+        }
+        _ => {}
     }
     if let Some(ContextValue::Strings(values)) = error.get(ContextKind::ValidValue) {
         line = format!("{line}: must be {}", values.join(" or "));
     }
     line.push_str("; see --help");
     line
+}
+
+/// The environment variable beside an option, of the command or of one below it.
+fn variable_of(command: &clap::Command, long: &str) -> Option<String> {
+    let known = command.get_arguments().find(|arg| arg.get_long() == Some(long));
+    match known.and_then(clap::Arg::get_env) {
+        Some(variable) => Some(variable.display().to_string()),
+        None => command
+            .get_subcommands()
+            .find_map(|command| variable_of(command, long)),
+    }
 }
 
 /// What every process has.
@@ -239,6 +264,33 @@ impl OutboundArgs {
     }
 }
 
+/// What addresses may do whose requests have no valid key.
+#[derive(Debug, Clone, Args)]
+pub struct AddressArgs {
+    /// How many requests without a valid API key an address may make in a minute, at each process; 0 is no limit. A minute's
+    /// worth may come at once.
+    #[arg(long, env = "TRIGGERS_KEYLESS_PER_MINUTE", default_value_t = 600, value_name = "NUMBER",
+          value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+    pub keyless_per_minute: u32,
+
+    /// Networks of proxies in front of this process that add to X-Forwarded-For from whom they have a request, separated by commas, as
+    /// `10.0.0.0/8`. Unless set, whoever connects is whom a request is from.
+    #[arg(long, env = "TRIGGERS_TRUSTED_PROXIES", value_name = "NETWORKS")]
+    pub trusted_proxies: Option<String>,
+}
+
+impl AddressArgs {
+    /// The rules that they make.
+    pub fn rules(&self) -> Result<AddressRules, SettingError> {
+        let networks = self.trusted_proxies.as_deref().unwrap_or_default();
+        Ok(AddressRules {
+            per_minute: Some(self.keyless_per_minute).filter(|limit| *limit > 0),
+            trusted_proxies: TargetPolicy::parse_networks(networks)
+                .map_err(SettingError::of("TRIGGERS_TRUSTED_PROXIES"))?,
+        })
+    }
+}
+
 /// Who may do what no API key can.
 #[derive(Debug, Clone, Args)]
 pub struct ControlArgs {
@@ -271,13 +323,29 @@ impl ControlArgs {
     }
 }
 
-/// How events are delivered and how long they are kept.
+/// How long events are kept.
 #[derive(Debug, Clone, Args)]
-pub struct WorkerArgs {
+pub struct RetentionArgs {
     /// How many days events and their deliveries are kept.
     #[arg(long, env = "TRIGGERS_RETENTION_DAYS", default_value_t = 30, value_name = "DAYS",
           value_parser = clap::value_parser!(u16).range(1..=3_650))]
     pub retention_days: u16,
+}
+
+impl RetentionArgs {
+    /// [`RetentionArgs::retention_days`] as a duration.
+    pub const fn retention(&self) -> Duration {
+        Duration::from_hours(24 * self.retention_days as u64)
+    }
+}
+
+/// How events are delivered.
+#[derive(Debug, Clone, Args)]
+pub struct WorkerArgs {
+    /// How many days entries of the audit log are kept.
+    #[arg(long, env = "TRIGGERS_AUDIT_LOG_DAYS", default_value_t = 400, value_name = "DAYS",
+          value_parser = clap::value_parser!(u16).range(1..=3_650))]
+    pub audit_log_days: u16,
 
     /// The most attempts under way at once, over all subscriptions.
     #[arg(long, env = "TRIGGERS_MAX_ATTEMPTS", default_value_t = 512, value_name = "NUMBER",
@@ -312,6 +380,8 @@ mod tests {
         #[command(flatten)]
         worker: WorkerArgs,
         #[command(flatten)]
+        retention: RetentionArgs,
+        #[command(flatten)]
         outbound: OutboundArgs,
         #[arg(long, env = "TRIGGERS_LISTEN", default_value = "0.0.0.0:8080", value_parser = parse_listen)]
         listen: SocketAddr,
@@ -321,7 +391,7 @@ mod tests {
         let arguments = std::iter::once("worker")
             .chain(arguments.iter().copied())
             .map(OsString::from);
-        one_line::<Whole>(&parse::<Whole>(arguments).unwrap_err())
+        one_line::<Whole>(&parse::<Whole>(arguments).map(drop).unwrap_err())
     }
 
     #[test]

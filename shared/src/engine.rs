@@ -46,42 +46,101 @@ fn sealer(secret_key: &str, args: &EngineArgs) -> Result<Sealer, SettingError> {
         .map_err(SettingError::of("TRIGGERS_FORMER_SECRET_KEYS"))
 }
 
+/// The engines that the settings name.
+enum Named<'a> {
+    Servers {
+        database_url: &'a str,
+        amqp_url: &'a str,
+        secret_key: &'a str,
+    },
+    Embedded(&'a Path),
+}
+
+impl<'a> Named<'a> {
+    fn by(args: &'a EngineArgs, data_dir: Option<&'a Path>) -> Result<Self, SettingError> {
+        let set = |text: &'a Option<String>| text.as_deref().filter(|text| !text.is_empty());
+        match (set(&args.database_url), set(&args.amqp_url), data_dir) {
+            (Some(database_url), Some(amqp_url), _) => {
+                let secret_key = set(&args.secret_key).ok_or_else(|| {
+                    SettingError::new(
+                        "TRIGGERS_SECRET_KEY",
+                        "must be set, the same for every process: it seals secrets at rest; make one with: openssl rand -base64 32",
+                    )
+                })?;
+                Ok(Self::Servers {
+                    database_url,
+                    amqp_url,
+                    secret_key,
+                })
+            }
+            (None, None, Some(directory)) if args.queues == 1 => Ok(Self::Embedded(directory)),
+            (None, None, Some(_)) => Err(SettingError::new(
+                "TRIGGERS_QUEUES",
+                "must be 1 without TRIGGERS_AMQP_URL: the embedded engine has one queue",
+            )),
+            (None, None, None) => Err(SettingError::new(
+                "TRIGGERS_DATABASE_URL",
+                "and TRIGGERS_AMQP_URL must be set; to run without servers, use: triggers serve",
+            )),
+            (Some(_), None, _) => Err(SettingError::new(
+                "TRIGGERS_AMQP_URL",
+                "must be set as well as TRIGGERS_DATABASE_URL: queue and store are both servers, or both embedded",
+            )),
+            (None, Some(_), _) => Err(SettingError::new(
+                "TRIGGERS_DATABASE_URL",
+                "must be set as well as TRIGGERS_AMQP_URL: queue and store are both servers, or both embedded",
+            )),
+        }
+    }
+}
+
 impl Engine {
     /// Opens the engines that the settings name. `data_dir` is where an embedded one lives; a process that cannot have
     /// one gives `None`. Servers that are away do not stop it: what needs them waits.
     pub async fn open(args: &EngineArgs, data_dir: Option<&Path>) -> anyhow::Result<Self> {
-        let set = |url: &Option<String>| url.clone().filter(|url| !url.is_empty());
-        match (set(&args.database_url), set(&args.amqp_url), data_dir) {
-            (Some(database_url), Some(amqp_url), _) => Self::servers(args, database_url, &amqp_url),
-            (None, None, Some(directory)) => Self::embedded(args, directory).await,
-            (None, None, None) => Err(SettingError::new(
-                "TRIGGERS_DATABASE_URL",
-                "and TRIGGERS_AMQP_URL must be set; to run without servers, use: triggers serve",
-            )
-            .into()),
-            (Some(_), None, _) => {
-                let rule = "must be set as well as TRIGGERS_DATABASE_URL: queue and store are both servers, or both embedded";
-                Err(SettingError::new("TRIGGERS_AMQP_URL", rule).into())
+        match Named::by(args, data_dir)? {
+            Named::Servers {
+                database_url,
+                amqp_url,
+                secret_key,
+            } => Self::servers(args, database_url, amqp_url, secret_key),
+            Named::Embedded(directory) => Self::embedded(args, directory).await,
+        }
+    }
+
+    /// What [`Engine::open`] would say against the settings, as far as that can be told without opening anything.
+    pub fn check(args: &EngineArgs, data_dir: Option<&Path>) -> Result<EngineKind, SettingError> {
+        match Named::by(args, data_dir)? {
+            Named::Servers {
+                database_url,
+                amqp_url,
+                secret_key,
+            } => {
+                sealer(secret_key, args)?;
+                rabbit::RabbitOptions::parse_uri(amqp_url).map_err(SettingError::of("TRIGGERS_AMQP_URL"))?;
+                postgres::check_url(database_url).map_err(SettingError::of("TRIGGERS_DATABASE_URL"))?;
+                Ok(EngineKind::Servers)
             }
-            (None, Some(_), _) => {
-                let rule = "must be set as well as TRIGGERS_AMQP_URL: queue and store are both servers, or both embedded";
-                Err(SettingError::new("TRIGGERS_DATABASE_URL", rule).into())
+            Named::Embedded(_) => {
+                if let Some(key) = args.secret_key.as_deref().filter(|key| !key.is_empty()) {
+                    sealer(key, args)?;
+                }
+                Ok(EngineKind::Embedded)
             }
         }
     }
 
-    fn servers(args: &EngineArgs, database_url: String, amqp_url: &str) -> anyhow::Result<Self> {
-        let secret_key = args.secret_key.as_deref().filter(|key| !key.is_empty()).ok_or_else(|| {
-            SettingError::new(
-                "TRIGGERS_SECRET_KEY",
-                "must be set, the same for every process: it seals secrets at rest; make one with: openssl rand -base64 32",
-            )
-        })?;
+    fn servers(
+        args: &EngineArgs,
+        database_url: &str,
+        amqp_url: &str,
+        secret_key: &str,
+    ) -> anyhow::Result<Self> {
         let sealer = sealer(secret_key, args)?;
         let uri =
             rabbit::RabbitOptions::parse_uri(amqp_url).map_err(SettingError::of("TRIGGERS_AMQP_URL"))?;
         let options = postgres::PostgresOptions {
-            url: database_url.into(),
+            url: database_url.to_owned().into(),
             max_connections: args.database_connections,
         };
         let store = postgres::connect(&options).map_err(SettingError::of("TRIGGERS_DATABASE_URL"))?;
@@ -102,10 +161,6 @@ impl Engine {
     }
 
     async fn embedded(args: &EngineArgs, directory: &Path) -> anyhow::Result<Self> {
-        if args.queues != 1 {
-            let rule = "must be 1 without TRIGGERS_AMQP_URL: the embedded engine has one queue";
-            return Err(SettingError::new("TRIGGERS_QUEUES", rule).into());
-        }
         let unusable = |error: std::io::Error| {
             SettingError::new(
                 "TRIGGERS_DATA_DIR",

@@ -44,6 +44,8 @@ kinds! {
     ReplayKind = "rpl" as ReplayId;
     /// A frame or an event that was set aside.
     SetAsideKind = "aside" as SetAsideId;
+    /// An entry of the audit log.
+    AuditEntryKind = "aud" as AuditEntryId;
     /// A running worker: the owner of leases. A worker that lost its lease takes a new one.
     WorkerKind = "wrk" as WorkerId;
 }
@@ -170,8 +172,22 @@ mod tests {
         }
 
         #[test]
-        fn any_text_is_read_or_refused(text: String) {
-            let _ = text.parse::<EventId>();
+        fn what_is_read_is_what_was_written(
+            text in prop_oneof![
+                any::<String>(),
+                "(evt|sub|EVT|)_?[0-9a-tv-zA-Z]{24,28}",
+                "evt_[0-7][0-9a-hjkmnp-tv-z]{25}",
+                "[0-9a-fA-F]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-fA-F]{12}",
+                "(\\{|urn:uuid:)?[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\\}?",
+            ]
+        ) {
+            match text.parse::<EventId>() {
+                Ok(id) => {
+                    let uuid = id.uuid().hyphenated().to_string();
+                    prop_assert!(text == id.to_string() || text.eq_ignore_ascii_case(&uuid), "{text} is read as {id}");
+                }
+                Err(invalid) => prop_assert!(invalid.rule().contains("`evt_`")),
+            }
         }
     }
 

@@ -4,11 +4,13 @@
 //! Domain types ([`event`], [`subscription`], [`delivery`], [`organization`]) know no axum, sqlx or lapin.
 
 pub mod announcement;
+pub mod audit;
 pub mod auth;
 pub mod config;
 pub mod delivery;
 pub mod engine;
 pub mod event;
+pub mod filter;
 pub mod guard;
 pub mod http;
 pub mod id;
@@ -28,7 +30,10 @@ pub mod timestamp;
 
 pub use delivery::{DeliveryKey, EventStatus, FailureKind, State as DeliveryState, Status as DeliveryStatus};
 pub use event::{AcceptedEvent, DedupId, Entry, EventType, Payload, Repeat, Source, TraceParent};
-pub use id::{EventId, Id, KeyId, OrganizationId, ReplayId, SetAsideId, SubscriptionId, WorkerId};
+pub use filter::Filter;
+pub use id::{
+    AuditEntryId, EventId, Id, KeyId, OrganizationId, ReplayId, SetAsideId, SubscriptionId, WorkerId,
+};
 pub use invalid::Invalid;
 pub use organization::{Grant, Key, KeyHash, KeyText, Organization, Scope, Scopes, Tier};
 pub use subscription::{Builtin, EventPattern, RetrySchedule, Subscription, SubscriptionUrl};

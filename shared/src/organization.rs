@@ -78,6 +78,8 @@ pub struct Organization {
     pub name: String,
     /// What it may post.
     pub tier: Tier,
+    /// How many days it keeps its events, if that is its own to say; where the deployment keeps them for less, that counts.
+    pub retention_days: Option<u16>,
     /// When it was created.
     pub created_at: Timestamp,
 }
@@ -328,6 +330,25 @@ mod tests {
         #[test]
         fn any_text_is_refused(text in "(trg_(live|test)_)?.*") {
             prop_assert_eq!(KeyText::hash_of(&text), None);
+        }
+
+        #[test]
+        fn any_text_of_a_keys_shape_is_refused(text in "trg_(live|test)_[0-9A-Za-z]{38}") {
+            let (body, _) = text.split_at(text.len() - KEY_CHECKSUM);
+            let right = format!("{body}{}", checksum(body));
+            prop_assert!(KeyText::hash_of(&right).is_some());
+            prop_assert_eq!(KeyText::hash_of(&text).is_some(), text == right);
+        }
+
+        #[test]
+        fn a_key_with_something_more_or_less_is_refused(at in 0..47_usize, other in any::<char>()) {
+            let key = KeyText::generate();
+            let mut more = key.expose().to_owned();
+            more.insert(at, other);
+            prop_assert_eq!(KeyText::hash_of(&more), None);
+            let mut less = key.expose().to_owned();
+            less.remove(at);
+            prop_assert_eq!(KeyText::hash_of(&less), None);
         }
     }
 

@@ -11,8 +11,8 @@ use url::Url;
 
 pub use self::unmatched::NoMatch;
 use crate::{
-    EventType, Invalid, OrganizationId, SubscriptionId, Timestamp, announcement::SYSTEM, seal::Sealed,
-    signature::SignatureScheme,
+    EventType, Filter, Invalid, OrganizationId, SubscriptionId, Timestamp, announcement::SYSTEM,
+    seal::Sealed, signature::SignatureScheme,
 };
 
 pub use self::{
@@ -33,6 +33,8 @@ pub struct Subscription {
     pub target: Target,
     /// Which events it wants: those that match any of these.
     pub event_types: Vec<EventPattern>,
+    /// Which of those events it wants, if not all.
+    pub filter: Option<Filter>,
     /// Whether it is served; a disabled one parks its deliveries and drops nothing.
     pub enabled: bool,
     /// Why the system disabled it, where it was not a client that did.
@@ -47,6 +49,68 @@ pub struct Subscription {
     pub created_at: Timestamp,
     /// When it last changed.
     pub updated_at: Timestamp,
+}
+
+impl Subscription {
+    /// The fields, as the API names them, of which a client has made something else. Secrets are not among them, since they are
+    /// rotated; of headers it is told that they are others. Each member is named here: whoever adds one says what it is.
+    pub(crate) fn other_than(&self, before: &Self) -> Vec<&'static str> {
+        let Self {
+            id: _,
+            organization: _,
+            builtin: _,
+            target,
+            event_types,
+            filter,
+            enabled,
+            disabled_reason: _,
+            description,
+            metadata,
+            version: _,
+            created_at: _,
+            updated_at: _,
+        } = self;
+        let mut fields = Vec::new();
+        let mut note = |is_other: bool, field| {
+            if is_other {
+                fields.push(field);
+            }
+        };
+        match (target, &before.target) {
+            (Target::Push(push), Target::Push(before)) => {
+                let Push {
+                    url,
+                    scheme: _,
+                    secret: _,
+                    public_key: _,
+                    former: _,
+                    retry_schedule,
+                    timeout,
+                    max_in_flight,
+                    rate_limit,
+                    ordering,
+                    format,
+                    headers,
+                } = push;
+                note(*url != before.url, "url");
+                note(*headers != before.headers, "headers");
+                note(*format != before.format, "format");
+                note(*retry_schedule != before.retry_schedule, "retry_schedule_seconds");
+                note(*timeout != before.timeout, "timeout_ms");
+                note(*max_in_flight != before.max_in_flight, "max_in_flight");
+                note(*rate_limit != before.rate_limit, "rate_limit_per_second");
+                note(*ordering != before.ordering, "ordering");
+            }
+            (Target::Pull, Target::Pull) => {}
+            _ => note(true, "kind"),
+        }
+        note(*event_types != before.event_types, "event_types");
+        note(*filter != before.filter, "filter");
+        note(*enabled != before.enabled, "enabled");
+        note(*description != before.description, "description");
+        note(*metadata != before.metadata, "metadata");
+        fields
+    }
 }
 
 /// Where events of a subscription go.
@@ -177,7 +241,8 @@ impl Subscription {
         }
     }
 
-    /// Whether it wants events of this type. The built-in inbox wants none: it gets what nobody else does.
+    /// Whether it wants events of this type, but for what its filter says. The built-in inbox wants none: it gets what nobody else
+    /// does.
     pub fn wants(&self, event_type: &EventType) -> bool {
         self.builtin != Some(Builtin::Inbox)
             && self.event_types.iter().any(|pattern| pattern.matches(event_type))

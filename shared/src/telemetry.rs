@@ -23,13 +23,18 @@ use crate::{
 /// the library's own warning about it tells an operator nothing.
 const QUIET: &str = "lapin::returned_messages=error";
 
-/// Sets up logs by a filter such as `info` or `info,worker=debug`.
-pub fn init_logs(filter: &str) -> Result<(), Invalid> {
-    let filter = EnvFilter::try_new(format!("{QUIET},{filter}")).map_err(|error| {
+/// Reads a filter such as `info` or `info,worker=debug`.
+pub fn log_filter(filter: &str) -> Result<EnvFilter, Invalid> {
+    EnvFilter::try_new(format!("{QUIET},{filter}")).map_err(|error| {
         Invalid::new(format!(
             "is not a log filter ({error}); use for example info or info,worker=debug"
         ))
-    })?;
+    })
+}
+
+/// Sets up logs by a [filter](log_filter).
+pub fn init_logs(filter: &str) -> Result<(), Invalid> {
+    let filter = log_filter(filter)?;
     let registry = tracing_subscriber::registry().with(filter);
     let set = if std::io::stderr().is_terminal() {
         registry
@@ -198,8 +203,12 @@ metrics! {
     gauge queue_age = "triggers_queue_age_seconds", "How long the oldest frame has waited at most: how long ago the newest event that was taken in was accepted, while frames wait; else zero.";
     histogram intake_events = "triggers_intake_batch_events", "Events an intake batch.";
     histogram intake_seconds = "triggers_intake_seconds", "Time of an intake transaction.";
+    counter filters_evaluated = "triggers_filters_evaluated_total", "Filters that were evaluated for an event at intake.";
+    counter filters_failed = "triggers_filters_failed_total", "Filters that could not be evaluated for an event, and so did not match.";
+    histogram filter_seconds = "triggers_filter_seconds", "Time that the filters of an intake batch took, where it had any.";
     counter stored = "triggers_events_stored_total", "Events stored by intake.";
     counter duplicates = "triggers_events_duplicate_total", "Events that intake found to be stored already, or to be repeats of another.";
+    counter dropped = "triggers_events_dropped_total", "Events dropped because their organization was removed.";
     counter set_aside = "triggers_events_set_aside_total", "Frames and events set aside.";
     counter set_aside_expired = "triggers_set_aside_expired_total", "Frames and events that were still set aside when their retention ended.";
     gauge set_aside_now = "triggers_set_aside", "Frames and events that are set aside now.";

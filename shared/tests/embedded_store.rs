@@ -89,7 +89,6 @@ impl Setting {
                 event,
                 subscription: self.inbox,
                 held: true,
-                in_order: false,
             })
             .collect();
         let batch = IntakeBatch {
@@ -319,6 +318,7 @@ async fn what_is_past_its_retention_expires_is_shown_for_a_day_and_goes() {
         Retention {
             expired: 601,
             removed: 1,
+            removed_early: 0,
             set_aside_removed: 0
         },
         "what had ended goes, what has just expired stays"

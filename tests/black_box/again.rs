@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 on_both_engines!(
     a_dead_letter_is_retried_with_its_schedule_anew,
     one_is_called_off_while_it_is_under_way,
+    one_is_called_off_while_it_waits_in_its_lane,
     a_subscription_disabled_meanwhile_ends_well,
     enabling_drains_in_order,
     a_replay_opens_what_ended_as_asked,
@@ -85,6 +86,51 @@ async fn one_is_called_off_while_it_is_under_way(engine: Engine) {
         "what was under way counts for nothing: {delivery}"
     );
     assert_eq!(client.look_up(&id).await["status"], "cancelled");
+}
+
+async fn one_is_called_off_while_it_waits_in_its_lane(engine: Engine) {
+    let world = World::start(engine).await;
+    let receiver = Receiver::start().await;
+    let client = world.organization().await;
+    // Shorter than a delivery waits before the store is asked whether it is still to be sent.
+    let late = Reply::Late(Duration::from_millis(1_800));
+    receiver.script("/hook", [late.clone()]);
+    receiver.script("/other", [late]);
+    let one_at_a_time = |path| json!({"url": receiver.url(path), "max_in_flight": 1});
+    let subscription = client.subscribe(&one_at_a_time("/hook")).await;
+    let other = client.subscribe(&one_at_a_time("/other")).await;
+    client.event("order.placed").await;
+    receiver.wait_for("/hook", 1).await;
+    receiver.wait_for("/other", 1).await;
+    let called_off = client.event("order.placed").await;
+    let last = client.event("order.placed").await;
+    // It waits in both lanes by now.
+    eventually("it is held", Duration::from_secs(10), async || {
+        let event = client.look_up(&called_off).await;
+        let held = event["deliveries"]
+            .as_array()
+            .map(|all| all.len() == 2 && all.iter().all(|one| one["status"] == "in_flight"));
+        if held == Some(true) {
+            Ok(())
+        } else {
+            Err(event.to_string())
+        }
+    })
+    .await;
+    client
+        .post(&path(&called_off, &subscription.id, "cancel"), &json!({}))
+        .await
+        .expect(200);
+    client
+        .delivery_becomes(&last, &subscription.id, "delivered")
+        .await;
+    assert!(
+        !receiver.has("/hook", &called_off),
+        "it was not under way when it was called off"
+    );
+    // To the other it goes.
+    client.delivery_becomes(&called_off, &other.id, "delivered").await;
+    assert_eq!((receiver.count("/hook"), receiver.count("/other")), (2, 3));
 }
 
 async fn a_subscription_disabled_meanwhile_ends_well(engine: Engine) {

@@ -10,6 +10,7 @@ on_both_engines!(
     gone_is_announced,
     nobody_who_has_not_asked_is_told,
     days_of_failure_disable_and_recovery_is_announced,
+    what_ends_five_days_of_failure,
 );
 
 fn data(webhook: &Received) -> Value {
@@ -159,4 +160,81 @@ async fn days_of_failure_disable_and_recovery_is_announced(engine: Engine) {
     let told = receiver.wait_for("/told", 2).await;
     let types: Vec<&str> = told.iter().map(|webhook| webhook.envelope().r#type).collect();
     assert_eq!(types[1], "triggers.subscription.recovered", "{types:?}");
+}
+
+async fn what_ends_five_days_of_failure(engine: Engine) {
+    // Five days are six seconds here; the only retry comes after nine and a half at least.
+    let world = World::with(engine)
+        .set("TRIGGERS_DISABLE_AFTER_SECONDS", 6)
+        .start()
+        .await;
+    let receiver = Receiver::start().await;
+    let client = world.organization().await;
+    let names = ["nothing", "moved", "tested", "paused"];
+    let mut subscriptions = Vec::new();
+    for name in names {
+        receiver.always(&format!("/{name}"), Reply::Status(500));
+        subscriptions.push(
+            client
+                .subscribe(&json!({
+                    "url": receiver.url(&format!("/{name}")), "event_types": [format!("{name}.*")],
+                    "retry_schedule_seconds": [12],
+                }))
+                .await,
+        );
+    }
+    receiver.script("/tested", [Reply::Status(500), Reply::Status(200)]);
+    receiver.always("/elsewhere", Reply::Status(500));
+    client
+        .subscribe(&json!({"url": receiver.url("/witness"), "event_types": ["witness.*"]}))
+        .await;
+    // What came after the last outcome of the others has arrived: all that follows from theirs is done.
+    let witness = async || {
+        let id = client.event("witness.posted").await;
+        client.event_becomes(&id, "delivered").await;
+    };
+
+    let mut events = Vec::new();
+    for (name, subscription) in names.iter().zip(&subscriptions) {
+        let id = client.event(&format!("{name}.posted")).await;
+        client.delivery_becomes(&id, &subscription.id, "retrying").await;
+        events.push(id);
+    }
+    witness().await;
+    let path = |at: usize| format!("/v1/subscriptions/{}", subscriptions[at].id);
+    let moved = json!({"url": receiver.url("/elsewhere")});
+    client.patch(&path(1), &moved).await.expect(200);
+    let tested = client
+        .post(&format!("{}/test", path(2)), &json!({}))
+        .await
+        .expect(200);
+    for what in ["disable", "enable"] {
+        client
+            .post(&format!("{}/{what}", path(3)), &json!({}))
+            .await
+            .expect(200);
+    }
+    eventually(
+        "nothing ends it, and it is disabled",
+        Duration::from_secs(30),
+        async || {
+            let shown = client.get(&path(0)).await.expect(200);
+            if shown["enabled"] == false {
+                Ok(())
+            } else {
+                Err(shown.to_string())
+            }
+        },
+    )
+    .await;
+    for at in 1..4 {
+        client
+            .delivery_becomes(&events[at], &subscriptions[at].id, "dead_letter")
+            .await;
+    }
+    witness().await;
+    for (at, name) in names.iter().enumerate().skip(1) {
+        let shown = client.get(&path(at)).await.expect(200);
+        assert_eq!(shown["enabled"], true, "{name}: {shown}; {tested}");
+    }
 }

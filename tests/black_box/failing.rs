@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use harness::{Engine, Receiver, Reply, World, eventually, on_both_engines};
+use harness::{Client, Engine, Received, Receiver, Reply, World, eventually, on_both_engines};
 use serde_json::{Value, json};
 
 on_both_engines!(
@@ -15,6 +15,7 @@ on_both_engines!(
     gone_disables_the_subscription,
     gone_says_nothing_of_the_url_that_came_after,
     a_disabled_subscription_parks_and_drains,
+    what_was_parked_drains_in_order,
     acknowledging_ends_retries,
     one_dead_subscriber_delays_nobody_else,
 );
@@ -268,6 +269,76 @@ async fn a_disabled_subscription_parks_and_drains(engine: Engine) {
     let id = client.event("order.placed").await;
     client.delivery_becomes(&id, &subscription.id, "parked").await;
     assert_eq!(receiver.count("/hook"), 10);
+}
+
+/// Posts events in batches, each once the one before it is stored.
+async fn post_batches(client: &Client, batches: usize) -> Vec<String> {
+    let mut ids: Vec<String> = Vec::new();
+    for _ in 0..batches {
+        let batch = vec![json!({"type": "order.placed", "payload": {}}); 100];
+        let answer = client
+            .post("/v1/events/batch", &Value::from(batch))
+            .await
+            .expect(202);
+        let results = answer["results"].as_array().expect("results");
+        ids.extend(
+            results
+                .iter()
+                .map(|one| one["id"].as_str().expect("an id").to_owned()),
+        );
+        client.look_up(&ids[ids.len() - 1]).await;
+    }
+    ids
+}
+
+async fn what_was_parked_drains_in_order(engine: Engine) {
+    let world = World::start(engine).await;
+    let receiver = Receiver::start().await;
+    let client = world.organization().await;
+    // Every other attempt fails, to be made again when all that is posted here has long been due.
+    let replies = (0..200).map(|at| Reply::Status(if at % 2 == 0 { 500 } else { 200 }));
+    receiver.script("/hook", replies);
+    let subscription = client
+        .subscribe(&json!({"url": receiver.url("/hook"), "retry_schedule_seconds": [3, 3]}))
+        .await;
+    let path = format!("/v1/subscriptions/{}", subscription.id);
+    let mut ids = post_batches(&client, 2).await;
+    receiver.wait_for("/hook", 200).await;
+    client.patch(&path, &json!({"enabled": false})).await.expect(200);
+    for id in &ids {
+        // Some parked, the others delivered: what was sent is written down.
+        eventually("nothing is under way", Duration::from_secs(10), async || {
+            let event = client.look_up(id).await;
+            match event["deliveries"][0]["status"].as_str() {
+                Some("parked" | "delivered") => Ok(()),
+                _ => Err(event.to_string()),
+            }
+        })
+        .await;
+    }
+    let tried = receiver.received("/hook");
+    ids.extend(post_batches(&client, 2).await);
+    let last = tried.iter().map(|webhook| webhook.at).max().expect("an attempt");
+    // Three seconds and a fifth, and the retries are due.
+    tokio::time::sleep_until((last + Duration::from_secs(4)).into()).await;
+    let mut parked = Vec::new();
+    for id in &ids {
+        let event = client.look_up(id).await;
+        if event["deliveries"][0]["status"] == "parked" {
+            parked.push(id.clone());
+        }
+    }
+    assert_eq!(parked.len(), 300, "{} of 400 are parked", parked.len());
+
+    client
+        .patch(&path, &json!({"enabled": true, "max_in_flight": 1}))
+        .await
+        .expect(200);
+    let all = receiver
+        .wait_for_within("/hook", tried.len() + parked.len(), Duration::from_mins(1))
+        .await;
+    let arrived: Vec<&str> = all[tried.len()..].iter().map(Received::webhook_id).collect();
+    assert_eq!(arrived, parked, "in the order in which they came in");
 }
 
 async fn acknowledging_ends_retries(engine: Engine) {

@@ -7,10 +7,28 @@ use serde_json::json;
 
 on_both_engines!(
     retry_after_puts_the_lane_off_not_just_the_delivery,
+    retry_after_outlives_the_worker,
     retry_after_may_be_a_date,
+    retry_after_that_asks_for_no_time_is_a_failure_like_any,
     a_subscriber_that_keeps_failing_is_only_probed,
     however_many_hang_others_are_sent_to,
 );
+
+/// Waits until the worker has so many.
+async fn open_circuits(world: &World, wanted: usize) {
+    let line = format!("triggers_open_circuits {wanted}");
+    eventually(&line, Duration::from_secs(30), async || {
+        let metrics = world.get(world.worker(), "/metrics").await.text;
+        let mut shown = metrics
+            .lines()
+            .filter(|shown| shown.starts_with("triggers_open_circuits "));
+        match shown.next() {
+            Some(shown) if shown == line => Ok(()),
+            shown => Err(format!("{shown:?}")),
+        }
+    })
+    .await;
+}
 
 async fn retry_after_puts_the_lane_off_not_just_the_delivery(engine: Engine) {
     let world = World::start(engine).await;
@@ -41,6 +59,37 @@ async fn retry_after_puts_the_lane_off_not_just_the_delivery(engine: Engine) {
     assert_eq!(again.count(), 2, "the first is tried again, and was not dropped");
 }
 
+async fn retry_after_outlives_the_worker(engine: Engine) {
+    let world = World::start(engine).await;
+    let receiver = Receiver::start().await;
+    let client = world.organization().await;
+    let wait = Duration::from_secs(8);
+    let slow_down = Reply::Full(
+        503,
+        vec![("retry-after", wait.as_secs().to_string())],
+        String::new(),
+    );
+    receiver.script("/hook", [slow_down]);
+    let subscription = client.subscribe_url(&receiver.url("/hook")).await;
+    let id = client.event("order.placed").await;
+    client.delivery_becomes(&id, &subscription.id, "retrying").await;
+    assert!(world.worker().terminate().await.success());
+    world.worker().start_again().await;
+    world.worker().ready().await;
+    let begun = Instant::now();
+    let other = client.event("order.placed").await;
+    client
+        .delivery_becomes(&other, &subscription.id, "delivered")
+        .await;
+    let webhooks = receiver.received("/hook");
+    assert!(
+        begun < webhooks[0].at + wait,
+        "the worker took too long to start for the test to say anything"
+    );
+    let waited = webhooks[1].at - webhooks[0].at;
+    assert!(waited + Duration::from_millis(100) >= wait, "{waited:?}");
+}
+
 async fn retry_after_may_be_a_date(engine: Engine) {
     let world = World::start(engine).await;
     let receiver = Receiver::start().await;
@@ -61,6 +110,37 @@ async fn retry_after_may_be_a_date(engine: Engine) {
     assert!(waited >= Duration::from_millis(2_900), "{waited:?}");
 }
 
+async fn retry_after_that_asks_for_no_time_is_a_failure_like_any(engine: Engine) {
+    let world = World::start(engine).await;
+    let receiver = Receiver::start().await;
+    let client = world.organization().await;
+    let none = Reply::Full(429, vec![("retry-after", "0".into())], String::new());
+    let past = vec![
+        ("date", "Sun, 06 Nov 1994 08:49:37 GMT".into()),
+        ("retry-after", "Sun, 06 Nov 1994 08:49:36 GMT".into()),
+    ];
+    receiver.always("/none", none);
+    receiver.always("/past", Reply::Full(503, past, String::new()));
+    for path in ["/none", "/past"] {
+        client
+            .subscribe(
+                &json!({"url": receiver.url(path), "max_in_flight": 4, "retry_schedule_seconds": [600]}),
+            )
+            .await;
+    }
+    for _ in 0..40 {
+        client.event("order.placed").await;
+    }
+    open_circuits(&world, 2).await;
+    for path in ["/none", "/past"] {
+        let count = receiver.count(path);
+        assert!(
+            (10..20).contains(&count),
+            "{count} attempts at {path} until it opened"
+        );
+    }
+}
+
 async fn a_subscriber_that_keeps_failing_is_only_probed(engine: Engine) {
     let world = World::start(engine).await;
     let receiver = Receiver::start().await;
@@ -73,23 +153,7 @@ async fn a_subscriber_that_keeps_failing_is_only_probed(engine: Engine) {
     for _ in 0..60 {
         events.push(client.event("order.placed").await);
     }
-    let open = |wanted: &'static str| {
-        let world = &world;
-        eventually(
-            "the circuit is as expected",
-            Duration::from_secs(30),
-            async move || {
-                let metrics = world.get(world.worker(), "/metrics").await.text;
-                let line = format!("triggers_open_circuits {wanted}");
-                if metrics.lines().any(|shown| shown == line) {
-                    Ok(())
-                } else {
-                    Err(format!("no {line:?}"))
-                }
-            },
-        )
-    };
-    open("1").await;
+    open_circuits(&world, 1).await;
     let (count, begun) = (receiver.count("/hook"), Instant::now());
     assert!(count < 20, "{count} attempts before it opened");
     receiver
@@ -106,7 +170,7 @@ async fn a_subscriber_that_keeps_failing_is_only_probed(engine: Engine) {
     for event in &events {
         client.event_becomes(event, "delivered").await;
     }
-    open("0").await;
+    open_circuits(&world, 0).await;
 }
 
 async fn however_many_hang_others_are_sent_to(engine: Engine) {

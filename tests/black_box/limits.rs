@@ -1,12 +1,17 @@
 //! The rate limit of an organization's tier.
 
-use harness::{Engine, World, on_both_engines};
+use std::time::Duration;
+
+use harness::{Client, Engine, World, eventually, on_both_engines};
+use http::Method;
 use serde_json::json;
 
 on_both_engines!(
     the_limit_of_a_tier_holds,
     every_answer_shows_how_the_limit_stands,
     an_unlimited_tier_has_no_headers,
+    usage_is_what_was_answered,
+    addresses_without_a_key_are_limited,
 );
 
 async fn the_limit_of_a_tier_holds(engine: Engine) {
@@ -104,4 +109,112 @@ async fn an_unlimited_tier_has_no_headers(engine: Engine) {
     let answer = client.post("/v1/events", &event).await;
     answer.expect(202);
     assert!(!answer.headers.contains_key("ratelimit-limit"));
+}
+
+async fn usage_is_what_was_answered(engine: Engine) {
+    let world = World::start(engine).await;
+    let (client, other) = (world.organization_of("free").await, world.organization().await);
+    let event = |key: &str| json!({"type": "order.placed", "payload": 1, "dedup_id": key});
+    let mut accepted = 0;
+    for path in ["/v1/events", "/api/events"] {
+        client.post(path, &event(path)).await.expect(202);
+        // A repeat counts as well; what is malformed does not.
+        let again = client.post(path, &event(path)).await;
+        assert!([202, 409].contains(&again.status), "{}", again.text);
+        assert!(client.post(path, &json!({})).await.status >= 400);
+        accepted += 2;
+    }
+    let batch: Vec<_> = (0..120).map(|number| event(&number.to_string())).collect();
+    let batch = client.post("/v1/events/batch", &json!(batch)).await.expect(202);
+    let results = batch["results"].as_array().expect("results");
+    let taken = results
+        .iter()
+        .filter(|result| result["status"] == "accepted")
+        .count();
+    assert!((96..120).contains(&taken), "{taken}");
+    let (accepted, limited) = (accepted + taken, results.len() - taken);
+    other.event("order.placed").await;
+    for (client, accepted, limited) in [(&client, accepted, limited), (&other, 1, 0)] {
+        eventually("usage is written down", Duration::from_secs(20), async || {
+            let usage = client.get("/v1/usage").await.expect(200);
+            let hours = usage["hours"].as_array().expect("hours");
+            let sum = |name: &str| {
+                hours
+                    .iter()
+                    .map(|hour| hour[name].as_u64().expect("a number"))
+                    .sum::<u64>()
+            };
+            assert_eq!(usage["accepted"], sum("accepted"));
+            if usage["accepted"] == accepted && usage["rate_limited"] == limited {
+                Ok(())
+            } else {
+                Err(format!("{accepted} and {limited} were answered: {usage}"))
+            }
+        })
+        .await;
+    }
+}
+
+async fn addresses_without_a_key_are_limited(engine: Engine) {
+    let world = World::with(engine)
+        .set("TRIGGERS_KEYLESS_PER_MINUTE", 20)
+        .set("TRIGGERS_TRUSTED_PROXIES", "127.0.0.0/8")
+        .start()
+        .await;
+    let client = world.organization().await;
+    let stranger = client.with_key(&format!("trg_live_{}", "0".repeat(38)));
+    let event = json!({"type": "order.placed", "payload": 1});
+    let from = async |client: &Client, method: Method, path: &str, address: &str| {
+        let request = client.request(method, path).header("x-forwarded-for", address);
+        client.send(request.json(&event)).await
+    };
+    // At both roles that take keys, with a key and the admin token.
+    for (number, (method, path)) in [
+        (Method::POST, "/v1/events"),
+        (Method::POST, "/v1/events/batch"),
+        (Method::POST, "/api/events"),
+        (Method::GET, "/v1/inbox"),
+        (Method::GET, "/api/inbox"),
+        (Method::GET, "/v1/set-aside"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (ours, other) = (format!("192.0.2.{number}"), format!("198.51.100.{number}"));
+        let mut refused = None;
+        // It refills meanwhile, one in three seconds.
+        for tried in 0..200 {
+            let answer = from(&stranger, method.clone(), path, &ours).await;
+            if answer.status == 429 {
+                assert!(tried >= 20, "{path} {tried}");
+                refused = Some(answer);
+                break;
+            }
+            answer.problem(401, "unauthorized");
+        }
+        let refused = refused.unwrap_or_else(|| panic!("{path} is not limited"));
+        let problem = refused.problem(429, "rate_limited");
+        assert!(
+            problem["detail"].as_str().expect("a text").contains("address"),
+            "{problem}"
+        );
+        for (name, value) in [("limit", "20"), ("remaining", "0")] {
+            assert_eq!(refused.header(&format!("ratelimit-{name}")), value);
+            assert_eq!(refused.header(&format!("x-ratelimit-{name}")), value);
+        }
+        let reset: u64 = refused.header("ratelimit-reset").parse().expect("seconds");
+        assert!((50..=60).contains(&reset), "{reset}");
+        // Another address has its own, and whoever has a key is not concerned.
+        from(&stranger, method.clone(), path, &other)
+            .await
+            .problem(401, "unauthorized");
+        if path != "/v1/set-aside" {
+            let valid = from(&client, method, path, &ours).await;
+            assert!(
+                [200, 202, 400, 422].contains(&valid.status),
+                "{path} {}",
+                valid.text
+            );
+        }
+    }
 }

@@ -17,7 +17,7 @@ on_both_engines!(
 );
 
 /// Puts these frames into the queue, past the front.
-async fn enqueue(world: &World, frames: &[Vec<u8>]) {
+pub(crate) async fn enqueue(world: &World, frames: &[Vec<u8>]) {
     match world.engine {
         Engine::Servers => {
             let (url, [queue, _]) = world.queues();
@@ -68,7 +68,7 @@ async fn sqlite(world: &World, file: &str) -> SqliteConnection {
 }
 
 /// Waits until so many are set aside, and gives them.
-async fn set_aside(world: &World, count: usize) -> Vec<Value> {
+pub(crate) async fn set_aside(world: &World, count: usize) -> Vec<Value> {
     let admin = world.admin();
     eventually("frames are set aside", Duration::from_secs(15), async || {
         let page = admin.get("/v1/set-aside").await.expect(200);
@@ -83,7 +83,7 @@ async fn set_aside(world: &World, count: usize) -> Vec<Value> {
 }
 
 /// A frame with one event.
-fn frame(id: Uuid, organization: Uuid, payload: &str) -> Vec<u8> {
+pub(crate) fn frame(id: Uuid, organization: Uuid, payload: &str) -> Vec<u8> {
     let line = json!({
         "id": id,
         "org": organization,

@@ -7,6 +7,7 @@ use serde_json::json;
 
 on_both_engines!(
     a_test_is_answered_with_what_came_back,
+    a_test_of_what_was_made_or_changed_a_moment_ago,
     a_failing_test_is_over,
     a_test_passes_a_backlog,
     a_test_in_order_takes_its_turn,
@@ -67,6 +68,43 @@ async fn a_test_is_answered_with_what_came_back(engine: Engine) {
     let real = client.event("order.placed").await;
     client.event_becomes(&real, "delivered").await;
     assert_eq!(receiver.count("/other"), 1, "the test went to one alone");
+}
+
+async fn a_test_of_what_was_made_or_changed_a_moment_ago(engine: Engine) {
+    let world = World::start(engine).await;
+    let receiver = Receiver::start().await;
+    let client = world.organization().await;
+    // From here on the worker remembers the organization's subscriptions.
+    client.subscribe_url(&receiver.url("/known")).await;
+    client.event("order.placed").await;
+    receiver.wait_for("/known", 1).await;
+    let subscription = client
+        .subscribe(&json!({"url": receiver.url("/new"), "event_types": ["invoice.*"], "enabled": false}))
+        .await;
+    let path = format!("/v1/subscriptions/{}", subscription.id);
+    for (path, patch, arrives) in [
+        (format!("{path}/enable"), json!({}), "/new"),
+        (path.clone(), json!({"url": receiver.url("/moved")}), "/moved"),
+        (format!("{path}/disable"), json!({}), ""),
+        (format!("{path}/enable"), json!({}), "/moved"),
+    ] {
+        let changed = match patch.get("url") {
+            Some(_) => client.patch(&path, &patch).await,
+            None => client.post(&path, &patch).await,
+        };
+        changed.expect(200);
+        if arrives.is_empty() {
+            test(&client, &subscription.id).await.problem(409, "conflict");
+            continue;
+        }
+        let tested = test(&client, &subscription.id).await.expect(200);
+        assert_eq!(tested["status"], "delivered", "{tested}");
+        assert!(
+            receiver.has(arrives, tested["event"].as_str().expect("an id")),
+            "{tested}"
+        );
+    }
+    assert_eq!((receiver.count("/new"), receiver.count("/moved")), (1, 2));
 }
 
 async fn a_failing_test_is_over(engine: Engine) {

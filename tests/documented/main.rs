@@ -1,6 +1,8 @@
 //! The code that the documentation shows, and code that others wrote, do what they should with a real deployment.
 
+mod api;
 mod examples;
+mod links;
 mod program;
 mod verifying;
 mod zapier;

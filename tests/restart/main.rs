@@ -3,6 +3,7 @@
 
 mod both;
 mod keys;
+mod limits;
 mod queue;
 mod several;
 mod writes;

@@ -187,6 +187,39 @@ async fn an_event_that_fails_for_ever_is_set_aside_and_the_rest_flows() {
 }
 
 /// Waits until an event that is on its way to the store has this status.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_test_push_that_cannot_be_stored_at_once_is_sent_all_the_same() {
+    let world = World::start(Engine::Servers).await;
+    let receiver = Receiver::start().await;
+    let client = world.organization().await;
+    let subscription = client.subscribe_url(&receiver.url("/hook")).await;
+    let id = client.event("order.placed").await;
+    client.event_becomes(&id, "delivered").await;
+    let mut rival = PgConnection::connect(&world.database_url())
+        .await
+        .expect("the database answers");
+    let lock = "BEGIN; LOCK TABLE events IN ACCESS EXCLUSIVE MODE";
+    sqlx::raw_sql(lock)
+        .execute(&mut rival)
+        .await
+        .expect("the lock is free");
+    let test = tokio::spawn(async move {
+        let path = format!("/v1/subscriptions/{}/test", subscription.id);
+        client.send(client.request(http::Method::POST, &path)).await
+    });
+    logs(world.worker(), "a test push is tried again").await;
+    assert_eq!(receiver.count("/hook"), 1);
+    sqlx::raw_sql("ROLLBACK")
+        .execute(&mut rival)
+        .await
+        .expect("the lock is let go");
+    let webhook = receiver.wait_for("/hook", 2).await.remove(1);
+    assert_eq!(webhook.envelope().r#type, "triggers.test");
+    // The api could not look for the attempt meanwhile, or did in time.
+    let answer = test.await.expect("it is answered");
+    assert!(matches!(answer.status, 200 | 503), "{answer:?}");
+}
+
 async fn client_gets(client: &Client, event: &str, status: &str) {
     let what = format!("{event} becomes {status}");
     eventually(&what, Duration::from_mins(1), async || {

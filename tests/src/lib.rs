@@ -10,10 +10,12 @@
 )]
 
 mod client;
+mod document;
 mod event_stream;
 mod ledger;
 mod node;
 mod ports;
+mod pressure;
 mod private_postgres;
 mod private_rabbit;
 mod proxy;
@@ -27,10 +29,12 @@ mod wait;
 mod world;
 
 pub use client::{Answer, Client, Subscription};
+pub use document::{Access, Field, Operation, Parameter, Place};
 pub use event_stream::{EventStream, StreamedEvent};
 pub use ledger::{Ledger, Load, Post, is_keyed};
 pub use node::{Ended, Node, Spec, binary};
 pub use ports::free_port;
+pub use pressure::Pressure;
 pub use private_postgres::PrivatePostgres;
 pub use private_rabbit::PrivateRabbit;
 pub use proxy::{Link, Proxy};

@@ -1,12 +1,15 @@
 //! `triggers`: every role in one process, and the command line.
 
+mod client;
 mod dev;
 mod serve;
+mod settings;
 
 use std::{ffi::OsString, process::ExitCode};
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use shared::{
+    audit::{self, Origin},
     config::{self, DataDirArgs, EngineArgs, ProcessArgs},
     engine::Engine,
     process,
@@ -53,17 +56,21 @@ enum Command {
     },
     /// Prints the description of the API as its routes give it: an OpenAPI 3.1 document.
     Openapi,
+    /// Prints the settings that are in force, with where each is from; of secrets that they are set. A wrong one is named.
+    Config(settings::Args),
+    #[command(flatten)]
+    Client(client::Command),
 }
 
 fn main() -> ExitCode {
-    let args: Args = config::parse_or_exit_from(dev_by_default(std::env::args_os().collect()));
+    let arguments = dev_by_default(std::env::args_os().collect());
+    let (args, matches): (Args, _) = config::parse_or_exit_with_matches(arguments);
     match args.command {
         Command::Dev(args) => serve::run(&args, serve::Mode::Dev),
         Command::Serve(args) => serve::run(&args, serve::Mode::Serve),
-        Command::Openapi => {
-            println!("{:#}", api::document());
-            ExitCode::SUCCESS
-        }
+        Command::Openapi => client::print(|output| output.line(&format!("{:#}", api::document()))),
+        Command::Config(args) => settings::run(&args, &Args::command(), &matches),
+        Command::Client(command) => client::run(command),
         Command::Migrate {
             engine,
             data_dir,
@@ -83,7 +90,8 @@ fn main() -> ExitCode {
         } => process::run(&process, async |lifecycle, _| {
             let engine = Engine::open(&engine, Some(&data_dir.data_dir)).await?;
             if process::migrate(&engine, &lifecycle).await?
-                && let Some(done) = process::reseal(&engine, &lifecycle).await?
+                && let Some(done) =
+                    audit::on_behalf(Origin::command(), process::reseal(&engine, &lifecycle)).await?
             {
                 println!("every secret is sealed under the current key; {done} were not");
             }

@@ -5,11 +5,14 @@ use std::{net::SocketAddr, process::ExitCode};
 use api::{Signup, Targets};
 use clap::Parser;
 use shared::{
-    config::{self, ControlArgs, DataDirArgs, EngineArgs, OutboundArgs, ProcessArgs, WorkerArgs},
+    config::{
+        self, AddressArgs, ControlArgs, DataDirArgs, EngineArgs, OutboundArgs, ProcessArgs, RetentionArgs,
+        SettingError, WorkerArgs,
+    },
     engine::Engine,
     guard::TargetPolicy,
     http::server,
-    process,
+    process, telemetry,
 };
 
 use crate::dev;
@@ -27,11 +30,26 @@ pub struct Args {
     #[command(flatten)]
     control: ControlArgs,
     #[command(flatten)]
+    addresses: AddressArgs,
+    #[command(flatten)]
     outbound: OutboundArgs,
     #[command(flatten)]
     worker: WorkerArgs,
     #[command(flatten)]
+    retention: RetentionArgs,
+    #[command(flatten)]
     process: ProcessArgs,
+}
+
+impl Args {
+    /// Says what is wrong with the settings, as far as that can be told without starting.
+    pub fn check(&self) -> anyhow::Result<()> {
+        telemetry::log_filter(&self.process.log).map_err(SettingError::of("TRIGGERS_LOG"))?;
+        self.control.admin_token()?;
+        worker::Outbound::new(self.outbound.policy()?, self.worker.extra_ca_file.as_deref())?;
+        Engine::check(&self.engine, Some(&self.data_dir.data_dir))?;
+        Ok(())
+    }
 }
 
 /// How much is made easy.
@@ -54,6 +72,7 @@ pub fn run(args: &Args, mode: Mode) -> ExitCode {
             None if near => Signup::FromThisMachine,
             _ => Signup::AdminOnly,
         };
+        let addresses = args.addresses.rules()?;
         let policy = args.outbound.policy()?;
         let opened = TargetPolicy {
             this_machine: near && args.outbound.allow_private_targets.is_none(),
@@ -69,12 +88,15 @@ pub fn run(args: &Args, mode: Mode) -> ExitCode {
             return Ok(Some(engine));
         }
         let (listener, address) = process::listen(args.listen).await?;
-        worker::start(&engine, client, &args.worker, &lifecycle)?;
+        let retention = args.retention.retention();
+        worker::start(&engine, client, &args.worker, retention, &lifecycle)?;
         let settings = api::process::Settings {
             role: "all",
             targets,
             signup,
             admin_token,
+            retention_days: args.retention.retention_days,
+            addresses,
         };
         let routes = api::process::routes(&engine, settings, metrics, &lifecycle);
         lifecycle.critical("http", server::serve(listener, routes, lifecycle.clone()));

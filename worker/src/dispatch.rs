@@ -4,9 +4,17 @@
 //! committed intake and its first attempt. Attempts are a bounded pool; each has its place in the outcome channel
 //! before it begins, so that nothing waits once it is sent.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
-use shared::{DeliveryKey, SubscriptionId, announcement, delivery::AttemptOutcome, store::Store, telemetry};
+use shared::{
+    DeliveryKey, SubscriptionId, announcement,
+    delivery::AttemptOutcome,
+    store::{Pause, Store},
+    telemetry,
+};
 use tokio::{
     sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc},
     time::Instant,
@@ -23,7 +31,7 @@ use crate::{
 };
 
 /// How long a delivery may wait in its lane before the store is asked whether it is still to be sent.
-const RECHECK: std::time::Duration = std::time::Duration::from_secs(2);
+const RECHECK: Duration = Duration::from_secs(2);
 
 /// The most test pushes under way at once, beside the pools of attempts.
 const TESTS: usize = 32;
@@ -39,7 +47,9 @@ pub struct Ended {
     pub holding: Arc<Holding>,
     /// Whether it began in order: its lane waits for this to be written down.
     pub in_order: bool,
-    /// Whether it was a test push, which says nothing of how the subscription fares.
+    /// For how long the subscriber asked to be left alone, if it did.
+    pub asked_to_wait: Option<Duration>,
+    /// Whether it was a test push; that one fails says nothing of how the subscription fares.
     pub is_test: bool,
     /// When the front took the event.
     pub received_at: shared::Timestamp,
@@ -202,6 +212,7 @@ impl Dispatch {
                     version,
                     holding,
                     in_order,
+                    asked_to_wait: ending.asked_to_wait(),
                     is_test,
                     received_at,
                 });
@@ -237,11 +248,12 @@ impl Dispatch {
                 let (holding, received_at) = (Arc::clone(&job.holding), job.event.received_at);
                 let (key, version) = (job.key, route.subscription.version);
                 match attempt(&self.client, Way::Apart, &route, job).await {
-                    Ok(Attempted { outcome, .. }) => permit.send(Ended {
+                    Ok(Attempted { outcome, ending }) => permit.send(Ended {
                         outcome,
                         version,
                         holding,
                         in_order: false,
+                        asked_to_wait: ending.asked_to_wait(),
                         is_test: true,
                         received_at,
                     }),
@@ -313,6 +325,21 @@ impl Dispatch {
             if finished.feed {
                 self.wake.feed(*subscription);
             }
+        }
+        self.start(lanes);
+        self.give_back_soon(put_off);
+    }
+
+    /// Keeps to what subscribers asked of whatever worker, as of then.
+    pub fn put_off(self: &Arc<Self>, pauses: &[Pause], as_of: Instant) {
+        if pauses.is_empty() {
+            return;
+        }
+        let (mut lanes, now) = (self.lanes(), Instant::now());
+        let mut put_off = Vec::new();
+        for pause in pauses {
+            let until = as_of + pause.lasts.min(lane::LONGEST_PAUSE);
+            put_off.extend(lanes.pause(pause.subscription, pause.version, until, now));
         }
         self.start(lanes);
         self.give_back_soon(put_off);

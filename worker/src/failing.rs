@@ -1,7 +1,9 @@
 //! Subscriptions that fail for days: for how long, the store knows; this is about asking it seldom.
 //!
 //! A row is written when a subscription's first attempt fails, and removed when one succeeds. In between, and while all is well,
-//! nothing is written: each worker remembers for a minute what it has told the store of each subscription.
+//! nothing is written: each worker remembers for a minute what it has told the store of each subscription. A success that
+//! was not told of, because the last one was, is owed: another worker may have written the row since. It is told before the
+//! next failure, or when the minute is over.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -28,10 +30,30 @@ pub struct Went {
     pub well: bool,
 }
 
+/// What the store was told of a subscription, and is yet to be told.
+#[derive(Debug)]
+struct Told {
+    /// How it went, the last time that the store was told.
+    well: bool,
+    /// When that was; never, if it could not be told.
+    at: Option<Instant>,
+    /// A success that the store was not told of.
+    owed: Option<Went>,
+}
+
+impl Told {
+    /// Whether the store was told within this time.
+    fn is_fresh(&self, within: Duration) -> bool {
+        self.at.is_some_and(|at| at.elapsed() < within)
+    }
+}
+
 /// What the store was told.
 #[derive(Debug)]
 pub struct Failing {
-    told: HashMap<SubscriptionId, (bool, Instant)>,
+    told: HashMap<SubscriptionId, Told>,
+    /// When it was last looked for what is owed.
+    looked: Instant,
     disable_after: Duration,
 }
 
@@ -40,91 +62,161 @@ impl Failing {
     pub fn new(disable_after: Duration) -> Self {
         Self {
             told: HashMap::new(),
+            looked: Instant::now(),
             disable_after,
         }
     }
 
+    /// For how long what the store was told holds: a subscription that may be disabled soon is told of sooner.
+    fn remembered(&self) -> Duration {
+        REMEMBERED.min(self.disable_after / 4)
+    }
+
+    /// How often [`Failing::settle`] has something to do, at most.
+    pub fn every(&self) -> Duration {
+        (self.remembered() / 2).max(Duration::from_millis(100))
+    }
+
     /// Tells the store what it does not know; those that have failed for too long are disabled.
     pub async fn note(&mut self, store: &Store, went: &[Went]) {
-        let now = Instant::now();
-        // A subscription that is told of often need not be told of again; one that may be disabled soon is asked for sooner.
-        let remembered = REMEMBERED.min(self.disable_after / 4);
-        let mut news: HashMap<SubscriptionId, Went> = HashMap::new();
-        for one in went {
-            match self.told.get(&one.subscription) {
-                Some((well, at)) if *well == one.well && now.duration_since(*at) < remembered => {}
-                _ => drop(news.insert(one.subscription, *one)),
-            }
-        }
-        if news.is_empty() {
-            return;
-        }
-        if self.told.len() > MOST {
-            self.told.clear();
-        }
-        let of = |well: bool| -> Vec<SubscriptionId> {
-            news.values()
-                .filter(|one| one.well == well)
-                .map(|one| one.subscription)
-                .collect()
-        };
-        let (well, ill) = (of(true), of(false));
-        let recovered = async {
-            if well.is_empty() {
-                Ok(Vec::new())
-            } else {
-                store.announcements.succeeded(&well).await
-            }
-        };
-        let failing = async {
-            if ill.is_empty() {
-                Ok(Vec::new())
-            } else {
-                store.announcements.failed(&ill).await
-            }
-        };
-        // What the store could not be told is told with the next outcome.
-        match recovered.await {
-            Ok(ages) => {
-                for (subscription, age) in ages {
-                    if age >= WORTH_A_WORD.min(self.disable_after / 2) {
-                        self.recovered(store, news[&subscription], age).await;
-                    }
-                }
-                self.told
-                    .extend(well.iter().map(|subscription| (*subscription, (true, now))));
-            }
-            Err(error) => tracing::debug!(%error, "the store could not be told what succeeds"),
-        }
-        match failing.await {
-            Ok(ages) => {
-                self.told
-                    .extend(ill.iter().map(|subscription| (*subscription, (false, now))));
-                for (subscription, age) in ages {
-                    if age >= self.disable_after {
-                        self.told.remove(&subscription);
-                        disable(store, news[&subscription], age).await;
-                    }
-                }
-            }
-            Err(error) => tracing::debug!(%error, "the store could not be told what fails"),
+        let (well, ill) = self.news(went);
+        // The successes first: what failed after them fails since then.
+        self.succeeded(store, well).await;
+        self.failed(store, ill).await;
+        if self.looked.elapsed() >= self.every() || self.told.len() > MOST {
+            self.settle(store, self.remembered()).await;
         }
     }
 
-    async fn recovered(&self, store: &Store, of: Went, age: Duration) {
-        let announcement = Announcement::recovered(of.subscription, age.as_secs());
-        tracing::info!(subscription.id = %of.subscription, failing_seconds = age.as_secs(), "a subscription has recovered");
-        if let Err(error) = store.announcements.announce(of.organization, &announcement).await {
-            tracing::warn!(%error, subscription.id = %of.subscription, "its recovery could not be announced");
+    /// Tells the store of the successes that it has not been told of for so long.
+    pub async fn settle(&mut self, store: &Store, for_so_long: Duration) {
+        self.looked = Instant::now();
+        let too_many = self.told.len() > MOST;
+        let owed = self
+            .told
+            .values()
+            .filter(|told| too_many || !told.is_fresh(for_so_long));
+        let owed: Vec<Went> = owed.filter_map(|told| told.owed).collect();
+        self.succeeded(store, owed).await;
+        if too_many {
+            self.told.retain(|_, told| told.owed.is_some());
+        }
+    }
+
+    /// What the store has to be told: of successes, and of failures that come after them.
+    fn news(&mut self, went: &[Went]) -> (Vec<Went>, Vec<Went>) {
+        let remembered = self.remembered();
+        let mut last: HashMap<SubscriptionId, Went> = HashMap::new();
+        let mut well: HashMap<SubscriptionId, Went> = HashMap::new();
+        for one in went {
+            last.insert(one.subscription, *one);
+            if one.well {
+                well.insert(one.subscription, *one);
+            }
+        }
+        let mut ill = Vec::new();
+        for (subscription, one) in last {
+            let told = self.told.get_mut(&subscription);
+            let owed = told.as_ref().and_then(|told| told.owed);
+            let known = told.filter(|told| told.is_fresh(remembered));
+            match known {
+                Some(told) if one.well && told.well => {
+                    told.owed = Some(one);
+                    well.remove(&subscription);
+                }
+                // Nothing has succeeded since the store was told of a failure.
+                Some(told) if !one.well && !told.well && !well.contains_key(&subscription) => {}
+                _ if one.well => {}
+                _ => {
+                    if let Some(owed) = owed {
+                        well.entry(subscription).or_insert(owed);
+                    }
+                    ill.push(one);
+                }
+            }
+        }
+        (well.into_values().collect(), ill)
+    }
+
+    async fn succeeded(&mut self, store: &Store, well: Vec<Went>) {
+        if well.is_empty() {
+            return;
+        }
+        let ids: Vec<SubscriptionId> = well.iter().map(|one| one.subscription).collect();
+        let (now, told) = (Instant::now(), store.announcements.succeeded(&ids).await);
+        if let Err(error) = &told {
+            tracing::debug!(%error, "the store could not be told what succeeds");
+        }
+        let of: HashMap<SubscriptionId, Went> = well.iter().map(|one| (one.subscription, *one)).collect();
+        for one in well {
+            // What the store could not be told is still owed.
+            let entry = Told {
+                well: true,
+                at: told.is_ok().then_some(now),
+                owed: told.is_err().then_some(one),
+            };
+            self.told.insert(one.subscription, entry);
+        }
+        for (subscription, age) in told.unwrap_or_default() {
+            if age >= WORTH_A_WORD.min(self.disable_after / 2) {
+                recovered(store, of[&subscription], age).await;
+            }
+        }
+    }
+
+    async fn failed(&mut self, store: &Store, ill: Vec<Went>) {
+        // Where the store does not know of a success, it must not be told of what failed after it.
+        let owing = |one: &Went| {
+            self.told
+                .get(&one.subscription)
+                .is_some_and(|told| told.owed.is_some())
+        };
+        let ill: Vec<Went> = ill.into_iter().filter(|one| !owing(one)).collect();
+        if ill.is_empty() {
+            return;
+        }
+        let attempts: Vec<(SubscriptionId, i64)> =
+            ill.iter().map(|one| (one.subscription, one.version)).collect();
+        let now = Instant::now();
+        let ages = match store.announcements.failed(&attempts).await {
+            Ok(ages) => ages,
+            Err(error) => {
+                // It is told with the next outcome.
+                tracing::debug!(%error, "the store could not be told what fails");
+                return;
+            }
+        };
+        let of: HashMap<SubscriptionId, Went> = ill.iter().map(|one| (one.subscription, *one)).collect();
+        for subscription in of.keys() {
+            let entry = Told {
+                well: false,
+                at: Some(now),
+                owed: None,
+            };
+            self.told.insert(*subscription, entry);
+        }
+        for (subscription, age) in ages {
+            if age >= self.disable_after {
+                self.told.remove(&subscription);
+                disable(store, of[&subscription], age, self.disable_after).await;
+            }
         }
     }
 }
 
-async fn disable(store: &Store, of: Went, age: Duration) {
+async fn recovered(store: &Store, of: Went, age: Duration) {
+    let announcement = Announcement::recovered(of.subscription, age.as_secs());
+    tracing::info!(subscription.id = %of.subscription, failing_seconds = age.as_secs(), "a subscription has recovered");
+    if let Err(error) = store.announcements.announce(of.organization, &announcement).await {
+        tracing::warn!(%error, subscription.id = %of.subscription, "its recovery could not be announced");
+    }
+}
+
+async fn disable(store: &Store, of: Went, age: Duration, after: Duration) {
     let reason = format!("every attempt has failed for {} hours", age.as_secs() / 3_600);
     let disabled = store
-        .subscriptions
-        .disable(of.organization, of.subscription, of.version, &reason)
+        .announcements
+        .disable_failing(of.organization, of.subscription, of.version, after, &reason)
         .await;
     match disabled {
         Ok(true) => tracing::warn!(subscription.id = %of.subscription, reason, "a subscription is disabled"),
@@ -132,3 +224,6 @@ async fn disable(store: &Store, of: Went, age: Duration) {
         Err(error) => tracing::warn!(%error, subscription.id = %of.subscription, "could not be disabled"),
     }
 }
+
+#[cfg(test)]
+mod tests;

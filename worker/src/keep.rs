@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use shared::{
     Timestamp,
     queue::DynQueue,
-    store::{BacklogAge, Fleet, Store, SuccessBand},
+    store::{BacklogAge, Fleet, Retention, Store, SuccessBand},
     telemetry::{self, Circuit, Open},
 };
 use tokio::time::MissedTickBehavior;
@@ -38,16 +38,38 @@ pub async fn keep(store: Store, retention: Duration, soft: CancellationToken) ->
             Ok(done) => {
                 telemetry::expired().increment(done.expired);
                 telemetry::set_aside_expired().increment(done.set_aside_removed);
-                if done.expired > 0 || done.removed > 0 || done.set_aside_removed > 0 {
+                if done != Retention::default() {
                     tracing::info!(
                         deliveries.expired = done.expired,
                         removed = done.removed,
+                        removed_early = done.removed_early,
                         set_aside.removed = done.set_aside_removed,
                         "retention"
                     );
                 }
             }
             Err(error) => tracing::warn!(%error, "retention has to wait"),
+        }
+    }
+}
+
+/// Entries of the audit log that are older than this, until the soft signal.
+pub async fn audit_log(store: Store, kept: Duration, soft: CancellationToken) -> anyhow::Result<()> {
+    let mut every = interval(KEEP);
+    loop {
+        tokio::select! {
+            () = soft.cancelled() => return Ok(()),
+            _ = every.tick() => {}
+        }
+        while !soft.is_cancelled() {
+            match store.audit_log.forget_audit_entries(kept).await {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error) => {
+                    tracing::warn!(%error, "old entries of the audit log have to wait");
+                    break;
+                }
+            }
         }
     }
 }

@@ -38,6 +38,8 @@ const OVERFLOW: usize = 4;
 const KEPT_WHILE_PUT_OFF: Duration = Duration::from_millis(1_500);
 /// How long a lane with nothing to send remembers that its circuit is open, after its last probe was due.
 const REMEMBERED: Duration = Duration::from_mins(10);
+/// The most pauses that are known of. Those of lanes that are there count beyond that.
+const MAX_PAUSES: usize = 50_000;
 /// A lane with fewer waiting than this counts as nearly empty.
 const NEARLY_EMPTY: usize = 16;
 
@@ -251,6 +253,14 @@ impl Pool {
     }
 }
 
+/// A subscriber asked to be left alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Pause {
+    /// By which version of the subscription it was sent to.
+    version: i64,
+    until: Instant,
+}
+
 #[derive(Debug)]
 struct Lane {
     waiting: VecDeque<Job>,
@@ -280,6 +290,13 @@ impl Lane {
             pace: Pace::default(),
             queued: None,
             alarm: None,
+        }
+    }
+
+    /// Keeps to what its subscriber asked of whatever worker, unless the subscription has changed since.
+    fn heed(&mut self, pause: Option<&Pause>, now: Instant) {
+        if let Some(pause) = pause.filter(|pause| pause.version >= self.terms.version && pause.until > now) {
+            self.health.pause(pause.until);
         }
     }
 
@@ -323,6 +340,8 @@ impl Lane {
 pub struct Lanes {
     bounds: Bounds,
     by_subscription: HashMap<SubscriptionId, Lane>,
+    /// For lanes that are not there yet.
+    pauses: HashMap<SubscriptionId, Pause>,
     /// Those for which the store may hold more than was taken.
     hungry: HashSet<SubscriptionId>,
     trusted_turns: Turns,
@@ -344,6 +363,7 @@ impl Lanes {
         Self {
             bounds,
             by_subscription: HashMap::new(),
+            pauses: HashMap::new(),
             hungry: HashSet::new(),
             trusted_turns: Turns::default(),
             suspect_turns: Turns::default(),
@@ -366,6 +386,7 @@ impl Lanes {
             .by_subscription
             .entry(subscription)
             .or_insert_with(|| Lane::new(terms));
+        lane.heed(self.pauses.get(&subscription), now);
         let total = if lane.held() < NEARLY_EMPTY {
             bounds.total * 2
         } else {
@@ -401,6 +422,7 @@ impl Lanes {
             .by_subscription
             .entry(subscription)
             .or_insert_with(|| Lane::new(terms));
+        lane.heed(self.pauses.get(&subscription), now);
         let of_lane = lane
             .health
             .worth_holding(self.bounds.lane)
@@ -623,6 +645,11 @@ impl Lanes {
         }
     }
 
+    /// Takes out one delivery, if it waits: it was cancelled.
+    pub fn drain_delivery(&mut self, delivery: DeliveryKey) {
+        self.take_out(delivery.subscription, |job| job.key == delivery);
+    }
+
     /// Takes out all that waits and is not held as `worker`: the lease by which it was held is lost, or on its way out.
     pub fn keep_held_by(&mut self, worker: WorkerId) -> Vec<Job> {
         let lanes: Vec<_> = self.by_subscription.keys().copied().collect();
@@ -650,6 +677,35 @@ impl Lanes {
     /// What was taken for lanes before they came to be in order, and is to go back to the store.
     pub fn take_strays(&mut self) -> Vec<Job> {
         std::mem::take(&mut self.strays)
+    }
+
+    /// A subscriber asked, of whatever worker, to be left alone until then. What waits goes back to the store, if that is long.
+    pub fn pause(
+        &mut self,
+        subscription: SubscriptionId,
+        version: i64,
+        until: Instant,
+        now: Instant,
+    ) -> Vec<Job> {
+        let pause = Pause { version, until };
+        if until > now && (self.pauses.len() < MAX_PAUSES || self.pauses.contains_key(&subscription)) {
+            let known = self.pauses.entry(subscription).or_insert(pause);
+            *known = pause.max(*known);
+        }
+        let Some(lane) = self.by_subscription.get_mut(&subscription) else {
+            return Vec::new();
+        };
+        lane.heed(Some(&pause), now);
+        let waiting = if is_put_off_for_long(lane, now) {
+            self.take_out(subscription, |_| true)
+        } else {
+            Vec::new()
+        };
+        if !waiting.is_empty() {
+            self.set_hungry(subscription, true);
+        }
+        self.see_to(subscription, now);
+        waiting
     }
 
     /// The subscriptions for which there is something to send, under way, or in the store.
@@ -690,6 +746,7 @@ impl Lanes {
 
     /// Forgets lanes that have nothing to send, and of whose subscribers nothing is known that still means anything.
     pub fn forget_old(&mut self, now: Instant) {
+        self.pauses.retain(|_, pause| pause.until > now);
         let old = self.by_subscription.iter().filter(|(id, lane)| {
             !lane.is_busy()
                 && !self.hungry.contains(id)

@@ -18,9 +18,11 @@ mod lease;
 mod outbound;
 mod outcome;
 mod ownership;
+mod pauses;
 #[cfg(test)]
 mod real_store;
 mod registry;
+mod remove;
 mod replay;
 mod retry_after;
 mod scheduler;
@@ -44,7 +46,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub use crate::outbound::Outbound;
+pub use crate::outbound::{Outbound, tls};
 use crate::{
     awaited::Awaited,
     dispatch::Dispatch,
@@ -66,13 +68,13 @@ pub fn start(
     engine: &Engine,
     client: Outbound,
     args: &WorkerArgs,
+    retention: Duration,
     lifecycle: &Lifecycle,
 ) -> anyhow::Result<()> {
     let bounds = Bounds {
         in_flight: args.max_attempts as usize,
         ..Bounds::default()
     };
-    let retention = Duration::from_secs(u64::from(args.retention_days) * 24 * 3600);
     let times = Times {
         retention,
         disable_after: Duration::from_secs(u64::from(args.disable_after_seconds)),
@@ -81,6 +83,12 @@ pub fn start(
     lifecycle.critical("retention", keep::keep(store.clone(), retention, soft.clone()));
     lifecycle.critical("cancelling", keep::cancel(store.clone(), soft.clone()));
     lifecycle.critical("erasures", keep::erase(store.clone(), soft.clone()));
+    let audit_log = Duration::from_hours(24 * u64::from(args.audit_log_days));
+    lifecycle.critical(
+        "audit log",
+        keep::audit_log(store.clone(), audit_log, soft.clone()),
+    );
+    lifecycle.critical("removals", remove::remove(store.clone(), soft.clone()));
     lifecycle.critical("replays", replay::replay(store, soft));
     let (engine, starting) = (engine.clone(), lifecycle.clone());
     lifecycle.critical("worker", async move {
@@ -127,6 +135,8 @@ async fn work(
         ended_sender,
         wake.clone(),
     );
+    // Before anything is sent: whoever asked the worker before to wait meant this one, too.
+    pauses::heed(&store, &dispatch).await;
     let (drained, recorded) = (CancellationToken::new(), CancellationToken::new());
     let told = outcome::Told {
         failing: Failing::new(times.disable_after),
@@ -174,6 +184,7 @@ async fn work(
         queue: Arc::clone(&engine.queue),
         store: store.clone(),
         registry: Arc::clone(&registry),
+        filters: Arc::default(),
         dispatch: Arc::clone(&dispatch),
         ownership: Arc::clone(&ownership),
         awaited: Arc::clone(&awaited),
@@ -315,6 +326,14 @@ async fn heed_changes(
                 dispatch.lanes().drain_event(event);
                 continue;
             }
+            Change::Cancelled(delivery) => {
+                dispatch.lanes().drain_delivery(delivery);
+                continue;
+            }
+            Change::Pause(pause) => {
+                dispatch.put_off(&[pause], Instant::now());
+                continue;
+            }
             Change::Lane(lane) => {
                 if ownership.owns(lane) {
                     wake.feed(lane);
@@ -328,7 +347,10 @@ async fn heed_changes(
             // Whoever takes them listens, too.
             Change::TestPush => continue,
             Change::Subscription(subscription) => vec![subscription],
-            Change::Everything => dispatch.lanes().subscriptions(),
+            Change::Everything => {
+                pauses::heed(&store, &dispatch).await;
+                dispatch.lanes().subscriptions()
+            }
         };
         if let Err(error) = registry.refresh(&subscriptions).await {
             tracing::debug!(%error, "subscriptions could not be read anew");

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, process::ExitCode, sync::Arc};
 
 use clap::Parser;
 use shared::{
-    config::{self, EngineArgs, OutboundArgs, ProcessArgs, WorkerArgs},
+    config::{self, EngineArgs, OutboundArgs, ProcessArgs, RetentionArgs, WorkerArgs},
     engine::Engine,
     http::{ops, server},
     process,
@@ -23,6 +23,8 @@ struct Args {
     listen: SocketAddr,
     #[command(flatten)]
     worker: WorkerArgs,
+    #[command(flatten)]
+    retention: RetentionArgs,
     #[command(flatten)]
     outbound: OutboundArgs,
     #[command(flatten)]
@@ -50,7 +52,8 @@ fn main() -> ExitCode {
         let (working, starting) = (engine.clone(), lifecycle.clone());
         lifecycle.critical("start", async move {
             if process::prepare(&working, args.engine.migrate, &starting).await? {
-                worker::start(&working, client, &args.worker, &starting)?;
+                let retention = args.retention.retention();
+                worker::start(&working, client, &args.worker, retention, &starting)?;
             }
             Ok(())
         });

@@ -17,13 +17,14 @@ use shared::{
     store::{Store, StoreError},
     telemetry::{self, Ending},
 };
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     dispatch::{Dispatch, Ended},
     failing::{Failing, Went},
     lease::Lease,
+    pauses,
     scheduler::Wake,
     statistics::Statistics,
 };
@@ -55,13 +56,22 @@ pub async fn record(
     drained: CancellationToken,
 ) -> anyhow::Result<()> {
     let mut batch = Vec::with_capacity(BATCH);
+    let mut settle = tokio::time::interval(told.failing.every());
+    settle.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let first = tokio::select! {
             biased;
             first = ended.recv() => first,
             () = drained.cancelled() => ended.try_recv().ok(),
+            _ = settle.tick() => {
+                told.failing.note(&store, &[]).await;
+                continue;
+            }
         };
-        let Some(first) = first else { return Ok(()) };
+        let Some(first) = first else {
+            told.failing.settle(&store, Duration::ZERO).await;
+            return Ok(());
+        };
         batch.push(first);
         if !drained.is_cancelled() {
             tokio::time::sleep(GATHER).await;
@@ -72,9 +82,11 @@ pub async fn record(
             batch.push(more);
         }
         told.statistics.note(&batch);
-        let went: Vec<Went> = batch.iter().filter(|ended| !ended.is_test).map(went).collect();
+        let went: Vec<Went> = batch.iter().filter_map(went).collect();
+        let pauses = pauses::of(&batch);
         let settled = write(&store, &wake, &lease, std::mem::take(&mut batch)).await;
         dispatch.settle(&settled);
+        pauses::tell(&store, &pauses).await;
         told.failing.note(&store, &went).await;
     }
 }
@@ -111,14 +123,16 @@ async fn write(store: &Store, wake: &Wake, lease: &Lease, batch: Vec<Ended>) -> 
     settled
 }
 
-fn went(ended: &Ended) -> Went {
+/// How the subscriber fared. That a test push fails is not held against it; that one succeeds speaks for it.
+fn went(ended: &Ended) -> Option<Went> {
     let outcome = &ended.outcome;
-    Went {
+    let well = matches!(outcome.result, AttemptResult::Delivered { .. });
+    (well || !ended.is_test).then_some(Went {
         organization: outcome.organization,
         subscription: outcome.delivery.subscription,
         version: ended.version,
-        well: matches!(outcome.result, AttemptResult::Delivered { .. }),
-    }
+        well,
+    })
 }
 
 /// Whether nothing more is sent of a delivery that ended so.

@@ -38,23 +38,13 @@ const UNUSED: Duration = Duration::from_secs(30);
 const LEFT_ALONE: Duration = Duration::from_secs(5);
 /// The most lanes that are given up at once for being more than this worker's share.
 const GIVEN_UP_AT_ONCE: u32 = 16;
-/// After this long, no intake is under way any more that was planned before a lane came to be in order.
-const SETTLED: Duration = Duration::from_secs(5);
-/// The most deliveries that are put in order at once.
-const PUT_AT_ONCE: u32 = 1_000;
-
-#[derive(Debug)]
-struct Owned {
-    used: Instant,
-    /// By which version of the subscription its deliveries were last put in order, when, and whether for good.
-    put_in_order: Option<(i64, Instant, bool)>,
-}
 
 #[derive(Debug)]
 struct State {
     /// As whom the lanes are owned.
     worker: WorkerId,
-    owned: HashMap<SubscriptionId, Owned>,
+    /// When each was last needed.
+    owned: HashMap<SubscriptionId, Instant>,
     leaving: HashSet<SubscriptionId>,
     left_alone: HashMap<SubscriptionId, Instant>,
 }
@@ -118,8 +108,8 @@ impl Ownership {
                     continue;
                 }
                 match state.owned.get_mut(lane) {
-                    Some(known) => {
-                        known.used = now;
+                    Some(used) => {
+                        *used = now;
                         owned.insert(*lane);
                     }
                     None if state.left_alone.get(lane).is_some_and(|until| now < *until) => {}
@@ -134,13 +124,7 @@ impl Ownership {
             let mut state = self.state();
             if state.worker == worker {
                 for lane in &got {
-                    state.owned.insert(
-                        *lane,
-                        Owned {
-                            used: now,
-                            put_in_order: None,
-                        },
-                    );
+                    state.owned.insert(*lane, now);
                     owned.insert(*lane);
                 }
                 for lane in wanted.iter().filter(|lane| !got.contains(lane)) {
@@ -149,24 +133,6 @@ impl Ownership {
             }
         }
         Ok(owned)
-    }
-
-    /// Sees to it that all open deliveries of an owned lane are in order: those, too, that were stored before the subscription
-    /// of this `version` wanted it.
-    pub async fn put_in_order(&self, lane: SubscriptionId, version: i64) -> store::Result<()> {
-        let now = Instant::now();
-        let last = match self.state().owned.get(&lane).map(|owned| owned.put_in_order) {
-            None => return Ok(()),
-            Some(Some((of, _, true))) if of == version => return Ok(()),
-            Some(Some((of, at, false))) if of == version && now < at + SETTLED => return Ok(()),
-            Some(Some((of, _, false))) => of == version,
-            Some(_) => false,
-        };
-        while self.store.deliveries.put_in_order(lane, PUT_AT_ONCE).await? == PUT_AT_ONCE {}
-        if let Some(owned) = self.state().owned.get_mut(&lane) {
-            owned.put_in_order = Some((version, now, last));
-        }
-        Ok(())
     }
 
     /// Looks it all over now and then, until the soft signal.
@@ -211,13 +177,13 @@ impl Ownership {
                 state.leaving.insert(lane);
                 waiting.extend(lanes.drain(lane));
             }
-            let unused = |lane: &SubscriptionId, owned: &Owned| {
-                state.leaving.contains(lane) || now.duration_since(owned.used) > UNUSED
+            let unused = |lane: &SubscriptionId, used: &Instant| {
+                state.leaving.contains(lane) || now.duration_since(*used) > UNUSED
             };
             let quiet: Vec<SubscriptionId> = state
                 .owned
                 .iter()
-                .filter(|(lane, owned)| unused(lane, owned) && lanes.is_quiet(**lane) != Some(false))
+                .filter(|(lane, used)| unused(lane, used) && lanes.is_quiet(**lane) != Some(false))
                 .map(|(lane, _)| *lane)
                 .collect();
             for lane in &quiet {

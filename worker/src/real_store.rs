@@ -18,7 +18,7 @@ use shared::{
     seal::{self, Sealed, Sealer},
     signature::SignatureScheme,
     store::{
-        InForce, IntakeBatch, IntakeOutcome, NewKey, NewSecret, Page, PageRequest, PatchOutcome,
+        FiltersKept, InForce, IntakeBatch, IntakeOutcome, NewKey, NewSecret, Page, PageRequest, PatchOutcome,
         PlannedDelivery, Result, SealedSecrets, Store, StoreError, SubscriptionPatch, Subscriptions, sqlite,
     },
     subscription::{AttemptTimeout, Format, MaxInFlight, Metadata, Push, Target},
@@ -117,6 +117,10 @@ impl Subscriptions for Watched {
         self.real.webhook(organization).await
     }
 
+    async fn filters_beside(&self, organization: OrganizationId, id: SubscriptionId) -> Result<FiltersKept> {
+        self.real.filters_beside(organization, id).await
+    }
+
     async fn in_force(&self, organizations: &[OrganizationId]) -> Result<Vec<InForce>> {
         self.real.in_force(organizations).await
     }
@@ -208,6 +212,7 @@ impl RealStore {
             enabled: true,
             disabled_reason: None,
             description: None,
+            filter: None,
             metadata: Metadata::default(),
             version: 1,
             created_at: Timestamp::now(),
@@ -242,7 +247,6 @@ impl RealStore {
                 event,
                 subscription,
                 held: held_by.is_some(),
-                in_order: false,
             })
             .collect();
         let in_force = self.store.subscriptions.in_force(&[self.organization]).await;

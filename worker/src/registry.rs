@@ -75,7 +75,21 @@ pub struct Registry {
 #[derive(Debug, Clone)]
 struct Known {
     found: Found,
+    /// The version that was read; `None` if there was nothing to read.
+    version: Option<i64>,
     as_of: Instant,
+}
+
+impl Known {
+    /// Whether a reading that was begun `as_of` then, and came to this version, says nothing new: readings may cross.
+    fn is_newer(&self, version: Option<i64>, as_of: Instant) -> bool {
+        match (self.version, version) {
+            (Some(known), Some(read)) => known > read,
+            // One of the two is before it was created, or after it was deleted.
+            (Some(_), None) | (None, Some(_)) => self.as_of > as_of,
+            (None, None) => false,
+        }
+    }
 }
 
 impl Registry {
@@ -103,17 +117,32 @@ impl Registry {
             }
         }
         if !missing.is_empty() {
-            let as_of = Instant::now();
-            for in_force in self.store.subscriptions.in_force(&missing).await? {
-                for subscription in &in_force.subscriptions {
-                    self.note(subscription, as_of);
-                }
-                let in_force = Arc::new(in_force);
-                self.in_force.insert(in_force.organization, Arc::clone(&in_force));
-                found.insert(in_force.organization, in_force);
-            }
+            found.extend(self.read_in_force(&missing).await?);
         }
         Ok(found)
+    }
+
+    /// The subscriptions of an organization as they are in the store now, whatever is remembered.
+    pub async fn in_force_now(&self, organization: OrganizationId) -> store::Result<Option<Arc<InForce>>> {
+        let read = self.read_in_force(&[organization]).await?;
+        Ok(read.into_iter().next().map(|(_, in_force)| in_force))
+    }
+
+    async fn read_in_force(
+        &self,
+        organizations: &[OrganizationId],
+    ) -> store::Result<Vec<(OrganizationId, Arc<InForce>)>> {
+        let as_of = Instant::now();
+        let read = self.store.subscriptions.in_force(organizations).await?;
+        let read = read.into_iter().map(|in_force| {
+            for subscription in &in_force.subscriptions {
+                self.note(subscription, as_of);
+            }
+            let in_force = Arc::new(in_force);
+            self.in_force.insert(in_force.organization, Arc::clone(&in_force));
+            (in_force.organization, in_force)
+        });
+        Ok(read.collect())
     }
 
     /// Forgets what was remembered for planning: it is stale.
@@ -127,19 +156,10 @@ impl Registry {
     pub fn confirm(&self, versions: impl Iterator<Item = (SubscriptionId, i64)>) {
         let as_of = Instant::now();
         for (subscription, version) in versions {
-            if let Some(Known {
-                found: Found::Enabled(route),
-                ..
-            }) = self.routes.get(&subscription)
-                && route.subscription.version == version
+            if let Some(known) = self.routes.get(&subscription)
+                && known.version == Some(version)
             {
-                self.routes.insert(
-                    subscription,
-                    Known {
-                        found: Found::Enabled(route),
-                        as_of,
-                    },
-                );
+                self.routes.insert(subscription, Known { as_of, ..known });
             }
         }
     }
@@ -169,13 +189,7 @@ impl Registry {
             for id in some {
                 match read.get(id) {
                     Some(subscription) => self.note(subscription, as_of),
-                    None => self.routes.insert(
-                        *id,
-                        Known {
-                            found: Found::Gone,
-                            as_of,
-                        },
-                    ),
+                    None => self.know(*id, Found::Gone, None, as_of),
                 }
             }
         }
@@ -194,16 +208,24 @@ impl Registry {
             {
                 Found::Enabled(route)
             }
-            // Two reads may cross: the newer version stays.
-            Some(Known {
-                found: Found::Enabled(route),
-                ..
-            }) if route.subscription.version > subscription.version => {
-                return;
-            }
+            Some(known) if known.is_newer(Some(subscription.version), as_of) => return,
             _ => self.prepare(subscription),
         };
-        self.routes.insert(subscription.id, Known { found, as_of });
+        self.know(subscription.id, found, Some(subscription.version), as_of);
+    }
+
+    fn know(&self, subscription: SubscriptionId, found: Found, version: Option<i64>, as_of: Instant) {
+        match self.routes.get(&subscription) {
+            Some(known) if known.is_newer(version, as_of) => {}
+            _ => self.routes.insert(
+                subscription,
+                Known {
+                    found,
+                    version,
+                    as_of,
+                },
+            ),
+        }
     }
 
     fn prepare(&self, subscription: &Arc<Subscription>) -> Found {
@@ -267,4 +289,80 @@ fn header_map(headers: &StaticHeaders) -> Result<HeaderMap, String> {
         map.insert(parsed, value);
     }
     Ok(map)
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::store::SubscriptionPatch;
+
+    use super::*;
+    use crate::real_store::RealStore;
+
+    /// What is known of a subscription after two readings, of which the one that began first is noted last.
+    fn crossed(
+        registry: &Registry,
+        newer: Option<&Arc<Subscription>>,
+        older: Option<&Arc<Subscription>>,
+    ) -> Found {
+        let (first, second) = (Instant::now(), Instant::now() + Duration::from_millis(1));
+        let id = newer.or(older).expect("one was read").id;
+        for (read, as_of) in [(newer, second), (older, first)] {
+            match read {
+                Some(subscription) => registry.note(subscription, as_of),
+                None => registry.know(id, Found::Gone, None, as_of),
+            }
+        }
+        registry.routes.get(&id).expect("something is known").found
+    }
+
+    #[tokio::test]
+    async fn readings_that_cross_leave_what_is_newer() {
+        let real = RealStore::open().await;
+        let enabled = real.subscription().await;
+        let disable = SubscriptionPatch {
+            enabled: Some(false),
+            ..SubscriptionPatch::default()
+        };
+        let subscriptions = &real.store.subscriptions;
+        let (organization, id) = (enabled.organization, enabled.id);
+        subscriptions
+            .patch(organization, id, enabled.version, disable)
+            .await
+            .unwrap();
+        let disabled = Arc::new(subscriptions.get(organization, id).await.unwrap().unwrap());
+        let enabled = Arc::new(enabled);
+        let (now, before) = (Some(&disabled), Some(&enabled));
+        assert!(matches!(crossed(&real.registry(), now, before), Found::Disabled));
+        // Whichever began first: the version decides.
+        let again = real.registry();
+        assert!(matches!(crossed(&again, before, now), Found::Disabled));
+        assert!(matches!(crossed(&real.registry(), None, before), Found::Gone));
+        assert!(matches!(
+            crossed(&real.registry(), before, None),
+            Found::Enabled(_)
+        ));
+    }
+
+    #[tokio::test]
+    async fn what_is_in_force_now_is_read_and_remembered() {
+        let (real, one) = (RealStore::open().await, [OrganizationId::new()]);
+        let (registry, ours) = (real.registry(), [real.organization()]);
+        let count = |known: Option<&Arc<InForce>>| known.map(|known| known.subscriptions.len());
+        let before = count(registry.in_force(&ours).await.unwrap().get(&ours[0]));
+        let made = real.subscription().await;
+        assert_eq!(
+            count(registry.in_force(&ours).await.unwrap().get(&ours[0])),
+            before,
+            "as remembered"
+        );
+        let now = registry.in_force_now(ours[0]).await.unwrap();
+        assert_eq!(count(now.as_ref()), before.map(|before| before + 1));
+        let remembered = registry.in_force(&ours).await.unwrap();
+        assert_eq!(count(remembered.get(&ours[0])), count(now.as_ref()));
+        assert!(matches!(
+            registry.route(made.id).await.unwrap(),
+            Found::Enabled(_)
+        ));
+        assert!(registry.in_force_now(one[0]).await.unwrap().is_none());
+    }
 }

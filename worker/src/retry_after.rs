@@ -4,11 +4,12 @@ use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, HeaderValue, header};
 
-/// How long an answer asks to be left alone; `None` if it does not, or says it in a way that cannot be read.
+/// How long an answer asks to be left alone; `None` if it does not, or says it in a way that cannot be read. No time, or a
+/// date that has passed, is nothing asked for: such an answer is a failure like any other.
 ///
 /// A date is reckoned from the answer's own `Date`, where it has one: the subscriber's clock may be another than ours.
 pub fn asked(headers: &HeaderMap) -> Option<Duration> {
-    asked_at(headers, SystemTime::now())
+    asked_at(headers, SystemTime::now()).filter(|wait| !wait.is_zero())
 }
 
 fn asked_at(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
@@ -19,7 +20,6 @@ fn asked_at(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     }
     let until = httpdate::parse_http_date(text).ok()?;
     let from = headers.get(header::DATE).and_then(date).unwrap_or(now);
-    // What has passed already asks for nothing.
     Some(until.duration_since(from).unwrap_or_default())
 }
 
@@ -46,6 +46,8 @@ mod tests {
     fn what_cannot_be_read_asks_for_nothing() {
         for text in [
             "",
+            "0",
+            "00",
             "-1",
             "1.5",
             "soon",
@@ -77,15 +79,19 @@ mod tests {
                 "{text}"
             );
         }
+        for passed in ["Sun, 06 Nov 1994 08:48:00 GMT", "Sun, 06 Nov 1994 08:49:07 GMT"] {
+            assert_eq!(asked(&headers(passed, date)), None, "{passed}");
+        }
         assert_eq!(
-            asked(&headers("Sun, 06 Nov 1994 08:48:00 GMT", date)),
-            Some(Duration::ZERO)
+            asked(&headers("Sun, 06 Nov 1994 08:49:37 GMT", None)),
+            None,
+            "by our clock"
         );
     }
 
     proptest! {
         #[test]
-        fn seconds_are_seconds(seconds: u64) {
+        fn seconds_are_seconds(seconds in 1..=u64::MAX) {
             prop_assert_eq!(asked(&headers(&seconds.to_string(), None)), Some(Duration::from_secs(seconds)));
         }
 

@@ -272,7 +272,6 @@ impl Scheduler {
 impl Scheduler {
     /// Claims the beginning of a lane in order, which this worker owns.
     async fn feed_in_order(&self, lane: SubscriptionId, terms: Terms) -> store::Result<()> {
-        self.ownership.put_in_order(lane, terms.version).await?;
         let room = self
             .dispatch
             .lanes()

@@ -36,6 +36,12 @@ const DEFAULT_WAIT_MS: u64 = 2_000;
 /// How long it may be asked to wait.
 const MAX_WAIT_MS: u64 = 30_000;
 
+/// A delivery of an event that is shown.
+const A_DELIVERY: &[(&str, &str)] = &[
+    ("id", "$response.body#/id"),
+    ("subscription", "$response.body#/deliveries/0/subscription"),
+];
+
 pub(crate) fn routes() -> Routes<Arc<Control>> {
     let events = Routes::of("Events")
         .at(
@@ -65,7 +71,10 @@ pub(crate) fn routes() -> Routes<Arc<Control>> {
                 show,
                 doc("getEvent", "Get an event")
                     .text("With its deliveries, every attempt, and which subscriptions do not match and why.")
-                    .header(404, Header::RetryAfter),
+                    .header(404, Header::RetryAfter)
+                    .link(200, "getDelivery", A_DELIVERY)
+                    .link(200, "retryDelivery", A_DELIVERY)
+                    .link(200, "cancelDelivery", A_DELIVERY),
             )
             .and_delete(
                 erase::erase,
@@ -294,7 +303,7 @@ async fn show(
 ) -> Result<Answer<Shown>, ApiError> {
     let organization = caller.organization();
     let event = found(&control, organization, id, query).await?;
-    let unmatched = Unmatched::of(&control.api.store, organization, &event).await?;
+    let unmatched = Unmatched::of(&control, organization, &event).await?;
     Ok(Answer::ok(Shown {
         event: EventView::try_from(event)?,
         unmatched,

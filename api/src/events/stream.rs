@@ -304,7 +304,7 @@ impl Stream {
     /// Whether its key is good for it now. While nobody can tell, it was.
     async fn is_allowed(&mut self) -> bool {
         self.check = Instant::now() + CHECK;
-        match self.control.api.auth.authenticate(&self.credentials).await {
+        match self.control.api.auth.authenticate(&self.credentials, None).await {
             Ok(grant) => grant.organization == self.organization && grant.scopes.contains(Scope::EventsRead),
             Err(error) => error.code() != Code::Unauthorized,
         }

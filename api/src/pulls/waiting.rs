@@ -100,7 +100,7 @@ impl Pullers {
                 change = changes.recv() => match change {
                     Ok(Change::Lane(lane) | Change::Subscription(lane)) => self.waiting().ring(lane),
                     Ok(Change::Everything) | Err(RecvError::Lagged(_)) => self.waiting().ring_all(),
-                    Ok(Change::Closed(_) | Change::Awaited(_) | Change::TestPush) => {}
+                    Ok(Change::Closed(_) | Change::Cancelled(_) | Change::Awaited(_) | Change::Pause(_) | Change::TestPush) => {}
                     // The store is being closed.
                     Err(RecvError::Closed) => return Ok(()),
                 },

@@ -15,7 +15,8 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use shared::{
-    Builtin, EventPattern, OrganizationId, Subscription, SubscriptionId, SubscriptionUrl, Timestamp,
+    Builtin, EventPattern, Filter, OrganizationId, Subscription, SubscriptionId, SubscriptionUrl, Timestamp,
+    filter::{MAX_CHARACTERS, MAX_FILTERS},
     http::{
         ApiError, Code, FieldError, JsonBody, Query,
         openapi::{Header, Routes, doc, get, post},
@@ -47,6 +48,9 @@ use crate::{
 /// How often a change is tried that others keep getting ahead of.
 const MAX_TRIES: usize = 5;
 
+/// The replay that was made.
+const THE_REPLAY: &[(&str, &str)] = &[("id", "$request.path.id"), ("replay", "$response.body#/id")];
+
 pub(crate) fn routes() -> Routes<Arc<Control>> {
     let refused = "it is the built-in inbox, or others are changing it at the same time";
     Routes::of("Subscriptions")
@@ -57,7 +61,8 @@ pub(crate) fn routes() -> Routes<Arc<Control>> {
                 doc("createSubscription", "Create a subscription")
                     .text("Its signing secret is answered here and never again.")
                     .header(201, Header::Location)
-                    .header(201, Header::NoStore),
+                    .header(201, Header::NoStore)
+                    .link(201, "pullEvents", &[("id", "$response.body#/id")]),
             )
             .and_get(list, doc("listSubscriptions", "List subscriptions")),
         )
@@ -133,6 +138,8 @@ pub(crate) fn routes() -> Routes<Arc<Control>> {
                 doc("createReplay", "Replay deliveries")
                     .text("Opens deliveries again that have ended, in the background.")
                     .header(202, Header::Location)
+                    .link(202, "getReplay", THE_REPLAY)
+                    .link(202, "cancelReplay", THE_REPLAY)
                     .problem(Code::Conflict, "ten replays of the organization are running"),
             ),
         )
@@ -187,6 +194,7 @@ fn new(id: SubscriptionId, organization: OrganizationId, target: Target) -> Subs
         enabled: true,
         disabled_reason: None,
         description: None,
+        filter: None,
         metadata: shared::subscription::Metadata::default(),
         version: 1,
         created_at: now,
@@ -205,13 +213,35 @@ pub(crate) async fn check_target(
     checked.map_err(|blocked| ApiError::invalid(vec![FieldError::at(&[field], blocked.to_string())]))
 }
 
+/// Refuses a filter that would make too many of an organization. (Requests at the same moment may come to a few more.)
+async fn check_filters(
+    control: &Control,
+    organization: OrganizationId,
+    id: SubscriptionId,
+    filter: &Filter,
+) -> Result<(), ApiError> {
+    let subscriptions = &control.api.store.subscriptions;
+    let others = subscriptions.filters_beside(organization, id).await?;
+    let characters = filter.as_str().chars().count() as u64;
+    let rule = if others.count >= MAX_FILTERS {
+        format!("would be one too many: an organization has at most {MAX_FILTERS} filters")
+    } else if others.characters + characters > MAX_CHARACTERS {
+        format!(
+            "would be too much: an organization's filters have at most {MAX_CHARACTERS} characters together"
+        )
+    } else {
+        return Ok(());
+    };
+    Err(ApiError::invalid(vec![FieldError::at(&["filter"], rule)]))
+}
+
 async fn create(
     State(control): State<Arc<Control>>,
     caller: Caller<Subscriptions>,
     local: FromThisMachine,
     body: JsonBody<NewSubscription>,
 ) -> Result<Made<SubscriptionView>, ApiError> {
-    let settings = Settings::parse(&body.0)?;
+    let settings = Settings::read(body.0).await?;
     let kind = settings.kind.unwrap_or_default();
     settings.check(kind)?;
     let organization = caller.organization();
@@ -239,6 +269,10 @@ async fn create(
     }
     if let Some(event_types) = settings.event_types {
         subscription.event_types = event_types;
+    }
+    subscription.filter = settings.filter.flatten();
+    if let Some(filter) = &subscription.filter {
+        check_filters(&control, organization, subscription.id, filter).await?;
     }
     subscription.enabled = settings.enabled.unwrap_or(true);
     subscription.description = settings.description.flatten();
@@ -307,7 +341,7 @@ async fn change(
     let organization = caller.organization();
     let mut current = found(&control, organization, id).await?;
     refuse_inbox(&current)?;
-    let settings = Settings::parse(&body.0)?;
+    let settings = Settings::read(body.0).await?;
     settings.check(Kind::of(&current.target))?;
     if settings
         .signature_scheme
@@ -325,6 +359,9 @@ async fn change(
     if let Some(url) = &settings.url {
         check_target(&control, "url", url, local).await?;
     }
+    if let Some(Some(filter)) = &settings.filter {
+        check_filters(&control, organization, id, filter).await?;
+    }
     for _ in 0..MAX_TRIES {
         let patch = SubscriptionPatch {
             target: match current.push() {
@@ -332,6 +369,7 @@ async fn change(
                 None => None,
             },
             event_types: settings.event_types.clone(),
+            filter: settings.filter.clone(),
             enabled: settings.enabled,
             description: settings.description.clone(),
             metadata: settings.metadata(&current.metadata)?,

@@ -2,11 +2,12 @@
 
 use std::{borrow::Cow, str::FromStr};
 
+use bytes::Bytes;
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use shared::{
-    EventPattern, Invalid, OrganizationId, RetrySchedule, SubscriptionId, SubscriptionUrl,
+    EventPattern, Filter, Invalid, OrganizationId, RetrySchedule, SubscriptionId, SubscriptionUrl,
     http::openapi::TEXT,
     http::{ApiError, FieldError, Fields, Unknown, fields},
     invalid,
@@ -68,6 +69,8 @@ pub(super) struct NewSubscription {
     /// Events that are wanted; `*` leaves out the system's own.
     #[schemars(default = "all", length(min = 1, max = 100))]
     event_types: Vec<EventPattern>,
+    /// Of those events, only the ones for which this is true; `null` is all of them.
+    filter: Option<Filter>,
     #[schemars(default = "yes")]
     enabled: bool,
     #[schemars(length(max = 1_024), regex(pattern = TEXT))]
@@ -209,6 +212,12 @@ pub(super) struct Settings {
     pub(super) kind: Option<Kind>,
     pub(super) url: Option<SubscriptionUrl>,
     pub(super) event_types: Option<Vec<EventPattern>>,
+    /// `Some(None)` is `null`: all events of the types.
+    #[expect(
+        clippy::option_option,
+        reason = "not given, null and a filter are three things"
+    )]
+    pub(super) filter: Option<Option<Filter>>,
     pub(super) enabled: Option<bool>,
     /// `Some(None)` is `null`: there is to be none.
     #[expect(
@@ -236,6 +245,13 @@ pub(super) struct Settings {
 pub(super) type Members<K, V> = Option<Vec<(K, Option<V>)>>;
 
 impl Settings {
+    /// Reads a request body, where blocking is allowed: compiling a filter may take some milliseconds.
+    pub(super) async fn read(body: Bytes) -> Result<Self, ApiError> {
+        let reading = tokio::task::spawn_blocking(move || Self::parse(&body));
+        let read = reading.await;
+        read.map_err(|error| ApiError::internal(&format!("a body was not read: {error}")))?
+    }
+
     /// Reads a request body; every broken rule is named.
     pub(super) fn parse(body: &[u8]) -> Result<Self, ApiError> {
         let mut fields = Fields::parse(body, Unknown::Refuse)?.documented::<NewSubscription>();
@@ -243,6 +259,7 @@ impl Settings {
             kind: set(&mut fields, "kind", fields::string(str::parse)),
             url: set(&mut fields, "url", fields::string(SubscriptionUrl::parse)),
             event_types: set(&mut fields, "event_types", patterns),
+            filter: fields.nullable("filter", fields::string(Filter::parse)),
             enabled: set(&mut fields, "enabled", fields::boolean),
             description: fields.nullable("description", fields::string(description)),
             retry_schedule: set(
@@ -426,7 +443,7 @@ mod tests {
         insta::assert_snapshot!(refused(
             r#"{"kind":"poll","url":"ftp://x","event_types":["a","b*"],"enabled":1,"description":"\u0000",
                 "retry_schedule_seconds":[0],"timeout_ms":999,"max_in_flight":257,"rate_limit_per_second":0,
-                "ordering":"lifo","signature_scheme":"rsa","filter":"true","format":"xml","headers":{"Content-Type":"x"},
+                "ordering":"lifo","signature_scheme":"rsa","filter":"true =","format":"xml","headers":{"Content-Type":"x"},
                 "metadata":{"a":1}}"#
         ));
         insta::assert_snapshot!(refused(

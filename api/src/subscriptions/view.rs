@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::Serialize;
 use shared::{
-    Builtin, EventPattern, RetrySchedule, Subscription, SubscriptionId, Timestamp,
+    Builtin, EventPattern, Filter, RetrySchedule, Subscription, SubscriptionId, Timestamp,
     http::openapi::Mask,
     signature::{SignatureScheme, SigningKey},
     subscription::{AttemptTimeout, Format, MASK, MaxInFlight, Metadata, Ordering, RateLimit, Target},
@@ -23,6 +23,7 @@ pub(super) struct SubscriptionView {
     #[serde(flatten)]
     push: Option<PushView>,
     event_types: Vec<EventPattern>,
+    filter: Option<Filter>,
     enabled: bool,
     disabled_reason: Option<String>,
     description: Option<String>,
@@ -85,6 +86,7 @@ impl SubscriptionView {
             builtin: subscription.builtin,
             push,
             event_types: subscription.event_types,
+            filter: subscription.filter,
             enabled: subscription.enabled,
             disabled_reason: subscription.disabled_reason,
             description: subscription.description,

@@ -9,7 +9,7 @@ use serde_json::Value;
 use shared::{
     AcceptedEvent, Builtin, DedupId, DeliveryKey, EventId, EventType, FailureKind, OrganizationId, Payload,
     SubscriptionId, Timestamp, WorkerId,
-    auth::Auth,
+    auth::{AddressRules, Auth},
     config::EngineArgs,
     delivery::{AttemptOutcome, AttemptResult, Failure, Next},
     engine::Engine,
@@ -102,7 +102,7 @@ impl Desk {
         let api = Api {
             store: engine.store.clone(),
             sealer: Arc::clone(&engine.sealer),
-            auth: Auth::start(&engine, &lifecycle),
+            auth: Auth::start(&engine, AddressRules::default(), &lifecycle),
             publisher: publisher.clone(),
             pullers: Pullers::start(&engine.store, &lifecycle),
             targets: Targets {
@@ -111,6 +111,7 @@ impl Desk {
             },
             signup,
             admin_token: admin_token.map(Into::into),
+            retention_days: 30,
             lifecycle: lifecycle.clone(),
         };
         let routes = server::with_fallbacks(api::routes(Arc::new(api)));
@@ -250,7 +251,6 @@ impl Desk {
             event,
             subscription,
             held: false,
-            in_order: false,
         };
         let deliveries: Vec<_> = (0..events.len()).map(planned).collect();
         let batch = IntakeBatch {

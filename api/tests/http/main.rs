@@ -14,3 +14,4 @@ mod pulls;
 mod search;
 mod set_aside;
 mod subscriptions;
+mod usage;

@@ -1,6 +1,7 @@
 use api::Signup;
 use http::Method;
 use serde_json::json;
+use shared::store::Removed;
 
 use crate::harness::{ADMIN_TOKEN, Desk};
 
@@ -117,4 +118,72 @@ async fn signup_from_this_machine_is_for_nobody_else() {
     assert_eq!(post(&[("host", "rebound.example.com")]).await, 403);
     assert_eq!(post(&[("origin", "https://example.com")]).await, 403);
     assert_eq!(post(&[("sec-fetch-site", "cross-site")]).await, 403);
+}
+
+#[tokio::test]
+async fn an_organization_is_removed_by_the_operator() {
+    let desk = Desk::open().await;
+    let (tenant, other) = (desk.tenant().await, desk.tenant().await);
+    let inbox = desk.inbox(&tenant).await;
+    for _ in 0..3 {
+        desk.event(&tenant, "user.created", "1", inbox).await;
+    }
+    let path = format!("/v1/organizations/{}", tenant.id);
+    for refused in [
+        desk.delete(&path, &tenant.key).await,
+        desk.get(&path, &tenant.key).await,
+        desk.get("/v1/organizations", &tenant.key).await,
+    ] {
+        assert_eq!(refused.status, 401, "it is the operator's");
+    }
+    let first = desk.get("/v1/organizations?limit=1", ADMIN_TOKEN).await;
+    assert_eq!(first.ids(), [other.id.to_string()]);
+    let next = first.next("/v1/organizations?limit=1").unwrap();
+    let rest = desk.get(&next, ADMIN_TOKEN).await;
+    insta::assert_snapshot!(rest.shown());
+    assert_eq!(rest.ids(), [tenant.id.to_string()]);
+
+    let removal = desk.delete(&path, ADMIN_TOKEN).await;
+    insta::assert_snapshot!(removal.shown());
+    assert_eq!(
+        desk.get("/v1/organization", &tenant.key).await.status,
+        401,
+        "at once"
+    );
+    assert_eq!(
+        desk.delete(&path, ADMIN_TOKEN).await.status,
+        202,
+        "again changes nothing"
+    );
+    // As a worker does.
+    let removals = &desk.engine.store.removals;
+    assert_eq!(removals.remove_some(tenant.id).await.unwrap(), Removed::Some);
+    let shown = desk.get(&path, ADMIN_TOKEN).await;
+    assert_eq!(shown.body["removal"]["events_removed"], 3);
+    while removals.remove_some(tenant.id).await.unwrap() != Removed::All {}
+    let gone = desk.get(&path, ADMIN_TOKEN).await;
+    insta::assert_snapshot!(gone.shown());
+    let again = desk.delete(&path, ADMIN_TOKEN).await;
+    assert_eq!(
+        (again.status.as_u16(), &again.body),
+        (202_u16, &gone.body),
+        "it is remembered"
+    );
+    let listed = desk.get("/v1/organizations", ADMIN_TOKEN).await;
+    assert_eq!(listed.ids(), [other.id.to_string()]);
+    assert_eq!(desk.get("/v1/organization", &other.key).await.status, 200);
+}
+
+#[tokio::test]
+async fn an_organization_says_how_long_it_keeps_events() {
+    let desk = Desk::open().await;
+    let tenant = desk.tenant().await;
+    let set = async |body| desk.patch("/v1/organization", &tenant.key, &body).await;
+    insta::assert_snapshot!(set(json!({"retention_days": 7})).await.shown());
+    insta::assert_snapshot!(set(json!({"retention_days": 31, "name": ""})).await.problem());
+    assert_eq!(
+        set(json!({"retention_days": null})).await.body["retention_days"],
+        json!(null)
+    );
+    assert_eq!(set(json!({})).await.status, 200, "nothing changes nothing");
 }

@@ -155,7 +155,7 @@ async fn broken_rules_are_named() {
     let post = async |body| desk.post("/v1/subscriptions", &tenant.key, &body).await.problem();
     insta::assert_snapshot!(post(json!({})).await);
     insta::assert_snapshot!(
-        post(json!({"url": "https://u:p@1.1.1.1/", "filter": "true", "ordering": "fifo"})).await
+        post(json!({"url": "https://u:p@1.1.1.1/", "filters": "true", "ordering": "fifo"})).await
     );
     insta::assert_snapshot!(post(json!({"kind": "pull", "url": "https://1.1.1.1"})).await);
 }
@@ -379,4 +379,32 @@ async fn how_a_subscription_fares_is_shown() {
     );
     let narrow = desk.key(&tenant, &["events:write"]).await;
     assert_eq!(desk.get(&path, &narrow).await.status, 403);
+}
+
+#[tokio::test]
+async fn the_filters_of_an_organization_have_a_bound() {
+    let desk = Desk::open().await;
+    let tenant = desk.tenant().await;
+    let filter = format!("type == '{}'", "x".repeat(2_038));
+    let body = json!({"kind": "pull", "filter": filter});
+    let mut paths = Vec::new();
+    for _ in 0..64 {
+        let made = desk.post("/v1/subscriptions", &tenant.key, &body).await;
+        assert_eq!(made.status, 201, "{}", made.body);
+        paths.push(made.headers["location"].to_str().unwrap().to_owned());
+    }
+    let small = json!({"kind": "pull", "filter": "true"});
+    let refused = desk.post("/v1/subscriptions", &tenant.key, &small).await;
+    insta::assert_snapshot!(refused.shown());
+    // One in the place of another is no more.
+    let changed = desk.patch(&paths[0], &tenant.key, &small).await;
+    assert_eq!(changed.body["filter"], "true");
+    let taken = desk.post("/v1/subscriptions", &tenant.key, &small).await;
+    assert_eq!(taken.status, 201, "{}", taken.body);
+    // It is each organization's own.
+    let other = desk.tenant().await;
+    assert_eq!(
+        desk.post("/v1/subscriptions", &other.key, &body).await.status,
+        201
+    );
 }

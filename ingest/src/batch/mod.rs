@@ -22,6 +22,7 @@ use shared::{
     http::{
         ApiError, Code, Fields, Unknown,
         body::{self, Cap, MediaType, unsupported},
+        server::Peer,
     },
 };
 
@@ -64,7 +65,8 @@ pub(crate) async fn cloud_events(ingest: &Ingest, request: Request) -> Result<Re
 }
 
 async fn accept(ingest: &Ingest, request: Request, kind: Kind) -> Result<Response, ApiError> {
-    let accepted = match Poster::of(ingest, request.headers()).await {
+    let peer = Peer::of(request.extensions());
+    let accepted = match Poster::of(ingest, request.headers(), peer).await {
         Ok(poster) => accept_from(&poster, request, kind)
             .await
             .map_err(|error| poster.refusal(error)),

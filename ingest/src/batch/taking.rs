@@ -11,7 +11,7 @@ use std::{
 use shared::{
     DedupId, Entry, EventId, EventType, Timestamp,
     event::Digest16,
-    http::ApiError,
+    http::{ApiError, Code},
     queue::{MAX_FRAME_BYTES, PublishError, frame},
 };
 use tokio::time::{Instant, timeout_at};
@@ -61,6 +61,11 @@ pub(super) async fn take(
     batch.send_notes();
     let accepted = batch.outcomes.iter().filter(|outcome| outcome.is_ok()).count();
     poster.give_back(taken - accepted);
+    let limited = |outcome: &&Outcome| {
+        let error = outcome.as_ref().err();
+        error.is_some_and(|error| error.code() == Code::RateLimited)
+    };
+    poster.count(accepted, batch.outcomes.iter().filter(limited).count());
     batch.outcomes
 }
 

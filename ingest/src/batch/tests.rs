@@ -14,7 +14,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use shared::{
     AcceptedEvent, Entry, Grant, KeyId, OrganizationId, Scope, Tier,
-    auth::Auth,
+    auth::{AddressRules, Auth},
     config::EngineArgs,
     engine::Engine,
     lifecycle::Lifecycle,
@@ -113,7 +113,12 @@ impl Front {
             tokio::task::yield_now().await;
         }
         Self {
-            ingest: Ingest::new(Auth::start(&engine, &lifecycle), publisher),
+            ingest: Ingest::start(
+                &engine,
+                Auth::start(&engine, AddressRules::default(), &lifecycle),
+                publisher,
+                &lifecycle,
+            ),
             paper,
             organization: OrganizationId::new(),
             lifecycle,
@@ -493,5 +498,38 @@ proptest! {
                 assert!(!(later && fresh(result)), "{place} got in behind one that did not");
             }
         });
+    }
+
+    #[test]
+    fn each_event_is_read_as_if_it_were_alone(
+        items in prop::collection::vec(
+            prop_oneof![
+                r#"\{"type":"[a-z.* ]{0,4}","payload":(0|[1-9][0-9]{0,2})\}"#,
+                r#"\{"(type|payload|dedup_id|more)":("[a-z]{0,3}"|1|null)\}"#,
+                r#"\{"specversion":"(1\.0|2)","type":"a","source":"[/ ]{0,2}","id":"[a-z]{0,2}"\}"#,
+                Just("null".to_owned()), Just("[[]]".to_owned()), Just("\"\\ud800\"".to_owned()),
+            ],
+            1..12,
+        ),
+        as_lines: bool,
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let kinds = if as_lines { vec![Kind::Plain] } else { vec![Kind::Plain, Kind::CloudEvents] };
+        for kind in kinds {
+            let (layout, body) = if as_lines {
+                (Layout::Lines, items.join("\n"))
+            } else {
+                (Layout::Array, format!("[{}]", items.join(",")))
+            };
+            let events = runtime.block_on(read(&Bytes::from(body), layout, kind, None)).unwrap();
+            prop_assert_eq!(events.len(), items.len());
+            for (item, event) in items.iter().zip(events) {
+                let alone = Bytes::from(item.clone());
+                let shown = |event: Result<Posted, ApiError>| event
+                    .map(|event| (event.event_type, event.payload.as_str().to_owned(), event.dedup_id, event.source))
+                    .map_err(|error| error.to_result().to_string());
+                prop_assert_eq!(shown(event), shown(read_one(&alone, &alone, kind, None)), "{}", item);
+            }
+        }
     }
 }

@@ -185,7 +185,81 @@ fn the_form_is_told_by_the_head() {
     )])));
 }
 
+/// The attributes that a problem names.
+fn named(error: &ApiError, place: &str) -> Vec<String> {
+    let problem = error.to_result();
+    let errors = problem["errors"].as_array().cloned().unwrap_or_default();
+    let named = errors.iter().filter_map(|error| error[place].as_str());
+    named
+        .map(|name| name.trim_start_matches('/').to_owned())
+        .collect()
+}
+
+/// Attributes of an event, as texts that break a rule now and then.
+fn attributes() -> impl Strategy<Value = std::collections::BTreeMap<&'static str, String>> {
+    let name = prop::sample::select(vec!["specversion", "type", "source", "id", "time"]);
+    let value = prop_oneof![
+        Just("1.0".to_owned()),
+        "[!-~]{0,20}",
+        "[a-z]{255,258}",
+        "[ -~äß\u{1}]{0,6}",
+        "202[0-9]-[01][0-9]-[0-3][0-9]T12:00:00(\\.[0-9]{1,9})?(Z|[+-]0[0-9]:[0-6][0-9])",
+    ];
+    let attributes = prop::collection::btree_map(name, value, 0..6);
+    (attributes, any::<bool>()).prop_map(|(mut attributes, least)| {
+        for (name, value) in LEAST.iter().filter(|_| least) {
+            let name = name.trim_start_matches("ce-");
+            attributes.entry(name).or_insert_with(|| (*value).to_owned());
+        }
+        attributes
+    })
+}
+
 proptest! {
+    #[test]
+    fn both_ways_obey_the_same_rules_and_name_what_breaks_them(attributes in attributes()) {
+        let structured = from_json(&json!(attributes).to_string());
+        let encode = |text: &str| {
+            let encoded = percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC);
+            HeaderValue::try_from(encoded.to_string()).unwrap()
+        };
+        let mut headers = HeaderMap::new();
+        for (name, value) in &attributes {
+            headers.insert(http::HeaderName::try_from(format!("ce-{name}")).unwrap(), encode(value));
+        }
+        let binary = binary(&headers, &Bytes::new());
+        match (structured, binary) {
+            (Ok(structured), Ok(binary)) => {
+                prop_assert_eq!(attributes["specversion"].as_str(), "1.0");
+                prop_assert_eq!(structured.event_type.as_str(), attributes["type"].as_str());
+                prop_assert_eq!(structured.source.as_ref().unwrap().as_str(), attributes["source"].as_str());
+                prop_assert!((1..=256).contains(&attributes["id"].chars().count()));
+                prop_assert!(structured.dedup_id.as_ref().unwrap().as_str().starts_with("cloudevent:"));
+                prop_assert_eq!(structured.occurred_at.is_some(), attributes.contains_key("time"));
+                prop_assert_eq!(structured.dedup_id, binary.dedup_id);
+                prop_assert_eq!(structured.occurred_at, binary.occurred_at);
+            }
+            (Err(structured), Err(binary)) => {
+                let mut of_structured = named(&structured, "pointer");
+                let mut of_binary: Vec<_> = named(&binary, "header").iter().map(|name| name.to_lowercase().replace("ce-", "")).collect();
+                of_structured.sort();
+                of_binary.sort();
+                prop_assert!(!of_structured.is_empty(), "{structured}");
+                prop_assert_eq!(&of_structured, &of_binary);
+                let mut mended = attributes.clone();
+                for (name, value) in LEAST {
+                    let name = name.trim_start_matches("ce-");
+                    if of_structured.iter().any(|named| named == name) {
+                        mended.insert(name, value.to_owned());
+                    }
+                }
+                mended.retain(|name, _| *name != "time" || !of_structured.iter().any(|named| named == "time"));
+                prop_assert!(from_json(&json!(mended).to_string()).is_ok(), "{of_structured:?} was not all");
+            }
+            (structured, binary) => prop_assert!(false, "{structured:?} is not {binary:?}"),
+        }
+    }
+
     #[test]
     fn any_structured_event_is_read_or_refused(text in "[\\[\\]{}\":,a-z0-9\\\\ ]{0,64}", bytes: Vec<u8>) {
         let _ = from_json(&text);

@@ -10,6 +10,7 @@
 mod ending;
 mod last_use;
 mod notices;
+mod strangers;
 
 use std::{
     collections::HashSet,
@@ -27,15 +28,16 @@ use tokio::sync::{Semaphore, mpsc};
 use crate::{
     Grant, KeyHash, KeyText, Timestamp,
     engine::Engine,
-    http::ApiError,
+    http::{ApiError, Code, server::Peer},
     lifecycle::Lifecycle,
     store::{Organizations, StoreError},
 };
 
-pub use self::ending::Ending;
+pub use self::{ending::Ending, strangers::AddressRules};
 use self::{
     ending::{Endings, Left},
     last_use::LastUse,
+    strangers::Strangers,
 };
 
 /// How often keys in use are looked up again.
@@ -91,6 +93,7 @@ pub struct Auth {
     /// To the task that tells the other processes.
     untold: mpsc::Sender<Ending>,
     look_ups: Semaphore,
+    strangers: Strangers,
     started: Instant,
     /// Milliseconds after `started` of the last failed look-up, plus one; zero is never.
     failed: AtomicU64,
@@ -98,9 +101,13 @@ pub struct Auth {
 
 impl Auth {
     /// Starts the background refresh, and telling and hearing of revocations.
-    pub fn start(engine: &Engine, lifecycle: &Lifecycle) -> Arc<Self> {
+    pub fn start(engine: &Engine, addresses: AddressRules, lifecycle: &Lifecycle) -> Arc<Self> {
         let (untold, to_tell) = mpsc::channel(notices::MAX_UNTOLD);
-        let auth = Arc::new(Self::new(Arc::clone(&engine.store.organizations), untold));
+        let auth = Arc::new(Self::new(
+            Arc::clone(&engine.store.organizations),
+            Strangers::new(addresses),
+            untold,
+        ));
         let soft = &lifecycle.soft;
         lifecycle.critical(
             "key refresh",
@@ -117,13 +124,18 @@ impl Auth {
         auth
     }
 
-    fn new(organizations: Arc<dyn Organizations>, untold: mpsc::Sender<Ending>) -> Self {
+    fn new(
+        organizations: Arc<dyn Organizations>,
+        strangers: Strangers,
+        untold: mpsc::Sender<Ending>,
+    ) -> Self {
         Self {
             organizations,
             known: Cache::new(MAX_KEYS),
             endings: Mutex::default(),
             untold,
             look_ups: Semaphore::new(MAX_LOOK_UPS),
+            strangers,
             started: Instant::now(),
             failed: AtomicU64::new(0),
         }
@@ -150,10 +162,39 @@ impl Auth {
         Ok(())
     }
 
-    /// The grant of the request's key.
-    pub async fn authenticate(&self, headers: &HeaderMap) -> Result<Arc<Grant>, ApiError> {
-        let key = presented(headers)?;
-        let hash = KeyText::hash_of(key).ok_or_else(invalid)?;
+    /// The grant of the request's key. An address that makes too many requests without a valid key is refused those.
+    pub async fn authenticate(
+        &self,
+        headers: &HeaderMap,
+        peer: Option<Peer>,
+    ) -> Result<Arc<Grant>, ApiError> {
+        let hash = presented(headers).and_then(|key| KeyText::hash_of(key).ok_or_else(invalid));
+        let hash = match hash {
+            Ok(hash) => hash,
+            Err(refusal) => return Err(self.stranger(headers, peer, refusal)),
+        };
+        let known = self.known.get(&hash).is_some_and(|known| known.grant.is_some());
+        if !known {
+            return self.strangers.prove(headers, peer, self.in_force(hash)).await;
+        }
+        let grant = self.in_force(hash).await;
+        grant.map_err(|error| match error.code() {
+            Code::Unauthorized => self.stranger(headers, peer, error),
+            _ => error,
+        })
+    }
+
+    /// A refusal of a request that has no valid key, nor the admin token: this one, or another if its address has made too many.
+    pub fn stranger(&self, headers: &HeaderMap, peer: Option<Peer>, refusal: ApiError) -> ApiError {
+        self.strangers.count(headers, peer).err().unwrap_or(refusal)
+    }
+
+    /// Counts a request that needs no key and is answered all the same.
+    pub fn count_stranger(&self, headers: &HeaderMap, peer: Option<Peer>) -> Result<(), ApiError> {
+        self.strangers.count(headers, peer)
+    }
+
+    async fn in_force(&self, hash: KeyHash) -> Result<Arc<Grant>, ApiError> {
         let grant = self.grant(hash).await?;
         if has_expired(&grant, Timestamp::now()) {
             return Err(invalid());

@@ -6,7 +6,7 @@ use super::*;
 use crate::{
     Key, KeyId, Organization, OrganizationId, Scopes, Tier,
     http::Code,
-    store::{NewKey, Page, PageRequest, Result as StoreResult, Rotated, Rotation},
+    store::{NewKey, OrganizationPatch, Page, PageRequest, Result as StoreResult, Rotated, Rotation},
 };
 
 fn headers(given: &[(&'static str, &str)]) -> HeaderMap {
@@ -80,7 +80,7 @@ impl Organizations for Slow {
     async fn get(&self, _: OrganizationId) -> StoreResult<Option<Organization>> {
         unreachable!("keys are only looked up")
     }
-    async fn rename(&self, _: OrganizationId, _: &str) -> StoreResult<Option<Organization>> {
+    async fn change(&self, _: OrganizationId, _: OrganizationPatch) -> StoreResult<Option<Organization>> {
         unreachable!("keys are only looked up")
     }
     async fn create_key(&self, _: NewKey) -> StoreResult<Key> {
@@ -121,7 +121,11 @@ fn slow() -> (KeyText, Arc<Slow>) {
 
 fn auth(store: &Arc<Slow>) -> Auth {
     let (untold, _) = mpsc::channel(1);
-    Auth::new(Arc::clone(store) as Arc<dyn Organizations>, untold)
+    Auth::new(
+        Arc::clone(store) as Arc<dyn Organizations>,
+        Strangers::new(AddressRules::default()),
+        untold,
+    )
 }
 
 /// Revokes the key once a look-up has begun, and lets that be answered then.
@@ -142,7 +146,10 @@ async fn what_was_revoked_stays_forgotten_whatever_was_under_way() {
     let request = headers(&[("x-api-key", text.expose())]);
     let mut last_use = LastUse::default();
     store.answer.add_permits(1);
-    assert_eq!(auth.authenticate(&request).await.unwrap().key, store.grant.key);
+    assert_eq!(
+        auth.authenticate(&request, None).await.unwrap().key,
+        store.grant.key
+    );
     store.began.acquire().await.unwrap().forget();
 
     // The refresh has looked, and has no answer yet, when the key is revoked.
@@ -152,7 +159,7 @@ async fn what_was_revoked_stays_forgotten_whatever_was_under_way() {
         "the refresh brought it back"
     );
     // It is refused without asking, and so also while the store is away.
-    let refused = auth.authenticate(&request).await.unwrap_err();
+    let refused = auth.authenticate(&request, None).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unauthorized);
 }
 
@@ -189,7 +196,9 @@ async fn a_mistyped_key_is_refused_without_a_look_up() {
     let auth = auth(&store);
     let last = if text.expose().ends_with('0') { "1" } else { "0" };
     let mistyped = format!("{}{last}", &text.expose()[..text.expose().len() - 1]);
-    let refused = auth.authenticate(&headers(&[("x-api-key", &mistyped)])).await;
+    let refused = auth
+        .authenticate(&headers(&[("x-api-key", &mistyped)]), None)
+        .await;
     assert_eq!(refused.unwrap_err().code(), Code::Unauthorized);
     assert_eq!(store.began.available_permits(), 0, "the store was asked");
 }

@@ -3,6 +3,7 @@
 
 pub mod body;
 pub mod fields;
+mod limit_state;
 mod linger;
 pub mod openapi;
 pub mod ops;
@@ -15,5 +16,6 @@ mod stall;
 
 pub use body::JsonBody;
 pub use fields::{Fields, Unknown};
+pub use limit_state::LimitState;
 pub use problem::{ApiError, Code, FieldError};
 pub use query::Query;

@@ -7,11 +7,11 @@
 //! handler leaves of a body is read for a while, so that refusals are heard. Where file descriptors have run out, who
 //! connects is turned away by closing.
 
-use std::{convert::Infallible, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{convert::Infallible, net::IpAddr, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use axum::{Router, body::Body};
 use futures_util::FutureExt;
-use http::{HeaderName, HeaderValue, Request, Response};
+use http::{Extensions, HeaderName, HeaderValue, Request, Response};
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{net::TcpListener, sync::Semaphore};
@@ -47,6 +47,17 @@ impl Default for Bounds {
 }
 
 static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Who has connected, which may be a proxy: among a request's extensions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer(pub IpAddr);
+
+impl Peer {
+    /// Of a request with these extensions; one that was served by [`serve`] has it.
+    pub fn of(extensions: &Extensions) -> Option<Self> {
+        extensions.get().copied()
+    }
+}
 
 /// A request's id: the caller's `x-request-id` if it is sane, else a new UUID.
 #[derive(Debug, Clone)]
@@ -117,8 +128,8 @@ pub async fn serve_within(
             () = lifecycle.soft.cancelled() => break,
             accepted = listener.accept() => accepted,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match accepted {
+            Ok((stream, peer)) => (stream, Peer(peer.ip().to_canonical())),
             Err(error) => {
                 // Out of file descriptors, or a connection that was reset before it was taken: neither ends the server.
                 // Who waits is turned away; where that cannot be done either, the pause keeps it from spinning.
@@ -133,7 +144,8 @@ pub async fn serve_within(
         let _ = stream.set_nodelay(true);
         let router = router.clone();
         let tasks = lifecycle.tasks.clone();
-        let service = service_fn(move |request| envelope(router.clone(), Lingering::of(request, &tasks)));
+        let service =
+            service_fn(move |request| envelope(router.clone(), peer, Lingering::of(request, &tasks)));
         let stream = TokioIo::new(Stalling::new(stream, bounds.stall));
         let mut connection = Box::pin(builder.serve_connection(stream, service));
         let (soft, hard) = (lifecycle.soft.clone(), lifecycle.hard.clone());
@@ -158,11 +170,16 @@ pub async fn serve_within(
     Ok(())
 }
 
-async fn envelope(mut router: Router, request: Request<Lingering>) -> Result<Response<Body>, Infallible> {
+async fn envelope(
+    mut router: Router,
+    peer: Peer,
+    request: Request<Lingering>,
+) -> Result<Response<Body>, Infallible> {
     let request_id = RequestId::of(&request);
     let compatible = request.uri().path().starts_with("/api/");
     let mut request = request.map(Body::new);
     request.extensions_mut().insert(request_id.clone());
+    request.extensions_mut().insert(peer);
     let answered = AssertUnwindSafe(router.call(request)).catch_unwind().await;
     let mut response = match answered {
         Ok(Ok(response)) => response,

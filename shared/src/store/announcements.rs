@@ -5,6 +5,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::Result;
+#[cfg(doc)]
+use super::Subscriptions;
 use crate::{EventId, OrganizationId, SubscriptionId, Timestamp, announcement::Announcement};
 
 /// An announcement that waits to be taken in.
@@ -32,8 +34,20 @@ pub trait Announcements: Send + Sync {
     async fn announcements(&self, limit: u32) -> Result<Vec<Announced>>;
     /// These are taken in, or wanted by nobody.
     async fn announced(&self, ids: &[EventId]) -> Result<()>;
-    /// An attempt at each of these failed: for how long each has failed by now, without one success.
-    async fn failed(&self, subscriptions: &[SubscriptionId]) -> Result<Vec<(SubscriptionId, Duration)>>;
+    /// An attempt at each of these, of this version, failed: for how long each has failed by now, without one success. Its time
+    /// does not begin with a failure of a version that is not in force, nor while it is disabled: that says nothing of the
+    /// subscriber that it has now. It ends with the subscription's being enabled, disabled, deleted, or given another URL.
+    async fn failed(&self, attempts: &[(SubscriptionId, i64)]) -> Result<Vec<(SubscriptionId, Duration)>>;
     /// An attempt at each of these succeeded: for how long each had failed that had.
     async fn succeeded(&self, subscriptions: &[SubscriptionId]) -> Result<Vec<(SubscriptionId, Duration)>>;
+    /// Disables one that has failed for so long, as [`Subscriptions::disable`] does. Whether it has is looked at anew, so that a
+    /// success that comes meanwhile is not passed over.
+    async fn disable_failing(
+        &self,
+        organization: OrganizationId,
+        id: SubscriptionId,
+        version: i64,
+        failed_for: Duration,
+        reason: &str,
+    ) -> Result<bool>;
 }

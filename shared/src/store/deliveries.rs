@@ -111,10 +111,9 @@ pub trait Deliveries: Send + Sync {
     /// [`CLAIM_BYTES`].
     async fn claim_in_order(&self, worker: WorkerId, lane: SubscriptionId, most: u32)
     -> Result<Vec<Claimed>>;
-    /// Puts open deliveries of a lane that became one in order into their order, `most` at a time; how many they were.
-    async fn put_in_order(&self, lane: SubscriptionId, most: u32) -> Result<u32>;
-    /// Takes due deliveries that nobody holds, of lanes that no other living worker owns, up to so many a subscription,
-    /// oldest due first; and no more than come to [`CLAIM_BYTES`] of payload, but for the last of them.
+    /// Takes due deliveries that nobody holds, of lanes that no other living worker owns, up to so many a subscription: first
+    /// what was due already when the subscription was last enabled, in order of `seq`, then the others, oldest due first; and
+    /// no more than come to [`CLAIM_BYTES`] of payload, but for the last of them.
     async fn claim(&self, worker: WorkerId, wanted: &[(SubscriptionId, u32)]) -> Result<Vec<Claimed>>;
     /// Gives back what the worker holds of these, as they were.
     async fn release(&self, worker: WorkerId, keys: &[DeliveryKey]) -> Result<()>;

@@ -21,10 +21,9 @@ pub struct PlannedDelivery {
     pub event: usize,
     /// To which subscription.
     pub subscription: SubscriptionId,
-    /// Whether the worker that takes the batch in holds it from the start, having room in its lane.
+    /// Whether the worker that takes the batch in holds it from the start, having room in its lane. One of a lane that is
+    /// served in order is held by nobody.
     pub held: bool,
-    /// Whether it is one of a lane that is served in order ([`Ordering::Fifo`]). It is held by nobody then.
-    pub in_order: bool,
 }
 
 /// A batch for intake.

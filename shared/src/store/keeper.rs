@@ -7,8 +7,8 @@ use tokio::sync::broadcast;
 
 #[cfg(doc)]
 use super::PING_TIMEOUT;
-use super::Result;
-use crate::{EventId, SubscriptionId, seal::Sealed};
+use super::{Pause, Result};
+use crate::{DeliveryKey, EventId, SubscriptionId, seal::Sealed};
 
 /// Word that something changed. It may be lost (the connection that brings it may break): whoever acts on it has a
 /// poll behind it.
@@ -22,6 +22,10 @@ pub enum Change {
     Awaited(SubscriptionId),
     /// Deliveries of an event that a worker held were closed.
     Closed(EventId),
+    /// One delivery that a worker held was cancelled; others of its event go on.
+    Cancelled(DeliveryKey),
+    /// A subscriber asked one worker to be left alone: all keep to it.
+    Pause(Pause),
     /// A test push waits for a worker.
     TestPush,
     /// Word may have been lost: look at everything.
@@ -35,6 +39,8 @@ pub struct Retention {
     pub expired: u64,
     /// Events removed, where they are counted (the embedded engine); partitions dropped elsewhere.
     pub removed: u64,
+    /// Events removed before that, of organizations that keep theirs for shorter.
+    pub removed_early: u64,
     /// What had been set aside for longer than retention, and was removed.
     pub set_aside_removed: u64,
 }
@@ -51,8 +57,9 @@ pub trait Keeper: Send + Sync {
     async fn secret_check(&self, sealed: Sealed) -> Result<Sealed>;
     /// Puts another check value in place of this one; `false` if it is not that (any more).
     async fn replace_secret_check(&self, before: &Sealed, after: Sealed) -> Result<bool>;
-    /// Makes partitions ahead, forgets secrets that sign no more, expires and drops what is older than `retention`, forgets expired deduplication keys. In
-    /// small steps; only one node does it at a time, others return at once.
+    /// Makes partitions ahead, forgets secrets that sign no more, expires and drops what is older than `retention`, or than its
+    /// organization's own, forgets expired deduplication keys. In small steps; only one node does it at a time, others return
+    /// at once.
     async fn keep(&self, retention: Duration) -> Result<Retention>;
     /// Writes `cancelled` to a batch of open deliveries of deleted subscriptions; `true` if there may be more.
     async fn cancel_deleted(&self) -> Result<bool>;

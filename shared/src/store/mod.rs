@@ -5,6 +5,7 @@
 //! ran out, which key has expired) are the store's own clock, never a caller's.
 
 mod announcements;
+mod audit_log;
 mod browse;
 mod deliveries;
 mod erasures;
@@ -12,13 +13,16 @@ mod events;
 mod feed;
 mod insight;
 mod keeper;
+mod limits;
 mod looked;
 mod organizations;
 mod page;
+mod pauses;
 pub mod postgres;
 mod pulls;
 mod range;
 mod rehearsal;
+mod removals;
 mod replays;
 mod set_aside;
 pub mod sqlite;
@@ -30,6 +34,7 @@ use std::{sync::Arc, time::Duration};
 
 pub use self::{
     announcements::{Announced, Announcements},
+    audit_log::{AuditFilter, AuditLog, AuditPlace},
     browse::EventQuery,
     deliveries::{Acknowledged, Backlog, CLAIM_BYTES, Claimed, Deliveries, EventTypeText, Lease, Standing},
     erasures::{ERASURE_KEPT, Erased, Erasures, MAX_MARKS},
@@ -40,17 +45,27 @@ pub use self::{
     feed::{Feed, FeedEvent, FeedPage},
     insight::{DeliveryFilter, DeliveryPlace, Insight, ListedDelivery},
     keeper::{Change, Keeper, Retention},
-    organizations::{NewKey, Organizations, Rotated, Rotation, USE_GRAIN},
+    limits::{
+        LIMIT_NODE_LIVES, LIMIT_WORD_COUNTS, LimitReport, LimitStanding, Limits, LimitsHeard, USAGE_KEPT,
+        Usage, UsageCounts, UsageReport,
+    },
+    organizations::{NewKey, OrganizationPatch, Organizations, Rotated, Rotation, USE_GRAIN},
     page::PAGE_BYTES,
+    pauses::{Pause, Pauses},
     pulls::{LeaseChange, PullSource, Pulled, PulledEvent, Pulls, Settled},
     range::{MAX_AHEAD, is_in_range},
+    removals::{
+        OrganizationStanding, REMAINING_COUNTED, REMOVAL_REMEMBERED, Removal, Removals, Removed, SWEPT_AFTER,
+    },
     replays::{ActedOn, Candidate, NewReplay, REPLAY_KEPT, Replay, ReplayStatus, ReplayStep, Replays},
     set_aside::{ID_OUT_OF_RANGE, SetAside, SetAsidePlace},
     statistics::{
         BACKLOG_COUNTED, BacklogAge, COUNTED_FOR, CircuitReport, FLEET_COUNTED_FOR, Fleet, Minute,
         OpenCircuit, SubscriptionStats, SuccessBand,
     },
-    subscriptions::{InForce, NewSecret, PatchOutcome, SealedSecrets, SubscriptionPatch, Subscriptions},
+    subscriptions::{
+        FiltersKept, InForce, NewSecret, PatchOutcome, SealedSecrets, SubscriptionPatch, Subscriptions,
+    },
     test_pushes::{TEST_PUSH_KEPT, TestPush, TestPushes},
 };
 use crate::DeliveryState;
@@ -109,14 +124,22 @@ pub struct Store {
     pub replays: Arc<dyn Replays>,
     /// Erasing what a producer sent.
     pub erasures: Arc<dyn Erasures>,
+    /// Removing an organization with everything of it.
+    pub removals: Arc<dyn Removals>,
     /// Events as they come, for those who follow.
     pub feed: Arc<dyn Feed>,
     /// Events of the system's own, and which subscriptions fail.
     pub announcements: Arc<dyn Announcements>,
     /// What is seen of deliveries, beside each event's own.
     pub insight: Arc<dyn Insight>,
+    /// Limits over all nodes, and usage.
+    pub limits: Arc<dyn Limits>,
     /// Test pushes on their way to a worker.
     pub tests: Arc<dyn TestPushes>,
+    /// Subscribers that asked to be left alone.
+    pub pauses: Arc<dyn Pauses>,
+    /// Who has changed what.
+    pub audit_log: Arc<dyn AuditLog>,
     /// Schema, partitions, retention, health, and word of changes.
     pub keeper: Arc<dyn Keeper>,
 }

@@ -64,15 +64,24 @@ pub enum Rotated {
 /// How much later than what is stored a use must be to be written down.
 pub const USE_GRAIN: Duration = Duration::from_mins(5);
 
+/// What is to change of an organization.
+#[derive(Debug, Clone, Default)]
+pub struct OrganizationPatch {
+    /// Its name.
+    pub name: Option<String>,
+    /// How many days it keeps its events; `Some(None)` is as many as the deployment.
+    pub retention_days: Option<Option<u16>>,
+}
+
 /// Organizations and their keys.
 #[async_trait]
 pub trait Organizations: Send + Sync {
     /// Creates an organization with its built-in inbox subscription and a first key, all or nothing.
     async fn create(&self, id: OrganizationId, name: &str, tier: Tier, key: NewKey) -> Result<Organization>;
-    /// Looks one up.
+    /// Looks one up; `None` for one that is being removed, too.
     async fn get(&self, id: OrganizationId) -> Result<Option<Organization>>;
-    /// Changes the name; `None` if there is no such organization.
-    async fn rename(&self, id: OrganizationId, name: &str) -> Result<Option<Organization>>;
+    /// Changes what is given; `None` if there is no such organization.
+    async fn change(&self, id: OrganizationId, patch: OrganizationPatch) -> Result<Option<Organization>>;
     /// Adds a key.
     async fn create_key(&self, key: NewKey) -> Result<Key>;
     /// Lists the keys of an organization, newest first, revoked ones included.
@@ -83,6 +92,7 @@ pub trait Organizations: Send + Sync {
     async fn rotate_key(&self, rotation: Rotation) -> Result<Rotated>;
     /// Notes how long ago keys were last used, where that is [`USE_GRAIN`] later than what is known. Each key once.
     async fn note_used(&self, used: &[(KeyId, Duration)]) -> Result<()>;
-    /// What these keys grant; unknown, revoked and expired ones are left out.
+    /// What these keys grant; unknown, revoked and expired ones are left out, and those of organizations that are being
+    /// removed.
     async fn grants(&self, hashes: &[KeyHash]) -> Result<Vec<(KeyHash, Grant)>>;
 }

@@ -41,7 +41,6 @@ pub(super) fn delivery() -> PlannedDelivery {
         event: 0,
         subscription: SubscriptionId::new(),
         held: false,
-        in_order: false,
     }
 }
 

@@ -139,7 +139,8 @@ pub const REPLAY_KEPT: Duration = Duration::from_hours(7 * 24);
 pub trait Replays: Send + Sync {
     /// Opens a closed delivery again, or makes an open one due now. Not of a deleted subscription, nor of an erased event.
     async fn retry(&self, organization: OrganizationId, delivery: DeliveryKey) -> Result<ActedOn>;
-    /// Closes an open delivery. An attempt that is under way changes nothing more.
+    /// Closes an open delivery. An attempt that is under way changes nothing more; what waits with a worker is announced as
+    /// [`Change::Cancelled`].
     async fn cancel(&self, organization: OrganizationId, delivery: DeliveryKey) -> Result<ActedOn>;
     /// Makes a replay, unless the organization has `most` that run already.
     async fn create_replay(&self, replay: NewReplay, most: u32) -> Result<Option<Replay>>;

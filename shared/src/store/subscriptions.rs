@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use super::{Change, Keeper};
 use super::{Page, PageRequest, Result};
 use crate::{
-    EventPattern, OrganizationId, Subscription, SubscriptionId,
+    EventPattern, EventType, Filter, OrganizationId, Subscription, SubscriptionId,
     seal::{KeyId, Sealed},
     signature::SignatureScheme,
     subscription::{Metadata, Target},
@@ -21,6 +21,8 @@ pub struct SubscriptionPatch {
     pub target: Option<Target>,
     /// Which events it wants.
     pub event_types: Option<Vec<EventPattern>>,
+    /// Which of those events; `Some(None)` is all.
+    pub filter: Option<Option<Filter>>,
     /// Whether it is served.
     pub enabled: Option<bool>,
     /// A text for people; `Some(None)` removes it.
@@ -71,6 +73,31 @@ pub struct InForce {
     pub version: i64,
     /// All that are not deleted, disabled ones and the built-in inbox included, in order of id.
     pub subscriptions: Vec<Arc<Subscription>>,
+}
+
+impl InForce {
+    /// Whether any of them has a filter.
+    pub fn has_filters(&self) -> bool {
+        self.subscriptions
+            .iter()
+            .any(|subscription| subscription.filter.is_some())
+    }
+
+    /// Those that want events of this type, but for what their filters say.
+    pub fn wanting(&self, event_type: &EventType) -> impl Iterator<Item = &Arc<Subscription>> {
+        self.subscriptions
+            .iter()
+            .filter(|subscription| subscription.wants(event_type))
+    }
+}
+
+/// How many filters the subscriptions of an organization have, and how long they are together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FiltersKept {
+    /// How many.
+    pub count: u64,
+    /// Their characters.
+    pub characters: u64,
 }
 
 /// Subscriptions. Every change raises the organization's subscriptions version in the same transaction, and is
@@ -128,6 +155,8 @@ pub trait Subscriptions: Send + Sync {
     async fn reseal(&self, id: SubscriptionId, before: &Sealed, after: Sealed) -> Result<bool>;
     /// The organization's built-in push subscription that `POST /api/webhook/config` sets, if it has one.
     async fn webhook(&self, organization: OrganizationId) -> Result<Option<Subscription>>;
+    /// The filters of an organization's subscriptions, but for this one's.
+    async fn filters_beside(&self, organization: OrganizationId, id: SubscriptionId) -> Result<FiltersKept>;
     /// What is in force for these organizations, each read in one snapshot with its version. An organization that does
     /// not exist is left out.
     async fn in_force(&self, organizations: &[OrganizationId]) -> Result<Vec<InForce>>;

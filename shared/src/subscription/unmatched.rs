@@ -4,7 +4,7 @@
 use serde::Serialize;
 
 use super::{Builtin, Subscription};
-use crate::{EventType, Timestamp, announcement::SYSTEM};
+use crate::{EventType, Timestamp, announcement::SYSTEM, filter::Verdict};
 
 /// Why an event has no delivery to a subscription. That it is disabled is no reason: its deliveries are parked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -14,17 +14,27 @@ pub enum NoMatch {
     EventType,
     /// The event is the system's own, and goes only to those that name such types.
     SystemEvent,
+    /// Its filter is false for the event.
+    Filter,
+    /// Its filter cannot be evaluated for the event.
+    FilterFailed,
     /// It is the built-in inbox, which takes what no other subscription wants.
     OthersMatch,
     /// It would match, and was made after the event was accepted.
     CreatedLater,
-    /// It would match, and was changed since: it asked for other types when the event was stored.
+    /// It would match, and was changed since: it asked for other events when this one was stored.
     ChangedLater,
 }
 
 impl NoMatch {
-    /// Why an event of this type, accepted at this time, has no delivery to the subscription.
-    pub fn why(subscription: &Subscription, event_type: &EventType, received_at: Timestamp) -> Self {
+    /// Why an event of this type, accepted at this time, has no delivery to the subscription. `verdict` is what its filter says,
+    /// if it has one and the type is one that it asks for.
+    pub fn why(
+        subscription: &Subscription,
+        event_type: &EventType,
+        received_at: Timestamp,
+        verdict: Option<&Verdict>,
+    ) -> Self {
         let is_system = event_type.as_str().starts_with(SYSTEM);
         let asks_for_system = || {
             subscription
@@ -32,9 +42,11 @@ impl NoMatch {
                 .iter()
                 .any(super::EventPattern::names_system_types)
         };
-        match subscription.builtin {
-            Some(Builtin::Inbox) if is_system => Self::SystemEvent,
-            Some(Builtin::Inbox) => Self::OthersMatch,
+        match (subscription.builtin, verdict) {
+            (_, Some(Verdict::False)) => Self::Filter,
+            (_, Some(Verdict::Failed(_))) => Self::FilterFailed,
+            (Some(Builtin::Inbox), _) if is_system => Self::SystemEvent,
+            (Some(Builtin::Inbox), _) => Self::OthersMatch,
             _ if subscription.wants(event_type) && subscription.created_at > received_at => {
                 Self::CreatedLater
             }
@@ -117,14 +129,21 @@ mod tests {
                 enabled: false,
                 disabled_reason: None,
                 description: None,
+                filter: None,
                 metadata: Metadata::default(),
                 version: 1,
                 created_at: made,
                 updated_at: made,
             };
             let event_type = EventType::parse_any(event_type).unwrap();
-            let why = NoMatch::why(&subscription, &event_type, received_at);
+            let why = NoMatch::why(&subscription, &event_type, received_at, None);
             assert_eq!(why, expected, "{patterns:?} {event_type}");
+            if matches!(why, NoMatch::CreatedLater | NoMatch::ChangedLater) {
+                let why = |verdict| NoMatch::why(&subscription, &event_type, received_at, Some(verdict));
+                assert_eq!(why(&Verdict::Matches), expected);
+                assert_eq!(why(&Verdict::False), NoMatch::Filter);
+                assert_eq!(why(&Verdict::Failed(String::new())), NoMatch::FilterFailed);
+            }
         }
     }
 }

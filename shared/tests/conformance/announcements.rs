@@ -6,7 +6,8 @@ use shared::{
     EventPattern, OrganizationId,
     announcement::{Announcement, DEAD_LETTERED, DISABLED},
     delivery::{AttemptOutcome, AttemptResult, Next},
-    store::{Store, SubscriptionPatch},
+    store::{PatchOutcome, Store, SubscriptionPatch},
+    subscription::Target,
 };
 
 use super::{
@@ -21,7 +22,7 @@ pub(super) async fn listener(store: &Store, organization: OrganizationId) {
     store.subscriptions.create(subscription).await.unwrap();
 }
 
-fn dead(outcome: AttemptOutcome) -> AttemptOutcome {
+pub(super) fn dead(outcome: AttemptOutcome) -> AttemptOutcome {
     let AttemptResult::Failed { failure, .. } = &outcome.result else {
         panic!("it failed")
     };
@@ -87,7 +88,7 @@ pub(crate) async fn a_dead_letter_is_announced_with_its_outcome(store: &Store) {
 pub(crate) async fn disabling_is_announced(store: &Store) {
     let (ours, push, _) = lane(store, 0, None).await;
     listener(store, ours).await;
-    store.announcements.failed(&[push]).await.unwrap();
+    store.announcements.failed(&[(push, 1)]).await.unwrap();
     assert!(store.subscriptions.disable(ours, push, 1, "gone").await.unwrap());
     assert!(!store.subscriptions.disable(ours, push, 1, "gone").await.unwrap());
     let waiting = store.announcements.announcements(10).await.unwrap();
@@ -117,11 +118,11 @@ pub(crate) async fn failing_is_timed_from_the_first(store: &Store) {
     let (_, well, _) = lane(store, 0, None).await;
     let announcements = &store.announcements;
     assert!(announcements.succeeded(&[ill, well]).await.unwrap().is_empty());
-    let first = announcements.failed(&[ill]).await.unwrap();
+    let first = announcements.failed(&[(ill, 1)]).await.unwrap();
     assert_eq!(first.len(), 1);
     assert!(first[0].0 == ill && first[0].1 < MINUTE);
     tokio::time::sleep(Duration::from_millis(60)).await;
-    let later = announcements.failed(&[ill, well]).await.unwrap();
+    let later = announcements.failed(&[(ill, 1), (well, 1)]).await.unwrap();
     let age = |of| later.iter().find(|(id, _)| *id == of).unwrap().1;
     assert!(age(ill) >= Duration::from_millis(50), "{later:?}");
     assert!(age(well) < age(ill));
@@ -132,4 +133,79 @@ pub(crate) async fn failing_is_timed_from_the_first(store: &Store) {
         announcements.succeeded(&[ill]).await.unwrap().is_empty(),
         "said once"
     );
+}
+
+/// A change of what is sent to ends it, and so does being enabled or disabled; a change of a text does not. What was sent by a
+/// version that is not in force, or is disabled, begins nothing.
+pub(crate) async fn failing_ends_with_a_change(store: &Store) {
+    let (ours, push, _) = lane(store, 0, None).await;
+    let announcements = &store.announcements;
+    let fails = async |version| announcements.failed(&[(push, version)]).await.unwrap()[0].1;
+    let change = async |version, patch| {
+        let patched = store.subscriptions.patch(ours, push, version, patch).await;
+        assert!(matches!(patched, Ok(PatchOutcome::Changed(_))), "{patched:?}");
+    };
+    let enabled = |enabled| SubscriptionPatch {
+        enabled: Some(enabled),
+        ..SubscriptionPatch::default()
+    };
+    let mut elsewhere = new_push(ours).target;
+    let Target::Push(target) = &mut elsewhere else {
+        panic!("it is pushed")
+    };
+    target.url = shared::SubscriptionUrl::parse("https://example.com/elsewhere").unwrap();
+    let moved = SubscriptionPatch {
+        target: Some(elsewhere),
+        ..SubscriptionPatch::default()
+    };
+    let described = SubscriptionPatch {
+        description: Some(None),
+        ..SubscriptionPatch::default()
+    };
+    let pause = Duration::from_millis(30);
+    for (version, patch, ends) in [
+        (1, described, false),
+        (2, moved.clone(), true),
+        (3, moved, false),
+        (4, enabled(true), false),
+    ] {
+        fails(version).await;
+        tokio::time::sleep(pause).await;
+        change(version, patch).await;
+        assert_eq!(fails(version + 1).await < pause, ends, "version {version}");
+    }
+
+    fails(5).await;
+    change(5, enabled(false)).await;
+    fails(5).await;
+    fails(6).await;
+    assert!(announcements.succeeded(&[push]).await.unwrap().is_empty());
+    change(6, enabled(true)).await;
+    fails(6).await;
+    assert!(announcements.succeeded(&[push]).await.unwrap().is_empty());
+    fails(7).await;
+    store.subscriptions.delete(ours, push).await.unwrap();
+    fails(8).await;
+    assert!(announcements.succeeded(&[push]).await.unwrap().is_empty());
+}
+
+pub(crate) async fn what_has_not_failed_for_long_is_not_disabled(store: &Store) {
+    let (ours, push, _) = lane(store, 0, None).await;
+    let announcements = &store.announcements;
+    let disable = async |version, failed_for| {
+        let reason = "it fails";
+        let disabled = announcements.disable_failing(ours, push, version, failed_for, reason);
+        disabled.await.unwrap()
+    };
+    assert!(!disable(1, Duration::ZERO).await, "it does not fail");
+    announcements.failed(&[(push, 1)]).await.unwrap();
+    assert!(!disable(1, MINUTE).await, "not for so long");
+    assert!(!disable(2, Duration::ZERO).await, "not this version");
+    announcements.succeeded(&[push]).await.unwrap();
+    assert!(!disable(1, Duration::ZERO).await, "not any more");
+    announcements.failed(&[(push, 1)]).await.unwrap();
+    assert!(disable(1, Duration::ZERO).await);
+    let shown = store.subscriptions.get(ours, push).await.unwrap().unwrap();
+    assert_eq!((shown.enabled, shown.version), (false, 2));
+    assert_eq!(shown.disabled_reason.as_deref(), Some("it fails"));
 }

@@ -3,7 +3,7 @@ use std::{collections::HashSet, slice::from_ref, time::Duration};
 use shared::{
     AcceptedEvent, DeliveryKey, DeliveryStatus, EventId, OrganizationId, SubscriptionId, WorkerId,
     delivery::Next,
-    store::{DeliveryRecord, Lease, Store, SubscriptionPatch},
+    store::{DeliveryRecord, Lease, PatchOutcome, Store, SubscriptionPatch},
 };
 use tokio::task::JoinSet;
 
@@ -287,6 +287,74 @@ pub(crate) async fn only_served_lanes_are_claimed(store: &Store) {
         .await
         .unwrap();
     assert_eq!(claim(store, me, disabled, 10).await, [posted.id]);
+}
+
+/// What was parked goes in order of `seq` once its subscription is enabled, whatever it was due by; what comes to be due later
+/// follows by when it is due.
+pub(crate) async fn what_was_parked_goes_in_order(store: &Store) {
+    const SOON: Next = Next::Retry {
+        after: Duration::from_millis(1),
+    };
+    let me = worker(store).await;
+    let (organization, push, mut events) = lane(store, 6, Some(me)).await;
+    // Tried in another order than they came in: the first is due last. One has long to wait.
+    for event in events[..5].iter().rev() {
+        let outcome = failed(event, push, 1, SOON);
+        assert_eq!(store.deliveries.record(me, &[outcome]).await.unwrap().len(), 1);
+        tokio::time::sleep(Duration::from_millis(3)).await;
+    }
+    store
+        .deliveries
+        .record(me, &[failed(&events[5], push, 1, LATER)])
+        .await
+        .unwrap();
+    let enable = async |version, enabled| {
+        let patch = SubscriptionPatch {
+            enabled: Some(enabled),
+            ..Default::default()
+        };
+        let patched = store
+            .subscriptions
+            .patch(organization, push, version, patch)
+            .await;
+        assert!(matches!(patched, Ok(PatchOutcome::Changed(_))));
+    };
+    enable(1, false).await;
+    let parked = event(organization);
+    take_in(store, me, from_ref(&parked), &[(push, false)]).await;
+    events.push(parked);
+    enable(2, true).await;
+    tokio::time::sleep(Duration::from_millis(3)).await;
+    let later = event(organization);
+    take_in(store, me, from_ref(&later), &[(push, false)]).await;
+    events.push(later);
+
+    let mut ids = Vec::new();
+    for event in &events {
+        ids.push((get(store, organization, event.id).await.seq, event.id));
+    }
+    let postponed = ids.remove(5);
+    ids.sort_unstable();
+    let ids: Vec<EventId> = ids.into_iter().map(|(_, id)| id).collect();
+    assert_eq!(claim(store, me, push, 2).await, ids[..2]);
+    // What fails now is due after what was parked, though its seq is lower; what is given back has its place again.
+    let at = |id: EventId| events.iter().find(|event| event.id == id).unwrap();
+    let outcome = failed(at(ids[0]), push, 2, SOON);
+    assert_eq!(store.deliveries.record(me, &[outcome]).await.unwrap().len(), 1);
+    let second = [key(at(ids[1]), push)];
+    store.deliveries.release(me, &second).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    let mut rest = ids[1..].to_vec();
+    rest.push(ids[0]);
+    assert_eq!(claim(store, me, push, 4).await, rest[..4]);
+    assert_eq!(claim(store, me, push, 10).await, rest[4..]);
+    assert!(!rest.contains(&postponed.1), "it is not due yet");
+
+    // To be enabled while it is enabled changes nothing.
+    let keys: Vec<DeliveryKey> = rest.iter().map(|id| key(at(*id), push)).collect();
+    store.deliveries.release(me, &keys).await.unwrap();
+    enable(3, true).await;
+    assert_eq!(claim(store, me, push, 10).await, rest);
 }
 
 pub(crate) async fn claims_never_overlap(store: &Store) {

@@ -11,8 +11,8 @@ use super::{
     world::{MINUTE, event, failed, key, organization, push, succeeded, worker},
 };
 
-/// Takes events in, one after the other, for a lane in order.
-async fn take_in_order(store: &Store, lane: SubscriptionId, events: &[AcceptedEvent]) {
+/// Takes events in, one after the other.
+async fn take_in(store: &Store, lane: SubscriptionId, events: &[AcceptedEvent]) {
     for event in events {
         let in_force = store.subscriptions.in_force(&[event.organization]).await.unwrap();
         let batch = IntakeBatch {
@@ -22,7 +22,6 @@ async fn take_in_order(store: &Store, lane: SubscriptionId, events: &[AcceptedEv
                 event: 0,
                 subscription: lane,
                 held: false,
-                in_order: true,
             }],
             versions: &[(event.organization, in_force[0].version)],
             repeats: &[],
@@ -37,7 +36,7 @@ async fn in_order(store: &Store, events: usize) -> (SubscriptionId, Vec<Accepted
     let organization = organization(store).await.id;
     let lane = push(store, organization).await.id;
     let events: Vec<_> = (0..events).map(|_| event(organization)).collect();
-    take_in_order(store, lane, &events).await;
+    take_in(store, lane, &events).await;
     let me = worker(store).await;
     assert_eq!(store.deliveries.own(me, &[lane]).await.unwrap(), [lane]);
     (lane, events, me)
@@ -181,21 +180,44 @@ pub(crate) async fn only_its_owner_takes_in_order(store: &Store) {
     assert_eq!(next(store, other, lane, 10).await, ids(&events));
 }
 
-pub(crate) async fn what_was_there_before_is_put_in_order(store: &Store) {
-    let (organization, lane, before) = lane(store, 5, None).await;
-    let after: Vec<_> = (0..2).map(|_| event(organization)).collect();
-    take_in_order(store, lane, &after).await;
+pub(crate) async fn what_was_tried_before_is_in_order_too(store: &Store) {
     let me = worker(store).await;
+    let (organization, lane, before) = lane(store, 5, Some(me)).await;
+    let later = failed(
+        &before[1],
+        lane,
+        1,
+        Next::Retry {
+            after: std::time::Duration::ZERO,
+        },
+    );
+    assert_eq!(store.deliveries.record(me, &[later]).await.unwrap().len(), 1);
+    let after = event(organization);
+    take_in(store, lane, std::slice::from_ref(&after)).await;
     store.deliveries.own(me, &[lane]).await.unwrap();
-    assert_eq!(store.deliveries.put_in_order(lane, 3).await.unwrap(), 3);
-    assert_eq!(store.deliveries.put_in_order(lane, 3).await.unwrap(), 2);
-    assert_eq!(store.deliveries.put_in_order(lane, 3).await.unwrap(), 0);
-    let mut taken = next(store, me, lane, 10).await;
-    assert_eq!(taken.split_off(5), ids(&after));
-    taken.sort_unstable();
-    let mut before = ids(&before);
-    before.sort_unstable();
-    assert_eq!(taken, before);
+    let held: Vec<_> = before[2..].iter().map(|event| key(event, lane)).collect();
+    assert!(
+        next(store, me, lane, 10).await.is_empty(),
+        "the first is held as it was taken, and is to be over first"
+    );
+    store
+        .deliveries
+        .release(me, &[key(&before[0], lane)])
+        .await
+        .unwrap();
+    assert_eq!(
+        next(store, me, lane, 10).await,
+        ids(&before[..2]),
+        "up to what is held"
+    );
+    store.deliveries.release(me, &held).await.unwrap();
+    store
+        .deliveries
+        .release(me, &[key(&before[0], lane), key(&before[1], lane)])
+        .await
+        .unwrap();
+    let taken = next(store, me, lane, 10).await;
+    assert_eq!(taken, [ids(&before), vec![after.id]].concat());
 }
 
 /// Intakes that go on beside it put nothing before what was taken.
@@ -207,7 +229,7 @@ pub(crate) async fn order_holds_beside_intakes(store: &Store) {
         let store = store.clone();
         posting.spawn(async move {
             let events: Vec<_> = (0..25).map(|_| event(organization)).collect();
-            take_in_order(&store, lane, &events).await;
+            take_in(&store, lane, &events).await;
         });
     }
     let (mut last, mut count) = (i64::MIN, 0);

@@ -1,6 +1,7 @@
 //! The checks: each takes a store that was just migrated and holds nothing, and panics where it does not do as it says.
 
 pub(crate) mod announcements;
+pub(crate) mod audit_log;
 pub(crate) mod deliveries;
 pub(crate) mod erasures;
 pub(crate) mod events;
@@ -9,9 +10,12 @@ pub(crate) mod insight;
 pub(crate) mod intake;
 pub(crate) mod keeper;
 pub(crate) mod lanes;
+pub(crate) mod limits;
 pub(crate) mod organizations;
 pub(crate) mod outcomes;
+pub(crate) mod pauses;
 pub(crate) mod pulls;
+pub(crate) mod removals;
 pub(crate) mod replays;
 pub(crate) mod statistics;
 pub(crate) mod subscriptions;
@@ -42,9 +46,9 @@ macro_rules! conformance_tests {
                 set_aside_again_is_counted;
             deliveries: held_from_intake, leases_run_out, an_ended_lease_does_not_come_back, resigning_frees,
                 claimed_oldest_first, only_served_lanes_are_claimed, claims_never_overlap, lanes_go_round,
-                released_and_still_held, backlog_is_counted, claims_are_bounded_by_bytes;
+                released_and_still_held, backlog_is_counted, claims_are_bounded_by_bytes, what_was_parked_goes_in_order;
             lanes: a_lane_has_one_owner, many_want_a_lane_and_one_has_it, taken_in_order_up_to_what_waits,
-                only_its_owner_takes_in_order, what_was_there_before_is_put_in_order, order_holds_beside_intakes,
+                only_its_owner_takes_in_order, what_was_tried_before_is_in_order_too, order_holds_beside_intakes,
                 owners_are_told;
             outcomes: success_is_recorded, failures_are_logged, dead_letters, outcomes_apply_once,
                 outcomes_of_the_stalled_do_not_apply, large_mixed_batches, acknowledged, acknowledged_beats_outcome,
@@ -54,7 +58,7 @@ macro_rules! conformance_tests {
                 whatever_else_ends_a_delivery_ends_its_lease, retention_ends_what_is_leased, pulls_are_bounded_by_bytes,
                 pulls_never_overlap, lists_show_what_is_leased, who_waits_is_told, any_order_of_operations;
             replays: one_is_opened_again, one_is_called_off, a_replay_gets_on_step_by_step, a_replay_is_called_off,
-                opening_is_announced, what_is_opened_again_is_in_order;
+                opening_is_announced, cancelling_what_a_worker_holds_is_announced, what_is_opened_again_is_in_order;
             erasures: what_is_stored_is_erased_in_place, what_a_worker_holds_is_called_off,
                 erased_by_any_of_its_ids_and_by_no_one_else, ids_that_cannot_come_are_not_found,
                 what_is_on_its_way_is_stored_erased, a_repeat_on_its_way_erases_the_first,
@@ -62,14 +66,23 @@ macro_rules! conformance_tests {
                 erasing_beside_intakes_misses_nothing;
             feed: searched_by_type, searched_by_time, searched_by_status, a_search_is_bounded_in_work,
                 followed_in_order, a_place_is_had_by_any_id, who_follows_misses_nothing;
+            removals: an_organization_goes_with_everything, removed_by_many_it_is_counted_once,
+                organizations_are_listed_newest_first, keys_end_with_their_organization, nothing_is_stored_after_all,
+                an_organization_keeps_its_events_for_shorter;
+            audit_log: a_change_is_by_whoever_makes_it, what_changes_nothing_is_not_in_the_log, it_is_kept_for_a_while;
             announcements: a_dead_letter_is_announced_with_its_outcome, disabling_is_announced,
-                failing_is_timed_from_the_first;
+                failing_is_timed_from_the_first, failing_ends_with_a_change,
+                what_has_not_failed_for_long_is_not_disabled;
             insight: deliveries_are_listed_newest_first, deliveries_are_filtered, what_is_pulled_is_in_flight_while_it_is_leased, deliveries_since,
                 a_rare_status_takes_pages;
             statistics: what_workers_count_is_added_up, circuits_count_while_their_worker_lives,
                 a_backlog_is_counted_with_its_age, a_backlog_is_counted_to_a_cap, the_fleet_is_counted_in_bands;
+            limits: what_was_taken_is_taken_once, what_is_owed_has_an_end, a_bucket_refills_while_it_is_taken_from,
+                nodes_hear_what_others_want, nodes_come_and_go, nodes_tell_at_once_and_nothing_is_lost,
+                usage_is_added_up;
             test_pushes: each_is_taken_once_oldest_first, many_take_and_each_gets_its_own,
                 so_many_of_an_organization_wait, asking_is_announced;
+            pauses: the_longest_counts_and_is_announced, a_pause_ends_by_its_time;
             keeper: migrating_again_changes_nothing, changes_are_announced, deleted_subscriptions_are_cancelled,
                 what_retention_ends_is_expired,
                 what_expires_is_announced_once_a_subscription, keeping_concurrently, the_first_check_value_stays,

@@ -3,7 +3,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use shared::{
     Key, KeyHash, KeyId, KeyText, OrganizationId, Scope, Scopes, Tier, Timestamp,
-    store::{NewKey, Rotated, Rotation, Store, StoreError},
+    store::{NewKey, OrganizationPatch, Rotated, Rotation, Store, StoreError},
     subscription::{Builtin, Target},
 };
 
@@ -48,11 +48,18 @@ pub(crate) async fn created_with_inbox_and_key(store: &Store) {
     );
 }
 
+fn named(name: &str) -> OrganizationPatch {
+    OrganizationPatch {
+        name: Some(name.to_owned()),
+        ..OrganizationPatch::default()
+    }
+}
+
 pub(crate) async fn renamed(store: &Store) {
     let made = organization(store).await;
     let renamed = store
         .organizations
-        .rename(made.id, "another name")
+        .change(made.id, named("another name"))
         .await
         .unwrap()
         .unwrap();
@@ -61,7 +68,7 @@ pub(crate) async fn renamed(store: &Store) {
     assert_eq!(
         store
             .organizations
-            .rename(OrganizationId::new(), "x")
+            .change(OrganizationId::new(), named("x"))
             .await
             .unwrap(),
         None

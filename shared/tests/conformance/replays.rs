@@ -247,6 +247,38 @@ pub(crate) async fn opening_is_announced(store: &Store) {
     }
 }
 
+/// Others of the event are held still: whoever is told lets go of the one alone.
+pub(crate) async fn cancelling_what_a_worker_holds_is_announced(store: &Store) {
+    let (ours, me) = (organization(store).await.id, worker(store).await);
+    let (one, other) = (push(store, ours).await.id, push(store, ours).await.id);
+    let (held, due) = (event(ours), event(ours));
+    take_in(
+        store,
+        me,
+        std::slice::from_ref(&held),
+        &[(one, true), (other, true)],
+    )
+    .await;
+    take_in(store, me, std::slice::from_ref(&due), &[(one, false)]).await;
+    let mut changes = store.keeper.changes();
+    let mut word = async || {
+        let word = tokio::time::timeout(MINUTE, changes.recv()).await;
+        word.expect("word of it").expect("the store lives")
+    };
+    while word().await != Change::Everything {}
+    // Nobody holds the first: of that there is no word.
+    for event in [&due, &held] {
+        let cancelled = store.replays.cancel(ours, key(event, one)).await.unwrap();
+        assert_eq!(cancelled, ActedOn::Done);
+    }
+    assert_eq!(word().await, Change::Cancelled(key(&held, one)));
+    let keys = [key(&held, one), key(&held, other)];
+    let held_still = store.deliveries.still_held(me, &keys).await.unwrap();
+    assert_eq!(held_still, [key(&held, other)]);
+    let again = store.replays.cancel(ours, key(&held, one)).await.unwrap();
+    assert_eq!(again, ActedOn::Refused);
+}
+
 /// A lane that came to be in order takes what is opened again in its order, too.
 pub(crate) async fn what_is_opened_again_is_in_order(store: &Store) {
     let me = worker(store).await;

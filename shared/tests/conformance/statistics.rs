@@ -17,7 +17,7 @@ use super::{
 
 const SECOND: Duration = Duration::from_secs(1);
 
-fn minute(subscription: shared::SubscriptionId, number: i64, well: u32, ill: u32) -> Minute {
+pub(super) fn minute(subscription: shared::SubscriptionId, number: i64, well: u32, ill: u32) -> Minute {
     let mut tally = Tally::default();
     for _ in 0..well {
         tally.add(None, Duration::from_millis(4));

@@ -1,10 +1,10 @@
 use std::time::Duration;
 
 use shared::{
-    Builtin, EventPattern, OrganizationId, RetrySchedule, Subscription, SubscriptionId, Timestamp,
+    Builtin, EventPattern, Filter, OrganizationId, RetrySchedule, Subscription, SubscriptionId, Timestamp,
     seal::Sealed,
     signature::SignatureScheme,
-    store::{NewSecret, PatchOutcome, Store, StoreError, SubscriptionPatch},
+    store::{FiltersKept, NewSecret, PatchOutcome, Store, StoreError, SubscriptionPatch},
     subscription::{
         AttemptTimeout, Format, HeaderName, MaxInFlight, Metadata, Ordering, Push, RateLimit, SealedHeaders,
         Target,
@@ -46,6 +46,7 @@ pub(crate) async fn created_and_read_back(store: &Store) {
     let (ours, theirs) = (organization(store).await.id, organization(store).await.id);
     let mut new = new_push(ours);
     new.metadata = metadata("team \"ü\"", "");
+    new.filter = Some(Filter::from_trusted("payload.a"));
     if let Target::Push(push) = &mut new.target {
         push.format = Format::CloudEvents;
         push.headers = Some(sealed_headers(&["authorization", "x-a"], vec![0, 255, 10]));
@@ -138,6 +139,7 @@ pub(crate) async fn patched_by_version(store: &Store) {
     let patch = SubscriptionPatch {
         target: Some(target.clone()),
         event_types: Some(vec![EventPattern::parse("x.y").unwrap()]),
+        filter: Some(Some(Filter::from_trusted("payload.ü == '\"'"))),
         enabled: Some(false),
         description: Some(None),
         metadata: Some(metadata("a", "b")),
@@ -155,6 +157,15 @@ pub(crate) async fn patched_by_version(store: &Store) {
     assert_eq!(patched.target, target);
     assert_eq!(patched.event_types, [EventPattern::parse("x.y").unwrap()]);
     assert_eq!(patched.metadata, metadata("a", "b"));
+    assert_eq!(patched.filter, patch.filter.clone().flatten());
+    let filters = async |id| store.subscriptions.filters_beside(ours, id).await.unwrap();
+    let (count, characters) = (1, 16);
+    assert_eq!(
+        filters(SubscriptionId::new()).await,
+        FiltersKept { count, characters }
+    );
+    let (count, characters) = (0, 0);
+    assert_eq!(filters(made.id).await, FiltersKept { count, characters });
     assert_eq!(
         store.subscriptions.get(ours, made.id).await.unwrap(),
         Some(patched)
@@ -191,8 +202,10 @@ pub(crate) async fn patched_by_version(store: &Store) {
         (same.target, same.enabled, same.description, same.metadata),
         (target, false, None, metadata("a", "b"))
     );
+    assert!(same.filter.is_some());
     let described = SubscriptionPatch {
         description: Some(Some("new".to_owned())),
+        filter: Some(None),
         ..Default::default()
     };
     let described = changed(
@@ -202,7 +215,10 @@ pub(crate) async fn patched_by_version(store: &Store) {
             .await
             .unwrap(),
     );
-    assert_eq!(described.description.as_deref(), Some("new"));
+    assert_eq!(
+        (described.description.as_deref(), described.filter),
+        (Some("new"), None)
+    );
 }
 
 trait ParseUrl {

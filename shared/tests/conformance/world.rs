@@ -63,6 +63,7 @@ pub(crate) fn new_push(organization: OrganizationId) -> Subscription {
         enabled: true,
         disabled_reason: None,
         description: Some("a subscription".to_owned()),
+        filter: None,
         metadata: Metadata::default(),
         version: 1,
         created_at: Timestamp::now(),
@@ -156,7 +157,6 @@ pub(crate) async fn try_take_in(
                     event,
                     subscription: *subscription,
                     held: *held,
-                    in_order: false,
                 })
         })
         .collect();

@@ -10,6 +10,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, Row, query, raw_sql};
 use uuid::Uuid;
 
 mod backlogs;
+mod coverage;
 mod faults;
 mod partitions;
 

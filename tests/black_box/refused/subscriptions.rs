@@ -48,6 +48,15 @@ const SETTINGS: &[(&str, &str)] = &[
     (r#""event_types":["a.**.b"]"#, "/event_types/0"),
     (r#""event_types":["a b"]"#, "/event_types/0"),
     (r#""event_types":["a\u0000"]"#, "/event_types/0"),
+    (r#""filter":"""#, "/filter"),
+    (r#""filter":1"#, "/filter"),
+    (r#""filter":"payload.a >""#, "/filter"),
+    (r#""filter":"payload.a > 1 and true""#, "/filter"),
+    (r#""filter":"event.a == 1""#, "/filter"),
+    (r#""filter":"lower(type) == 'a'""#, "/filter"),
+    (r#""filter":"type.matches('[')""#, "/filter"),
+    (r#""filter":"'a' + 'b'""#, "/filter"),
+    (r#""filter":"type ==\u0000 'a'""#, "/filter"),
     (r#""enabled":"yes""#, "/enabled"),
     (r#""enabled":null"#, "/enabled"),
     (r#""description":"a\u0007b""#, "/description"),
@@ -95,6 +104,8 @@ async fn settings_that_break_a_rule(engine: Engine) {
     let patterns = vec!["a"; 2_000];
     let too_much = [
         (format!("\"description\":{}", long('x', 1_025)), "/description"),
+        (format!("\"filter\":{}", long('(', 2_049)), "/filter"),
+        (format!("\"filter\":{}", long('(', 2_000)), "/filter"),
         (format!("\"event_types\":[{}]", long('x', 257)), "/event_types/0"),
         (format!("\"event_types\":{}", json!(patterns)), "/event_types"),
         (
@@ -132,6 +143,7 @@ async fn changes_that_break_a_rule(engine: Engine) {
         (json!({"kind": "pull"}), "/kind"),
         (json!({"timeout_ms": 0, "description": "changed"}), "/timeout_ms"),
         (json!({"enabled": null}), "/enabled"),
+        (json!({"filter": "nothing"}), "/filter"),
         (json!({"more": 1}), "/more"),
     ] {
         let answer = client.patch(&path, &body).await;

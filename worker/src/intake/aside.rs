@@ -1,5 +1,7 @@
 //! What is set aside, and why.
 
+use std::collections::HashSet;
+
 use shared::{
     AcceptedEvent, Entry, EventId, OrganizationId, Timestamp,
     queue::frame,
@@ -67,12 +69,14 @@ fn aside(
 }
 
 impl Intake {
+    /// Sets these aside. Events of organizations that are being removed, or were, are dropped: nothing of those is kept.
     pub(super) async fn set_aside(&self, items: &[SetAside]) -> Result<(), IntakeError> {
+        let items = self.without_removed(items).await?;
         if items.is_empty() {
             return Ok(());
         }
-        self.store.events.set_aside(items).await?;
-        for item in items {
+        self.store.events.set_aside(&items).await?;
+        for item in &items {
             tracing::error!(
                 reason = item.reason, detail = item.detail, event.id = ?item.event, organization.id = ?item.organization,
                 set_aside.id = %item.id, "set aside: it cannot be taken in; see /v1/set-aside"
@@ -80,5 +84,23 @@ impl Intake {
         }
         telemetry::set_aside().increment(items.len() as u64);
         Ok(())
+    }
+
+    async fn without_removed(&self, items: &[SetAside]) -> Result<Vec<SetAside>, IntakeError> {
+        let organizations: HashSet<OrganizationId> =
+            items.iter().filter_map(|item| item.organization).collect();
+        if organizations.is_empty() {
+            return Ok(items.to_vec());
+        }
+        let organizations: Vec<OrganizationId> = organizations.into_iter().collect();
+        let removed = self.store.removals.removed(&organizations).await?;
+        let is_removed = |item: &SetAside| item.organization.is_some_and(|id| removed.contains(&id));
+        let left: Vec<SetAside> = items.iter().filter(|item| !is_removed(item)).cloned().collect();
+        let dropped = items.len() - left.len();
+        if dropped > 0 {
+            telemetry::dropped().increment(dropped as u64);
+            tracing::info!(events = dropped, "events of removed organizations were dropped");
+        }
+        Ok(left)
     }
 }

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use super::{
     Intake, IntakeError,
     aside::{Reason, event_aside},
+    judging,
     plan::Plan,
 };
 use crate::{
@@ -27,14 +28,17 @@ use crate::{
 const MAX_PLANS: usize = 20;
 
 impl Intake {
-    /// Stores a batch, whole. Events of organizations that do not exist are set aside.
+    /// Stores a batch, whole. Events of organizations that do not exist are set aside, or dropped if those were removed; notes
+    /// of repeats are dropped either way.
     pub(super) async fn store_batch(
         &self,
         events: &[AcceptedEvent],
         repeats: &[Repeat],
     ) -> Result<(), IntakeError> {
         let begun = Instant::now();
-        let mut organizations: Vec<OrganizationId> = events.iter().map(|event| event.organization).collect();
+        let of_repeats = repeats.iter().map(|repeat| repeat.organization);
+        let of_events = events.iter().map(|event| event.organization);
+        let mut organizations: Vec<OrganizationId> = of_events.chain(of_repeats).collect();
         organizations.sort_unstable();
         organizations.dedup();
         for _ in 0..MAX_PLANS {
@@ -50,27 +54,27 @@ impl Intake {
                     .map(|event| event_aside(Reason::UnknownOrganization, &why, event))
                     .collect();
                 self.set_aside(&items).await?;
+                let repeats: Vec<Repeat> = repeats
+                    .iter()
+                    .filter(|repeat| in_force.contains_key(&repeat.organization))
+                    .cloned()
+                    .collect();
                 if known.is_empty() && repeats.is_empty() {
                     return Ok(());
                 }
-                return Box::pin(self.store_batch(&known, repeats)).await;
+                return Box::pin(self.store_batch(&known, &repeats)).await;
             }
             let versions: Vec<_> = in_force
                 .values()
                 .map(|known| (known.organization, known.version))
                 .collect();
+            let judged = judging::judge(&self.filters, events, &in_force).await?;
             let holding = self.lease.current();
             let worker = holding.worker();
             let mut plan = Plan::default();
             for (index, event) in events.iter().enumerate() {
                 if let Some(known) = in_force.get(&event.organization) {
-                    plan.event(
-                        index,
-                        event,
-                        &known.subscriptions,
-                        &self.dispatch,
-                        &self.ownership,
-                    );
+                    plan.event(index, event, known, &judged, &self.dispatch, &self.ownership);
                 }
             }
             let batch = IntakeBatch {

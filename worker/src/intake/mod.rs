@@ -8,6 +8,7 @@
 
 mod aside;
 mod batch;
+mod judging;
 mod plan;
 mod test_push;
 mod tries;
@@ -23,6 +24,7 @@ use std::{
 use backon::{BackoffBuilder, ExponentialBuilder};
 use shared::{
     AcceptedEvent, Entry, Repeat, Timestamp,
+    filter::Filters,
     queue::{DynQueue, FrameSource, QueueError, Received, SourceLane, frame},
     store::{SetAside, Store, StoreError, is_missing_partition},
 };
@@ -48,6 +50,8 @@ pub struct Intake {
     pub store: Store,
     /// What deliveries are planned by.
     pub registry: Arc<Registry>,
+    /// What filtered subscriptions want.
+    pub filters: Arc<Filters>,
     /// Where deliveries go once they are stored.
     pub dispatch: Arc<Dispatch>,
     /// Which lanes are this worker's alone.

@@ -1,14 +1,14 @@
 //! The plan of a batch: its deliveries, and the room that is reserved for some of them.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
+use std::collections::{HashMap, HashSet};
+
+use shared::{
+    AcceptedEvent, Builtin, SubscriptionId,
+    store::{InForce, PlannedDelivery},
 };
-
-use shared::{AcceptedEvent, Builtin, Subscription, SubscriptionId, store::PlannedDelivery};
-
 use tokio::time::Instant;
 
+use super::judging::Judged;
 use crate::{awaited::Awaited, dispatch::Dispatch, lane::Terms, ownership::Ownership, scheduler::Wake};
 
 /// The deliveries of a batch.
@@ -29,15 +29,16 @@ impl Plan {
         &mut self,
         index: usize,
         event: &AcceptedEvent,
-        subscriptions: &[Arc<Subscription>],
+        known: &InForce,
+        judged: &Judged,
         dispatch: &Dispatch,
         ownership: &Ownership,
     ) {
         let before = self.deliveries.len();
-        for subscription in subscriptions
-            .iter()
-            .filter(|subscription| subscription.wants(&event.event_type))
-        {
+        for subscription in known.wanting(&event.event_type) {
+            if subscription.filter.is_some() && !judged.matches(index, subscription.id) {
+                continue;
+            }
             let terms = subscription
                 .push()
                 .map(|push| Terms::of(subscription, push, ownership.workers()));
@@ -62,12 +63,12 @@ impl Plan {
                 event: index,
                 subscription: subscription.id,
                 held,
-                in_order: terms.is_some_and(|terms| terms.in_order),
             });
         }
         // The system's own events are for those who ask for them alone.
         if self.deliveries.len() == before && !event.event_type.as_str().starts_with("triggers.") {
-            let inbox = subscriptions
+            let inbox = known
+                .subscriptions
                 .iter()
                 .find(|subscription| subscription.builtin == Some(Builtin::Inbox));
             if let Some(inbox) = inbox {
@@ -76,7 +77,6 @@ impl Plan {
                     event: index,
                     subscription: inbox.id,
                     held: false,
-                    in_order: false,
                 });
             }
         }

@@ -6,7 +6,7 @@
 //! this floods nobody, few are under way at once; one more than that goes by its lane, and so does one to a subscription
 //! in order, where nothing may overtake. One attempt is all there is: a test that fails says so and is over.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use shared::{
     AcceptedEvent, DeliveryKey, EventType, Payload, Source, announcement,
@@ -25,8 +25,18 @@ use crate::lane::{Job, Terms};
 const LOOK: Duration = Duration::from_secs(1);
 /// The most that are taken at once.
 const TAKEN: u32 = 16;
-/// How often a plan may turn out stale.
-const MAX_PLANS: usize = 20;
+/// How long it is tried to take in those that were taken. Whoever asked does not wait much longer.
+const TRIED: Duration = Duration::from_secs(8);
+/// How long until it is tried again after the store did not answer.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// What came of a try.
+enum TakenIn {
+    /// Nothing more is to be done.
+    Done,
+    /// Subscriptions changed meanwhile.
+    Stale,
+}
 
 impl Intake {
     /// Takes test pushes until the soft signal.
@@ -49,10 +59,9 @@ impl Intake {
                 match self.store.tests.take_tests(TAKEN).await {
                     Ok(taken) if taken.is_empty() => break,
                     Ok(taken) => {
+                        let until = Instant::now() + TRIED;
                         for test in taken {
-                            if let Err(error) = self.take_in_test(test).await {
-                                tracing::warn!(%error, event.id = %test.event, "a test push could not be taken in");
-                            }
+                            self.take_in_test(test, until).await;
                         }
                     }
                     Err(error) => {
@@ -64,62 +73,85 @@ impl Intake {
         }
     }
 
-    /// Stores its event with its one delivery, and makes the attempt. One whose subscription is gone or disabled meanwhile
-    /// is dropped.
-    async fn take_in_test(&self, test: TestPush) -> Result<(), StoreError> {
-        let Some(event) = event(test) else { return Ok(()) };
-        for _ in 0..MAX_PLANS {
-            let in_force = self.registry.in_force(&[test.organization]).await?;
-            let Some(known) = in_force.get(&test.organization) else {
-                return Ok(());
-            };
-            let mut subscriptions = known.subscriptions.iter();
-            let subscription = subscriptions.find(|one| one.id == test.subscription && one.enabled);
-            let Some((subscription, push)) = subscription.and_then(|one| Some((one, one.push()?))) else {
-                return Ok(());
-            };
-            let terms = Terms::of(subscription, push, self.ownership.workers());
-            let room = self.dispatch.room_to_test().filter(|_| !terms.in_order);
-            let planned = PlannedDelivery {
-                event: 0,
-                subscription: test.subscription,
-                held: room.is_some(),
-                in_order: terms.in_order,
-            };
-            let holding = self.lease.current();
-            let batch = IntakeBatch {
-                worker: holding.worker(),
-                events: std::slice::from_ref(&event),
-                deliveries: &[planned],
-                versions: &[(known.organization, known.version)],
-                repeats: &[],
-            };
-            match self.store.events.intake(&batch).await {
-                Ok(IntakeOutcome::Stored(stored)) => {
-                    let stored: HashSet<_> = stored.iter().map(|stored| stored.id).collect();
-                    match room {
-                        Some(room) if stored.contains(&event.id) => {
-                            self.send_test(&event, test, holding, room);
-                        }
-                        _ => {
-                            self.wake.tell(test.subscription);
-                            self.wake.feed(test.subscription);
-                        }
-                    }
-                    return Ok(());
+    /// Stores its event with its one delivery, and makes the attempt. Nobody else has it any more: a plan that is stale and a
+    /// store that does not answer are tried again until then.
+    async fn take_in_test(&self, test: TestPush, until: Instant) {
+        let Some(event) = event(test) else { return };
+        loop {
+            match self.try_to_take_in_test(test, &event).await {
+                Ok(TakenIn::Done) => return,
+                Ok(TakenIn::Stale) if Instant::now() < until => {}
+                Err(error) if error.is_transient() && Instant::now() < until => {
+                    tracing::warn!(%error, event.id = %test.event, "a test push is tried again");
+                    tokio::time::sleep(PAUSE).await;
                 }
-                Ok(IntakeOutcome::Stale) => self.registry.forget_in_force(&[test.organization]),
+                Ok(TakenIn::Stale) => {
+                    let why = "subscriptions change faster than it can be planned";
+                    tracing::warn!(why, event.id = %test.event, "a test push could not be taken in");
+                    return;
+                }
                 Err(error) => {
-                    if error.is_transient() {
-                        // It may have been committed all the same.
-                        self.lease.doubt();
-                    }
-                    return Err(error);
+                    tracing::warn!(%error, event.id = %test.event, "a test push could not be taken in");
+                    return;
                 }
             }
         }
-        tracing::debug!(event.id = %test.event, "subscriptions change faster than a test can be planned");
-        Ok(())
+    }
+
+    /// One whose subscription is gone or disabled meanwhile is dropped. What is remembered does not say whether it is: whoever
+    /// tests a subscription has often just made it, or enabled it.
+    async fn try_to_take_in_test(
+        &self,
+        test: TestPush,
+        event: &AcceptedEvent,
+    ) -> Result<TakenIn, StoreError> {
+        let Some(known) = self.registry.in_force_now(test.organization).await? else {
+            return Ok(TakenIn::Done);
+        };
+        let mut subscriptions = known.subscriptions.iter();
+        let subscription = subscriptions.find(|one| one.id == test.subscription && one.enabled);
+        let Some((subscription, push)) = subscription.and_then(|one| Some((one, one.push()?))) else {
+            tracing::debug!(event.id = %test.event, "a test push to what is disabled or gone meanwhile is dropped");
+            return Ok(TakenIn::Done);
+        };
+        let terms = Terms::of(subscription, push, self.ownership.workers());
+        let room = self.dispatch.room_to_test().filter(|_| !terms.in_order);
+        let planned = PlannedDelivery {
+            event: 0,
+            subscription: test.subscription,
+            held: room.is_some(),
+        };
+        let holding = self.lease.current();
+        let batch = IntakeBatch {
+            worker: holding.worker(),
+            events: std::slice::from_ref(event),
+            deliveries: &[planned],
+            versions: &[(known.organization, known.version)],
+            repeats: &[],
+        };
+        match self.store.events.intake(&batch).await {
+            Ok(IntakeOutcome::Stored(stored)) => {
+                match room {
+                    Some(room) if stored.iter().any(|stored| stored.id == event.id) => {
+                        self.send_test(event, test, holding, room);
+                    }
+                    // By its lane; so does one that was stored by a try whose answer was lost.
+                    _ => {
+                        self.wake.tell(test.subscription);
+                        self.wake.feed(test.subscription);
+                    }
+                }
+                Ok(TakenIn::Done)
+            }
+            Ok(IntakeOutcome::Stale) => Ok(TakenIn::Stale),
+            Err(error) => {
+                if error.is_transient() {
+                    // It may have been committed all the same.
+                    self.lease.doubt();
+                }
+                Err(error)
+            }
+        }
     }
 
     fn send_test(

@@ -43,6 +43,16 @@ pub enum Ending {
     Starved,
 }
 
+impl Ending {
+    /// For how long the subscriber asked to be left alone, if it did.
+    pub fn asked_to_wait(self) -> Option<Duration> {
+        match self {
+            Self::AskedToWait(pause) => Some(pause.min(LONGEST_PAUSE)),
+            _ => None,
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Circuit {
     /// With the attempts that may be under way at once, while it starts slowly.
@@ -189,8 +199,7 @@ impl Health {
                 };
             }
             Ending::AskedToWait(pause) => {
-                let until = now + pause.min(LONGEST_PAUSE);
-                self.paused_until = self.paused_until.max(Some(until));
+                self.pause(now + pause.min(LONGEST_PAUSE));
                 self.probe_came_to_nothing(was_probe);
             }
             Ending::Starved => {
@@ -200,6 +209,11 @@ impl Health {
             Ending::NotMade => self.probe_came_to_nothing(was_probe),
         }
         self.is_open() != was_open
+    }
+
+    /// Its subscriber asked, of whatever worker, to be left alone until then.
+    pub fn pause(&mut self, until: Instant) {
+        self.paused_until = self.paused_until.max(Some(until));
     }
 
     /// Whether what is known is too old to mean anything.

@@ -453,3 +453,78 @@ proptest! {
         prop_assert_eq!((world.lanes.bytes, world.lanes.trusted.bytes, world.lanes.suspect.bytes), (0, 0, 0));
     }
 }
+
+#[test]
+fn what_another_worker_was_told_puts_a_lane_off() {
+    let subscription = SubscriptionId::new();
+    let mut world = Timed::new(10, 100, 100);
+    world.put(subscription, terms(1), 3);
+    let sent = world.send_all();
+    assert_eq!(sent.len(), 1);
+    let until = world.now + Duration::from_secs(5);
+    let given_back = world.lanes.pause(subscription, 1, until, world.now);
+    assert_eq!(given_back.len(), 2, "what waits goes back");
+    assert!(
+        !world.end(&sent[0], Ending::Delivered).feed,
+        "it asked for time all the same"
+    );
+    assert!(!world.lanes.reserve(subscription, terms(1), world.now));
+    assert_eq!(world.lanes.reserve_many(subscription, terms(1), 10, world.now), 0);
+    // A shorter one changes nothing.
+    let sooner = world.now + Duration::from_secs(2);
+    world.lanes.pause(subscription, 1, sooner, world.now);
+    world.now = sooner;
+    assert_eq!(world.lanes.rouse(world.now), []);
+    world.now = until;
+    assert_eq!(world.lanes.rouse(world.now), [subscription]);
+    assert_eq!(
+        world.lanes.reserve_many(subscription, terms(1), 10, world.now),
+        10
+    );
+}
+
+#[test]
+fn a_lane_that_is_made_later_keeps_to_it_too() {
+    let (brief, long, changed) = (
+        SubscriptionId::new(),
+        SubscriptionId::new(),
+        SubscriptionId::new(),
+    );
+    let mut world = Timed::new(10, 100, 100);
+    let (soon, late) = (
+        world.now + Duration::from_secs(1),
+        world.now + Duration::from_mins(1),
+    );
+    for (subscription, until) in [(brief, soon), (long, late), (changed, late)] {
+        assert!(world.lanes.pause(subscription, 1, until, world.now).is_empty());
+    }
+    assert!(!world.lanes.reserve(long, terms(1), world.now));
+    world.put(brief, terms(1), 1);
+    assert!(world.send_all().is_empty());
+    // The subscriber of another version may be another.
+    world.put(
+        changed,
+        Terms {
+            version: 2,
+            ..terms(1)
+        },
+        1,
+    );
+    assert_eq!(world.send_all()[0].subscription(), changed);
+    world.lanes.pause(changed, 1, late, world.now);
+    world.put(
+        changed,
+        Terms {
+            version: 2,
+            ..terms(2)
+        },
+        1,
+    );
+    assert_eq!(world.send_all().len(), 1);
+    world.now = soon;
+    world.lanes.rouse(world.now);
+    assert_eq!(world.send_all()[0].subscription(), brief);
+    world.now = late;
+    world.lanes.forget_old(world.now);
+    assert!(world.lanes.pauses.is_empty());
+}

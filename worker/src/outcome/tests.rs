@@ -31,6 +31,7 @@ fn gone(real: &RealStore, lease: &Lease, deliveries: &[DeliveryKey], version: i6
         version,
         holding: lease.current(),
         in_order: false,
+        asked_to_wait: None,
         is_test: false,
         received_at: Timestamp::now(),
     };

@@ -10,7 +10,7 @@ use super::{
     operation::Operation,
     schemas::{compatible_problem, one_problem, problem, problem_name},
 };
-use crate::{VERSION, http::Code};
+use crate::{Scope, VERSION, http::Code};
 
 const ABOUT: &str = "Triggers takes events over HTTP and pushes them, signed and retried, to every subscription that wants \
 them, or keeps them in an inbox until they are fetched. A 202 is a promise: the event is on disk, and is delivered at least once.\n\n\
@@ -23,7 +23,7 @@ with a route, each may answer 405 (`method_not_allowed`, with `Allow`), and 431 
 Query parameters that a route does not know are ignored; fields that it does not know are refused, but on `/api` routes.";
 
 /// Groups of routes, in order.
-const TAGS: [(&str, &str); 10] = [
+const TAGS: [(&str, &str); 11] = [
     ("Events", "Posting, looking up, following and erasing events."),
     ("Inbox", "Events that nobody has taken yet."),
     (
@@ -41,6 +41,7 @@ const TAGS: [(&str, &str); 10] = [
         "Zapier Triggers API",
         "The routes of existing clients: a thin layer over the same operations. Ids are plain UUIDs; problems carry `error` and `message` besides, and a broken rule is a 400.",
     ),
+    ("Audit log", "Who has changed what."),
     (
         "Set aside",
         "What could not be taken in, for the deployment's operator.",
@@ -85,6 +86,7 @@ pub fn document(operations: Vec<Registered>) -> Value {
             answers: BTreeMap::new(),
             headers: BTreeMap::new(),
             problems: BTreeMap::new(),
+            links: BTreeMap::new(),
             limited: false,
         };
         (registered.describe)(&mut operation);
@@ -99,6 +101,12 @@ pub fn document(operations: Vec<Registered>) -> Value {
             .insert(method, described);
     }
     let mut schemas = asked.take_definitions(true);
+    for link in paths.values().flat_map(linked) {
+        assert!(
+            ids.contains(link),
+            "nothing is called {link}, and an answer leads there"
+        );
+    }
     for (name, schema) in answered.take_definitions(true) {
         let before = schemas.insert(name.clone(), schema.clone());
         assert!(
@@ -174,23 +182,41 @@ fn one(registered: &Registered, operation: Operation<'_>) -> Value {
     described
 }
 
+/// The operations that the answers of a path's operations lead to.
+fn linked(operations: &Map<String, Value>) -> impl Iterator<Item = &str> {
+    let responses = operations
+        .values()
+        .filter_map(|operation| operation["responses"].as_object());
+    let links = responses
+        .flat_map(Map::values)
+        .filter_map(|response| response["links"].as_object());
+    links
+        .flat_map(Map::values)
+        .filter_map(|link| link["operationId"].as_str())
+}
+
 fn security(security: Security) -> Value {
     match security {
         Security::Nothing => json!([]),
         Security::Key([]) => json!([{"bearer": []}, {"apiKey": []}]),
-        Security::Key(scopes) => {
-            let each = scopes.iter().map(|scope| scope.as_str());
-            each.flat_map(|scope| [json!({"bearer": [scope]}), json!({"apiKey": [scope]})])
-                .collect()
-        }
+        Security::Key(scopes) => of_keys(scopes).collect(),
         Security::AdminToken => json!([{"adminToken": []}]),
+        Security::KeyOrAdminToken(scopes) => of_keys(scopes).chain([json!({"adminToken": []})]).collect(),
         Security::AdminTokenUnlessOpen => json!([{"adminToken": []}, {}]),
     }
 }
 
+fn of_keys(scopes: &'static [Scope]) -> impl Iterator<Item = Value> {
+    let each = scopes.iter().map(|scope| scope.as_str());
+    each.flat_map(|scope| [json!({"bearer": [scope]}), json!({"apiKey": [scope]})])
+}
+
 fn responses(operation: &Operation<'_>) -> Map<String, Value> {
     let mut responses = Map::new();
-    let key = matches!(operation.security, Security::Key(_));
+    let key = matches!(
+        operation.security,
+        Security::Key(_) | Security::KeyOrAdminToken(_)
+    );
     let mut all = operation.headers.clone();
     for (status, content) in &operation.answers {
         let mut response = json!({ "description": meaning(*status) });
@@ -235,6 +261,16 @@ fn responses(operation: &Operation<'_>) -> Map<String, Value> {
         let own = all.remove(&status).unwrap_or_default();
         let limited = operation.limited && key && status != 401;
         response["headers"] = Value::Object(referred(&own, limited));
+        if let Some(links) = operation.links.get(&status) {
+            let links = links.iter().map(|link| {
+                let parameters: BTreeMap<_, _> = link.parameters.iter().copied().collect();
+                (
+                    link.operation.to_owned(),
+                    json!({"operationId": link.operation, "parameters": parameters}),
+                )
+            });
+            response["links"] = Value::Object(links.collect());
+        }
     }
     assert!(all.is_empty(), "headers of answers that there are not: {all:?}");
     responses

@@ -74,6 +74,17 @@ impl Doc {
         self.with(move |operation| operation.answer::<T>(status))
     }
 
+    /// Where its answers with this status lead: another route's name, and where in them the parameters of that one are.
+    #[must_use]
+    pub fn link(
+        self,
+        status: u16,
+        operation: &'static str,
+        parameters: &'static [(&'static str, &'static str)],
+    ) -> Self {
+        self.with(move |described| described.link(status, operation, parameters))
+    }
+
     /// A header of its answers with this status.
     #[must_use]
     pub fn header(self, status: u16, header: Header) -> Self {

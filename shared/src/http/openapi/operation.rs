@@ -24,6 +24,8 @@ pub enum Security {
     Key(&'static [Scope]),
     /// The deployment's admin token.
     AdminToken,
+    /// A key with any one of these scopes, or the deployment's admin token.
+    KeyOrAdminToken(&'static [Scope]),
     /// The deployment's admin token, unless the deployment is open.
     AdminTokenUnlessOpen,
 }
@@ -41,6 +43,14 @@ pub enum Header {
     WwwAuthenticate,
     /// `ratelimit-*`, and `x-ratelimit-*`, which say the same.
     RateLimit,
+}
+
+/// Where an answer leads: what of it another operation takes.
+pub(super) struct Link {
+    /// The other's name.
+    pub(super) operation: &'static str,
+    /// Its parameters, and where their values are: a runtime expression of OpenAPI.
+    pub(super) parameters: &'static [(&'static str, &'static str)],
 }
 
 /// A parameter of a query.
@@ -158,6 +168,7 @@ pub struct Operation<'a> {
     pub(super) answers: BTreeMap<u16, Map<String, Value>>,
     pub(super) headers: BTreeMap<u16, BTreeSet<Header>>,
     pub(super) problems: BTreeMap<Code, Vec<&'static str>>,
+    pub(super) links: BTreeMap<u16, Vec<Link>>,
     /// On every answer to whoever has a valid key.
     pub(super) limited: bool,
 }
@@ -168,9 +179,10 @@ impl Operation<'_> {
         self.security = security;
         match security {
             Security::Nothing => {}
-            Security::Key(scopes) => {
+            Security::Key(scopes) | Security::KeyOrAdminToken(scopes) => {
                 self.problem(Code::Unauthorized, "there is no key, or it is not a valid one");
                 self.problem(Code::Unavailable, "the key cannot be looked up at the moment");
+                self.counts_addresses();
                 if !scopes.is_empty() {
                     self.problem(Code::Forbidden, "the key lacks the scope");
                 }
@@ -178,12 +190,24 @@ impl Operation<'_> {
             Security::AdminToken => {
                 self.problem(Code::Unauthorized, "the admin token is missing or wrong");
                 self.problem(Code::Forbidden, "the deployment has no admin token");
+                self.counts_addresses();
             }
             Security::AdminTokenUnlessOpen => {
                 self.problem(Code::Unauthorized, "the admin token is missing or wrong");
                 self.problem(Code::Forbidden, "nobody, or not this caller, may do this here");
+                self.counts_addresses();
             }
         }
+    }
+
+    /// Whoever has neither a key nor a token may not ask without end.
+    fn counts_addresses(&mut self) {
+        self.problem(
+            Code::RateLimited,
+            "too many requests without a valid key or token came from this address",
+        );
+        let status = Code::RateLimited.status().as_u16();
+        self.headers.entry(status).or_default().insert(Header::RateLimit);
     }
 
     /// It counts against the organization's limit, and shows how that stands.
@@ -290,6 +314,20 @@ impl Operation<'_> {
     /// Its answers with this status have this header.
     pub fn header(&mut self, status: u16, header: Header) {
         self.headers.entry(status).or_default().insert(header);
+    }
+
+    /// Its answers with this status lead to another operation, by these parameters of that one.
+    pub fn link(
+        &mut self,
+        status: u16,
+        operation: &'static str,
+        parameters: &'static [(&'static str, &'static str)],
+    ) {
+        let link = Link {
+            operation,
+            parameters,
+        };
+        self.links.entry(status).or_default().push(link);
     }
 
     /// It may answer this problem.

@@ -6,8 +6,9 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde_json::{Value, json};
 
 use crate::{
-    Builtin, DeliveryState, DeliveryStatus, EventPattern, EventStatus, EventType, FailureKind, Id,
+    Builtin, DeliveryState, DeliveryStatus, EventPattern, EventStatus, EventType, FailureKind, Filter, Id,
     RetrySchedule, Scope, Scopes, Tier, Timestamp,
+    filter::MAX_FILTER,
     http::Code,
     id::Kind,
     signature::SignatureScheme,
@@ -55,7 +56,7 @@ schemas! {
     Ordering as "Ordering": {"type": "string", "enum": ["none", "fifo"], "description": "`fifo`: one at a time, in order; one that fails holds the rest."};
     Builtin as "Builtin": {"type": "string", "enum": ["inbox", "webhook"], "description": "A subscription that the system made."};
     NoMatch as "NoMatch": {
-        "type": "string", "enum": ["event_type", "system_event", "others_match", "created_later", "changed_later"],
+        "type": "string", "enum": ["event_type", "system_event", "filter", "filter_failed", "others_match", "created_later", "changed_later"],
         "description": "Why a subscription has no delivery of an event."
     };
     EventType as "EventType": {
@@ -66,6 +67,11 @@ schemas! {
         "type": "string", "minLength": 1, "maxLength": 256,
         "pattern": r"^([!#-&()+-\-/-_a-~]+|\*)(\.([!#-&()+-\-/-_a-~]+|\*))*(\.\*\*)?$",
         "description": "`user.created`, `user.*` (one more segment), `user.**` (one or more), `*` (all but the system's own)."
+    };
+    Filter as "Filter": {
+        "type": "string", "minLength": 1, "maxLength": MAX_FILTER, "pattern": TEXT,
+        "description": "A CEL expression over `type`, `source`, `occurred_at` and `payload` that is true or false.",
+        "examples": ["payload.amount > 100 && payload.currency == 'EUR'"]
     };
     RetrySchedule as "RetrySchedule": {
         "type": "array", "items": {"type": "integer", "minimum": 1, "maximum": RetrySchedule::MAX_SECONDS},

@@ -365,8 +365,20 @@ fn shown_security(security: &Value) -> String {
     format!("<p class=\"who\">{who}</p>")
 }
 
-/// What a schema is, in a few words.
+/// What a schema is, in a few words, and what it is unless given.
 fn kind(schema: &Value) -> String {
+    let mut words = kind_alone(schema);
+    if let Some(default) = schema.get("default").filter(|default| !default.is_null()) {
+        let _ = write!(
+            words,
+            ", <code>{}</code> unless given",
+            escaped(&default.to_string())
+        );
+    }
+    words
+}
+
+fn kind_alone(schema: &Value) -> String {
     if let Some(reference) = schema["$ref"].as_str() {
         let name = escaped(reference.rsplit('/').next().unwrap_or_default());
         return format!("<a href=\"#shape-{name}\">{name}</a>");
@@ -411,13 +423,6 @@ fn kind(schema: &Value) -> String {
             _ => Ok(()),
         };
     }
-    if let Some(default) = schema.get("default").filter(|default| !default.is_null()) {
-        let _ = write!(
-            words,
-            ", <code>{}</code> unless given",
-            escaped(&default.to_string())
-        );
-    }
     words
 }
 
@@ -430,7 +435,7 @@ mod tests {
         let document = r##"{"info":{"title":"<x>","version":"1","description":"a `<b>` **c&d**\n\ne"},
             "tags":[{"name":"T","description":"<script>"}],
             "paths":{"/a/{id}":{"get":{"operationId":"op","summary":"\"q\"","tags":["T"],"responses":{"200":{"description":"'"}}}}},
-            "components":{"schemas":{"S":{"type":"object","required":["r"],"properties":{"o":{"type":"integer","minimum":1},"r":{"$ref":"#/components/schemas/S"}}}}}}"##;
+            "components":{"schemas":{"S":{"type":"object","required":["r"],"properties":{"d":{"$ref":"#/components/schemas/S","default":7},"o":{"type":"integer","minimum":1},"r":{"$ref":"#/components/schemas/S"}}}}}}"##;
         let html = render(document);
         for hostile in ["<x>", "<b>", "<script>", "c&d"] {
             assert!(!html.contains(hostile), "{hostile}");
@@ -440,6 +445,7 @@ mod tests {
             "&quot;q&quot;",
             "/<wbr>a/<wbr><i>{id}</i>",
             "integer, at least 1",
+            "S</a>, <code>7</code> unless given",
             "<a href=\"#shape-S\">S</a>",
         ] {
             assert!(html.contains(shown), "{shown}\n{html}");

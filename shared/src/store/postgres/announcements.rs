@@ -34,7 +34,9 @@ const ANNOUNCE: &str = concat!(
 const FAILED: &str = "
     WITH first AS (
         INSERT INTO subscription_failures (subscription_id)
-        SELECT id FROM unnest($1::uuid[]) AS failed (id) ORDER BY id
+        SELECT s.id FROM unnest($1::uuid[], $2::bigint[]) AS failed (id, version)
+        JOIN subscriptions s ON s.id = failed.id AND s.version = failed.version
+        WHERE s.enabled AND s.deleted_at IS NULL ORDER BY s.id
         ON CONFLICT DO NOTHING
     )
     SELECT id, greatest(0, coalesce(extract(epoch FROM now() - f.failing_since), 0) * 1000)::bigint AS ms
@@ -81,14 +83,32 @@ impl Announcements for Engine {
         self.rows(statement).await.map(drop)
     }
 
-    async fn failed(&self, subscriptions: &[SubscriptionId]) -> Result<Vec<(SubscriptionId, Duration)>> {
-        let rows = self.rows(query(FAILED).bind(uuids(subscriptions))).await?;
+    async fn failed(&self, attempts: &[(SubscriptionId, i64)]) -> Result<Vec<(SubscriptionId, Duration)>> {
+        let (subscriptions, versions): (Vec<_>, Vec<i64>) = attempts
+            .iter()
+            .map(|(subscription, version)| (subscription.uuid(), *version))
+            .unzip();
+        let rows = self
+            .rows(query(FAILED).bind(subscriptions).bind(versions))
+            .await?;
         rows.iter().map(age).collect()
     }
 
     async fn succeeded(&self, subscriptions: &[SubscriptionId]) -> Result<Vec<(SubscriptionId, Duration)>> {
         let rows = self.rows(query(SUCCEEDED).bind(uuids(subscriptions))).await?;
         rows.iter().map(age).collect()
+    }
+
+    async fn disable_failing(
+        &self,
+        organization: OrganizationId,
+        id: SubscriptionId,
+        version: i64,
+        failed_for: Duration,
+        reason: &str,
+    ) -> Result<bool> {
+        self.disable_as(organization, id, version, Some(failed_for), reason)
+            .await
     }
 }
 

@@ -18,7 +18,10 @@ use tokio_util::{
 };
 use uuid::Uuid;
 
-use crate::{EventId, SubscriptionId, store::Change};
+use crate::{
+    DeliveryKey, EventId, SubscriptionId,
+    store::{Change, Pause},
+};
 
 /// The channel, as the statements that give notice name it.
 const CHANNEL: &str = "triggers_changes";
@@ -135,6 +138,21 @@ async fn in_time<T>(call: impl Future<Output = Result<T, sqlx::Error>>) -> Resul
 /// What a notice says; a newer version may say what this one does not know.
 fn change(notice: &str) -> Option<Change> {
     let (kind, id) = notice.split_once(':')?;
+    if kind == "d" {
+        let (event, subscription) = id.split_once('/')?;
+        return Some(Change::Cancelled(DeliveryKey {
+            event: EventId::from_uuid(Uuid::try_parse(event).ok()?),
+            subscription: SubscriptionId::from_uuid(Uuid::try_parse(subscription).ok()?),
+        }));
+    }
+    if kind == "p" {
+        let mut parts = id.splitn(3, '/');
+        return Some(Change::Pause(Pause {
+            subscription: SubscriptionId::from_uuid(Uuid::try_parse(parts.next()?).ok()?),
+            version: parts.next()?.parse().ok()?,
+            lasts: Duration::from_millis(parts.next()?.parse().ok()?),
+        }));
+    }
     let id = Uuid::try_parse(id).ok()?;
     match kind {
         "s" => Some(Change::Subscription(SubscriptionId::from_uuid(id))),

@@ -144,18 +144,18 @@ const TELL_OWNERS: &str =
 /// may yet put something. It was asked for by a statement of its own, before: what lies below is seen by this one.
 const CLAIM_IN_ORDER: &str = concat!(
     "WITH head AS MATERIALIZED (
-        SELECT d.event_id, d.fifo_seq, d.due_at <= now() AND ",
+        SELECT d.event_id, d.seq, d.due_at <= now() AND ",
     free!(),
     " AS ready
         FROM deliveries d
-        WHERE d.subscription_id = $2 AND d.fifo_seq IS NOT NULL AND d.due_at IS NOT NULL AND d.fifo_seq < $4
+        WHERE d.subscription_id = $2 AND d.due_at IS NOT NULL AND d.seq < $4
           AND EXISTS (SELECT FROM lanes WHERE subscription_id = $2 AND owner = $1) AND ",
     enlisted!(),
     "     AND EXISTS (SELECT FROM subscriptions s WHERE s.id = $2 AND s.kind = 'push' AND s.enabled AND s.deleted_at IS NULL)
-        ORDER BY d.fifo_seq LIMIT $3
+        ORDER BY d.seq LIMIT $3
     ), weighed AS (
-        SELECT head.event_id, head.fifo_seq, e.bytes, bool_and(head.ready) OVER (ORDER BY head.fifo_seq) AS ready,
-               sum(e.bytes) OVER (ORDER BY head.fifo_seq) AS total
+        SELECT head.event_id, head.seq, e.bytes, bool_and(head.ready) OVER (ORDER BY head.seq) AS ready,
+               sum(e.bytes) OVER (ORDER BY head.seq) AS total
         FROM head CROSS JOIN LATERAL (
             SELECT octet_length(payload) AS bytes FROM events WHERE id = head.event_id LIMIT 1
         ) e
@@ -173,52 +173,71 @@ const CLAIM_IN_ORDER: &str = concat!(
     ORDER BY c.seq"
 );
 
-const PUT_IN_ORDER: &str = "
-    UPDATE deliveries d SET fifo_seq = d.seq
-    FROM (SELECT event_id FROM deliveries
-          WHERE subscription_id = $1 AND due_at IS NOT NULL AND fifo_seq IS NULL LIMIT $2) loose
-    WHERE d.event_id = loose.event_id AND d.subscription_id = $1
-    RETURNING 1 AS one";
-
-/// Lane by lane, by the index of each; then no more than fit the bytes; then, by their keys, taken.
+/// Lane by lane, by the indexes of each: first, in order of `seq`, what was parked when the subscription was last enabled, if
+/// there is any of it left, then what has come to be due since. No more than fit the bytes, the first of each lane before
+/// the second of any; then, by their keys, taken.
 const CLAIM: &str = concat!(
-    "WITH picked AS MATERIALIZED (
-        SELECT d.event_id, d.subscription_id, d.due_at
+    "WITH served AS MATERIALIZED (
+        SELECT wanted.subscription_id, wanted.most, s.enabled_at, (
+            SELECT true FROM deliveries d
+            WHERE d.subscription_id = wanted.subscription_id AND d.due_at <= s.enabled_at AND ",
+    free!(),
+    "       ORDER BY d.due_at LIMIT 1
+        ) AS was_parked
         FROM unnest($2::uuid[], $3::bigint[]) AS wanted (subscription_id, most)
         JOIN LATERAL (
-            SELECT FROM subscriptions s
+            SELECT s.enabled_at FROM subscriptions s
             WHERE s.id = wanted.subscription_id AND s.kind = 'push' AND s.enabled AND s.deleted_at IS NULL AND NOT ",
     owned_by_another!("wanted.subscription_id", "$1"),
     "       LIMIT 1
-        ) served ON true
-        CROSS JOIN LATERAL (
-            SELECT d.event_id, d.subscription_id, d.due_at FROM deliveries d
-            WHERE d.subscription_id = wanted.subscription_id AND d.due_at <= now() AND ",
-    free!(),
-    "       ORDER BY d.due_at LIMIT wanted.most FOR UPDATE SKIP LOCKED
-        ) d
+        ) s ON true
         WHERE ",
     enlisted!(),
-    "), weighed AS (
-        SELECT picked.*, e.bytes, sum(e.bytes) OVER (ORDER BY picked.due_at, picked.event_id, picked.subscription_id) AS total
-        FROM picked CROSS JOIN LATERAL (
-            SELECT octet_length(payload) AS bytes FROM events WHERE id = picked.event_id LIMIT 1
+    "), parked AS MATERIALIZED (
+        SELECT d.event_id, d.subscription_id, d.due_at, d.seq
+        FROM served CROSS JOIN LATERAL (
+            SELECT d.event_id, d.subscription_id, d.due_at, d.seq FROM deliveries d
+            WHERE d.subscription_id = served.subscription_id AND d.due_at <= served.enabled_at AND ",
+    free!(),
+    "       ORDER BY d.seq LIMIT served.most FOR UPDATE SKIP LOCKED
+        ) d
+        WHERE served.was_parked
+    ), due AS MATERIALIZED (
+        SELECT d.event_id, d.subscription_id, d.due_at
+        FROM served CROSS JOIN LATERAL (
+            SELECT d.event_id, d.subscription_id, d.due_at FROM deliveries d
+            WHERE d.subscription_id = served.subscription_id AND d.due_at <= now()
+              AND d.due_at > coalesce(served.enabled_at, '-infinity') AND ",
+    free!(),
+    "       ORDER BY d.due_at
+            LIMIT served.most - (SELECT count(*) FROM parked p WHERE p.subscription_id = served.subscription_id)
+            FOR UPDATE SKIP LOCKED
+        ) d
+    ), placed AS (
+        SELECT picked.event_id, picked.subscription_id,
+               row_number() OVER (PARTITION BY subscription_id ORDER BY seq NULLS LAST, due_at, event_id) AS place
+        FROM (SELECT * FROM parked UNION ALL SELECT due.*, NULL FROM due) picked
+    ), weighed AS (
+        SELECT placed.*, e.bytes, sum(e.bytes) OVER (ORDER BY placed.place, placed.subscription_id) AS total
+        FROM placed CROSS JOIN LATERAL (
+            SELECT octet_length(payload) AS bytes FROM events WHERE id = placed.event_id LIMIT 1
         ) e
     ), fitting AS MATERIALIZED (
-        SELECT event_id, subscription_id, due_at FROM weighed WHERE total - bytes < $4
+        SELECT event_id, subscription_id, place FROM weighed WHERE total - bytes < $4
     ), claimed AS (
         UPDATE deliveries d SET lease_owner = $1
         FROM unnest((SELECT array_agg(event_id ORDER BY event_id, subscription_id) FROM fitting),
-                    (SELECT array_agg(subscription_id ORDER BY event_id, subscription_id) FROM fitting))
-            AS f (event_id, subscription_id)
+                    (SELECT array_agg(subscription_id ORDER BY event_id, subscription_id) FROM fitting),
+                    (SELECT array_agg(place ORDER BY event_id, subscription_id) FROM fitting))
+            AS f (event_id, subscription_id, place)
         WHERE d.event_id = f.event_id AND d.subscription_id = f.subscription_id
-        RETURNING d.event_id, d.subscription_id, d.organization_id, d.seq, d.attempts, d.attempts_before, d.due_at
+        RETURNING d.event_id, d.subscription_id, d.organization_id, d.seq, d.attempts, d.attempts_before, f.place
     )
     SELECT c.*, e.type, e.received_at, e.occurred_at, e.source, e.trace, e.payload
     FROM claimed c CROSS JOIN LATERAL (
         SELECT type, received_at, occurred_at, source, trace, payload FROM events WHERE id = c.event_id LIMIT 1
     ) e
-    ORDER BY c.due_at, c.seq"
+    ORDER BY c.place, c.seq"
 );
 
 const RELEASE: &str = "
@@ -379,12 +398,6 @@ impl Deliveries for Engine {
             .bind(settled)
             .bind(i64::try_from(CLAIM_BYTES).unwrap_or(i64::MAX));
         self.rows(statement).await?.iter().map(claimed).collect()
-    }
-
-    async fn put_in_order(&self, lane: SubscriptionId, most: u32) -> Result<u32> {
-        let statement = query(PUT_IN_ORDER).bind(lane.uuid()).bind(i64::from(most));
-        let put = self.rows(statement).await?.len();
-        Ok(u32::try_from(put).unwrap_or(u32::MAX))
     }
 
     async fn release(&self, worker: WorkerId, keys: &[DeliveryKey]) -> Result<()> {

@@ -8,10 +8,12 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::{
-    CALL, Engine, Result, Session, Statement, classify, former, rows, rows::Columns, timed_out, within,
+    CALL, Engine, Result, Session, Statement, audit_log, classify, former, rows, rows::Columns, timed_out,
+    within,
 };
 use crate::{
     EventId, OrganizationId, Timestamp,
+    audit::{Action, By, Change},
     store::{
         ERASURE_KEPT, Erased, Erasures, MAX_MARKS,
         erasures::{BETWEEN_LOOKS, NO_PAYLOAD, may_come},
@@ -43,6 +45,8 @@ const ERASE: &str = "
         erased_at = coalesce(erased_at, now())
     WHERE id = $1";
 
+const IS_THERE: &str = "SELECT 1 AS one FROM events WHERE id = $1 AND erased_at IS NULL FOR UPDATE";
+
 const CANCEL: &str = "
     WITH held AS (
         SELECT event_id, subscription_id, lease_owner FROM deliveries
@@ -66,7 +70,7 @@ const MARK: &str = "
     SELECT $1, $2, now() + make_interval(secs => $3)
     WHERE (SELECT count(*) FROM (SELECT FROM erasures WHERE organization_id = $1 LIMIT $4) marks) < $4
     ON CONFLICT (id, organization_id) DO UPDATE SET expires_at = excluded.expires_at
-    RETURNING 1 AS one";
+    RETURNING xmax = 0 AS is_new";
 
 /// Transactions that write events now. An intake has this lock before it takes the snapshot that it writes by.
 const INTAKES_UNDER_WAY: &str = "
@@ -98,13 +102,19 @@ impl Engine {
             .transpose()
     }
 
-    async fn erase_stored(&self, organization: OrganizationId, id: EventId) -> Result<Option<EventId>> {
+    /// Erases what the id leads to, if it is stored: on behalf of somebody, or as somebody has asked for before.
+    async fn erase_stored(
+        &self,
+        organization: OrganizationId,
+        id: EventId,
+        by: Option<By>,
+    ) -> Result<Option<EventId>> {
         let Some((event, _)) = self.resolve(organization, id).await? else {
             return Ok(None);
         };
         Box::pin(within(CALL, async {
             let mut session = Session::of(&self.pool).await?;
-            let erased = erase(session.connection(), organization, event, id).await;
+            let erased = erase(session.connection(), organization, event, id, by.as_ref()).await;
             session.settle_read(erased)
         }))
         .await?;
@@ -143,9 +153,21 @@ async fn erase(
     organization: OrganizationId,
     event: EventId,
     asked: EventId,
+    by: Option<&By>,
 ) -> Result<()> {
     // Dropped on the way, it rolls back.
     let mut transaction = connection.begin().await.map_err(classify)?;
+    if let Some(by) = by
+        && query(IS_THERE)
+            .bind(event.uuid())
+            .fetch_optional(&mut *transaction)
+            .await
+            .map_err(classify)?
+            .is_some()
+    {
+        let erased = Change::of(organization, Action::EventErased, event);
+        audit_log::write(&mut transaction, by, &erased).await?;
+    }
     let ids = vec![event.uuid(), asked.uuid()];
     let statements: [Statement; 4] = [
         query(ERASE).bind(event.uuid()).bind(NO_PAYLOAD),
@@ -162,13 +184,14 @@ async fn erase(
 #[async_trait]
 impl Erasures for Engine {
     async fn erase(&self, organization: OrganizationId, id: EventId) -> Result<Erased> {
-        if let Some(event) = self.erase_stored(organization, id).await? {
+        if let Some(event) = self.erase_stored(organization, id, Some(By::now())).await? {
             return Ok(Erased::Done { event });
         }
+        let erased = || Change::of(organization, Action::EventErased, id);
         let forget = query(FORGET_SET_ASIDE)
             .bind(organization.uuid())
             .bind(vec![id.uuid()]);
-        let was_set_aside = !self.rows(forget).await?.is_empty();
+        let was_set_aside = self.audited_as(forget, erased()).await?.is_some();
         if !was_set_aside && !may_come(id, Timestamp::now()) {
             return Ok(Erased::NotFound);
         }
@@ -177,11 +200,17 @@ impl Erasures for Engine {
             .bind(id.uuid())
             .bind(rows::seconds(ERASURE_KEPT))
             .bind(i64::from(MAX_MARKS));
-        if self.row(mark).await?.is_none() {
+        let marked = self
+            .audited(mark, |row| {
+                let told = was_set_aside || !row.value::<bool>("is_new")?;
+                Ok(if told { Vec::new() } else { vec![erased()] })
+            })
+            .await?;
+        if marked.is_none() {
             return Ok(Erased::TooMany);
         }
         self.outwait_intakes().await?;
-        match self.erase_stored(organization, id).await? {
+        match self.erase_stored(organization, id, None).await? {
             Some(event) => {
                 self.forget_mark(organization, id).await?;
                 Ok(Erased::Done { event })
@@ -197,7 +226,7 @@ impl Erasures for Engine {
         let (mut settled, mut left) = (0, (Vec::new(), Vec::new()));
         for row in &self.rows(statement).await? {
             let (organization, id): (OrganizationId, EventId) = (row.id("organization_id")?, row.id("id")?);
-            if self.erase_stored(organization, id).await?.is_some() {
+            if self.erase_stored(organization, id, None).await?.is_some() {
                 self.forget_mark(organization, id).await?;
                 settled += 1;
             } else {

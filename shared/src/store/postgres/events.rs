@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     EventId, OrganizationId, SetAsideId,
+    audit::{Action, Change},
     store::{
         EventFilter, EventQuery, EventRecord, Events, IntakeBatch, IntakeOutcome, Order, Page, PageRequest,
         SetAside, SetAsidePlace,
@@ -54,7 +55,8 @@ const SET_ASIDE_AFTER: &str = "
     ORDER BY at, id LIMIT $3";
 
 /// As often as it came when it was seen, if that is asked.
-const FORGET: &str = "DELETE FROM set_aside WHERE id = $1 AND times = coalesce($2, times) RETURNING id";
+const FORGET: &str =
+    "DELETE FROM set_aside WHERE id = $1 AND times = coalesce($2, times) RETURNING organization_id";
 
 #[async_trait]
 impl Events for Engine {
@@ -187,7 +189,18 @@ impl Events for Engine {
 
     async fn forget_set_aside(&self, id: SetAsideId, seen: Option<u64>) -> Result<bool> {
         let statement = query(FORGET).bind(id.uuid()).bind(seen.map(times));
-        Ok(self.row(statement).await?.is_some())
+        // Who says which he has seen has put it back.
+        let action = match seen {
+            Some(_) => Action::PutBack,
+            None => Action::Discarded,
+        };
+        let forgotten = self
+            .audited(statement, |row| {
+                let of: Option<OrganizationId> = row.optional_id("organization_id")?;
+                Ok(vec![Change::of(of, action, id)])
+            })
+            .await?;
+        Ok(forgotten.is_some())
     }
 
     async fn count_set_aside(&self) -> Result<u64> {

@@ -4,10 +4,10 @@
 //! expires in silence, and nothing is told of that did not.
 
 use sqlx::{Connection as _, PgConnection, query};
-use time::Date;
+use uuid::Uuid;
 
-use super::{Result, announcements, classify, keeper::STEP, partitions, rows::Columns};
-use crate::{DeliveryKey, announcement::Expiries};
+use super::{Result, announcements, classify, keeper::STEP, rows::Columns};
+use crate::{DeliveryKey, OrganizationId, announcement::Expiries};
 
 /// In order of subscription, so that few are told of in a step. What is told of: not events of the system's own, which
 /// beget no others, nor what a deleted subscription leaves open.
@@ -15,6 +15,7 @@ const EXPIRE: &str = "
     WITH open AS (
         SELECT event_id, subscription_id FROM deliveries
         WHERE event_id >= $1 AND event_id < $2 AND due_at IS NOT NULL
+          AND ($4::uuid IS NULL OR organization_id = $4)
         ORDER BY subscription_id, due_at LIMIT $3
         FOR UPDATE SKIP LOCKED
     ), ended AS (
@@ -30,16 +31,22 @@ const EXPIRE: &str = "
         AND EXISTS (SELECT FROM subscriptions s WHERE s.id = ended.subscription_id AND s.deleted_at IS NULL) AS told
     FROM ended ORDER BY event_id";
 
-/// Ends what is open of a day's events; how many deliveries those were.
-pub(super) async fn expire(connection: &mut PgConnection, day: Date) -> Result<u64> {
-    let Some(next) = day.next_day() else { return Ok(0) };
+/// Ends what is open of events whose ids are from `first` on and before another, of one organization or of all; how many
+/// deliveries those were.
+pub(super) async fn expire(
+    connection: &mut PgConnection,
+    first: Uuid,
+    before: Uuid,
+    organization: Option<OrganizationId>,
+) -> Result<u64> {
     let mut expired = 0;
     loop {
         let mut transaction = connection.begin().await.map_err(classify)?;
         let ended = query(EXPIRE)
-            .bind(partitions::first_id(day))
-            .bind(partitions::first_id(next))
+            .bind(first)
+            .bind(before)
             .bind(STEP)
+            .bind(organization.map(OrganizationId::uuid))
             .fetch_all(&mut *transaction)
             .await
             .map_err(classify)?;

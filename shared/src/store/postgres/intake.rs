@@ -19,7 +19,7 @@ use super::{Engine, Result, Statement, classify, rows, rows::Columns};
 use crate::{
     EventId,
     event::Digest16,
-    store::{DEDUPLICATION_WINDOW, IntakeBatch, IntakeOutcome, PlannedDelivery, StoreError, StoredEvent},
+    store::{DEDUPLICATION_WINDOW, IntakeBatch, IntakeOutcome, StoreError, StoredEvent},
 };
 
 /// `$1`, `$2`: the versions.
@@ -58,18 +58,17 @@ macro_rules! as_posted {
     };
 }
 
-/// `$3`, `$4`, `$5`: the planned deliveries, with how each is to be: 1 held, 2 in order, 0 neither; `$6`: the worker.
+/// `$3`, `$4`, `$5`: the planned deliveries, and whether each is to be held; `$6`: the worker.
 macro_rules! fan_out_and_answer {
     () => {
         "fanned_out AS (
             INSERT INTO deliveries
-                (event_id, subscription_id, organization_id, seq, state, due_at, lease_owner, fifo_seq)
+                (event_id, subscription_id, organization_id, seq, state, due_at, lease_owner)
             SELECT stored.id, planned.subscription_id, stored.organization_id, stored.seq,
                    CASE WHEN stored.erased_at IS NULL THEN 'pending' ELSE 'cancelled' END,
                    CASE WHEN stored.erased_at IS NULL THEN now() END,
-                   CASE WHEN stored.erased_at IS NULL AND planned.how = 1 THEN $6::uuid END,
-                   CASE WHEN planned.how = 2 THEN stored.seq END
-            FROM unnest($3::uuid[], $4::uuid[], $5::smallint[]) AS planned (event_id, subscription_id, how)
+                   CASE WHEN stored.erased_at IS NULL AND planned.held THEN $6::uuid END
+            FROM unnest($3::uuid[], $4::uuid[], $5::boolean[]) AS planned (event_id, subscription_id, held)
             JOIN stored ON stored.id = planned.event_id
         )
         SELECT EXISTS (SELECT FROM stale) AS stale, array_agg(id) AS ids, array_agg(seq) AS seqs,
@@ -216,10 +215,7 @@ fn bind_plain(statement: Statement, batch: &IntakeBatch<'_>) -> Statement {
         .bind(versions)
         .bind(column(batch.deliveries, |delivery| planned_event(delivery.event)))
         .bind(column(batch.deliveries, |delivery| delivery.subscription.uuid()))
-        .bind(column(batch.deliveries, |delivery| match delivery {
-            PlannedDelivery { in_order: true, .. } => 2_i16,
-            PlannedDelivery { held, .. } => i16::from(*held),
-        }))
+        .bind(column(batch.deliveries, |delivery| delivery.held))
         .bind(batch.worker.uuid())
         .bind(column(events, |event| event.id.uuid()))
         .bind(column(events, |event| event.organization.uuid()))

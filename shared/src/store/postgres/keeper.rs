@@ -15,10 +15,13 @@ use sqlx::{
 use time::OffsetDateTime;
 use tokio::sync::broadcast;
 
-use super::{Engine, Result, StoreError, classify, expiry, partitions, rows::Columns, within};
+use super::{
+    Engine, Result, StoreError, classify, expiry, own_retention, partitions, removals, rows::Columns, within,
+};
 use crate::{
+    audit::{self, Action},
     seal::Sealed,
-    store::{COUNTED_FOR, Change, Keeper, PING_TIMEOUT, Retention},
+    store::{COUNTED_FOR, Change, Keeper, PING_TIMEOUT, Retention, USAGE_KEPT},
 };
 
 const MIGRATE: Duration = Duration::from_mins(2);
@@ -26,9 +29,9 @@ const KEEP: Duration = Duration::from_mins(10);
 /// How many rows a step of upkeep changes.
 pub(super) const STEP: i64 = 1_000;
 /// How many, where each may be a large frame.
-const FRAMES_STEP: i64 = 100;
+pub(super) const FRAMES_STEP: i64 = 100;
 /// How long what expired can still be seen.
-const SEEN_EXPIRED: Duration = Duration::from_hours(24);
+pub(super) const SEEN_EXPIRED: Duration = Duration::from_hours(24);
 
 /// Whoever keeps holds this advisory lock.
 const KEEPING: i64 = 0x7472_6967_0002;
@@ -86,9 +89,44 @@ fn migrator() -> Migrator {
             include_str!("../../../../migrations/postgres/0012_keys.sql"),
         ),
         (
+            13,
+            "limits",
+            include_str!("../../../../migrations/postgres/0013_limits.sql"),
+        ),
+        (
             14,
             "erasures",
             include_str!("../../../../migrations/postgres/0014_erasures.sql"),
+        ),
+        (
+            15,
+            "organizations",
+            include_str!("../../../../migrations/postgres/0015_organizations.sql"),
+        ),
+        (
+            16,
+            "filters",
+            include_str!("../../../../migrations/postgres/0016_filters.sql"),
+        ),
+        (
+            17,
+            "audit_log",
+            include_str!("../../../../migrations/postgres/0017_audit_log.sql"),
+        ),
+        (
+            18,
+            "pauses",
+            include_str!("../../../../migrations/postgres/0018_pauses.sql"),
+        ),
+        (
+            23,
+            "parked",
+            include_str!("../../../../migrations/postgres/0023_parked.sql"),
+        ),
+        (
+            24,
+            "order",
+            include_str!("../../../../migrations/postgres/0024_order.sql"),
         ),
     ];
     let migrations = migrations.map(|(version, name, text)| {
@@ -171,6 +209,31 @@ const FORGET_FORMER_IDS: &str = "
     )
     SELECT count(*) AS changed FROM forgotten";
 
+/// What no node tells of any more: buckets that are full, and have been for as long as it takes to say so.
+const FORGET_LIMITS: [&str; 3] = [
+    "DELETE FROM limit_buckets WHERE organization_id = ANY (ARRAY(
+        SELECT organization_id FROM limit_buckets WHERE full_at < now() - interval '1 minute' FOR UPDATE SKIP LOCKED))",
+    "DELETE FROM limit_shares WHERE (organization_id, counter) IN (
+        SELECT organization_id, counter FROM limit_shares WHERE at < now() - interval '10 minutes'
+        FOR UPDATE SKIP LOCKED)",
+    "DELETE FROM limit_nodes WHERE node = ANY (ARRAY(
+        SELECT node FROM limit_nodes WHERE seen_at < now() - interval '10 minutes' FOR UPDATE SKIP LOCKED))",
+];
+
+/// `$1` is an hour.
+const FORGET_USAGE: &str = "
+    WITH old AS (
+        SELECT organization_id, hour, node FROM usage_hours WHERE hour < $1 ORDER BY hour LIMIT $2
+        FOR UPDATE SKIP LOCKED
+    ), forgotten AS (
+        DELETE FROM usage_hours u
+        USING unnest((SELECT array_agg(organization_id) FROM old), (SELECT array_agg(hour) FROM old),
+                     (SELECT array_agg(node) FROM old)) AS o (organization_id, hour, node)
+        WHERE u.organization_id = o.organization_id AND u.hour = o.hour AND u.node = o.node
+        RETURNING 1
+    )
+    SELECT count(*) AS changed FROM forgotten";
+
 /// A deleted subscription is looked at until it has no open deliveries, a minute after its end at the soonest: an
 /// intake that did not see it deleted is over by then.
 const CANCEL_DELETED: &str = "
@@ -245,7 +308,8 @@ impl Keeper for Engine {
     async fn replace_secret_check(&self, before: &Sealed, after: Sealed) -> Result<bool> {
         let update = query("UPDATE secret_check SET sealed = $2 WHERE sealed = $1 RETURNING single");
         let update = update.bind(before.0.clone()).bind(after.0);
-        Ok(self.row(update).await?.is_some())
+        let changed = audit::Change::of(None, Action::SecretKeyChanged, "deployment");
+        Ok(self.audited_as(update, changed).await?.is_some())
     }
 
     async fn keep(&self, retention: Duration) -> Result<Retention> {
@@ -327,7 +391,9 @@ async fn keep(connection: &mut PgConnection, retention: Duration) -> Result<Rete
             .await
             .map_err(classify)?
         {
-            done.expired += expiry::expire(&mut *connection, day).await?;
+            let Some(next) = day.next_day() else { continue };
+            let (first, next) = (partitions::first_id(day), partitions::first_id(next));
+            done.expired += expiry::expire(&mut *connection, first, next, None).await?;
         }
         loop {
             let statement = query(FORGET_SET_ASIDE).bind(before).bind(FRAMES_STEP);
@@ -352,7 +418,19 @@ async fn keep(connection: &mut PgConnection, retention: Duration) -> Result<Rete
         .execute(&mut *connection)
         .await
         .map_err(classify)?;
+    own_retention::keep_for_shorter(connection, now, retention, &mut done).await?;
+    removals::forget(connection).await?;
     while step(&mut *connection, query(FORGET_KEYS).bind(STEP)).await? == STEP {}
+    for statement in FORGET_LIMITS {
+        query(statement)
+            .execute(&mut *connection)
+            .await
+            .map_err(classify)?;
+    }
+    if let Some(before) = earlier(now, USAGE_KEPT) {
+        let hour = before.unix_timestamp().div_euclid(3_600);
+        while step(&mut *connection, query(FORGET_USAGE).bind(hour).bind(STEP)).await? == STEP {}
+    }
     query("DELETE FROM erasures WHERE expires_at <= now()")
         .execute(&mut *connection)
         .await
@@ -361,11 +439,11 @@ async fn keep(connection: &mut PgConnection, retention: Duration) -> Result<Rete
 }
 
 /// `None` is before all time.
-fn earlier(now: OffsetDateTime, by: Duration) -> Option<OffsetDateTime> {
+pub(super) fn earlier(now: OffsetDateTime, by: Duration) -> Option<OffsetDateTime> {
     now.checked_sub(time::Duration::try_from(by).ok()?)
 }
 
-async fn step(connection: &mut PgConnection, statement: super::Statement) -> Result<i64> {
+pub(super) async fn step(connection: &mut PgConnection, statement: super::Statement) -> Result<i64> {
     statement
         .fetch_one(connection)
         .await

@@ -10,6 +10,7 @@
 //! was under way may still have been committed, and every operation can be repeated after it.
 
 mod announcements;
+mod audit_log;
 mod browse;
 mod changes;
 mod deliveries;
@@ -21,13 +22,17 @@ mod former;
 mod insight;
 mod intake;
 mod keeper;
+mod limits;
 mod lists;
 mod organizations;
 mod outcomes;
+mod own_retention;
 mod partitions;
+mod pauses;
 mod pulls;
 mod records;
 mod rehearsal;
+mod removals;
 mod replays;
 mod rows;
 mod statistics;
@@ -90,11 +95,20 @@ pub fn connect(options: &PostgresOptions) -> Result<Store, Invalid> {
         replays: engine.clone(),
         erasures: engine.clone(),
         feed: engine.clone(),
+        removals: engine.clone(),
+        audit_log: engine.clone(),
         announcements: engine.clone(),
         insight: engine.clone(),
+        limits: engine.clone(),
         tests: engine.clone(),
+        pauses: engine.clone(),
         keeper: engine,
     })
+}
+
+/// What [`connect`] would say against a URL.
+pub(crate) fn check_url(url: &str) -> Result<(), Invalid> {
+    connect_options(url).map(drop)
 }
 
 fn pool(max_connections: u32, connect: PgConnectOptions) -> PgPool {

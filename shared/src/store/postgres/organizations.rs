@@ -3,19 +3,22 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use sqlx::query;
+use sqlx::{postgres::PgRow, query};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{Engine, Result, Statement, StoreError, rows, rows::Columns};
 use crate::{
     Grant, Key, KeyHash, KeyId, Organization, OrganizationId, Scopes, SubscriptionId, Tier,
-    store::{NewKey, Organizations, Page, PageRequest, Rotated, Rotation, USE_GRAIN},
+    audit::{Action, Change},
+    id::KeyKind,
+    store::{NewKey, OrganizationPatch, Organizations, Page, PageRequest, Rotated, Rotation, USE_GRAIN},
 };
 
 const CREATE: &str = "
     WITH organization AS (
-        INSERT INTO organizations (id, name, tier) VALUES ($1, $2, $3) RETURNING id, name, tier, created_at
+        INSERT INTO organizations (id, name, tier) VALUES ($1, $2, $3)
+        RETURNING id, name, tier, retention_days, created_at
     ), inbox AS (
         INSERT INTO subscriptions (id, organization_id, builtin, kind, event_types, enabled)
         SELECT $4, id, 'inbox', 'pull', ARRAY['*'], true FROM organization
@@ -23,7 +26,24 @@ const CREATE: &str = "
         INSERT INTO api_keys (id, organization_id, name, hint, hash, scopes, expires_at)
         SELECT $5, id, $6, $7, $8, $9, $10 FROM organization
     )
-    SELECT id, name, tier, created_at FROM organization";
+    SELECT id, name, tier, retention_days, created_at FROM organization";
+
+/// It is gone for everybody but the operator once it is being removed.
+const GET: &str = "
+    SELECT id, name, tier, retention_days, created_at FROM organizations
+    WHERE id = $1 AND NOT EXISTS (SELECT FROM removals WHERE organization_id = $1)";
+
+const CHANGE: &str = "
+    WITH before AS MATERIALIZED (
+        SELECT id, name, retention_days FROM organizations
+        WHERE id = $1 AND NOT EXISTS (SELECT FROM removals WHERE organization_id = $1)
+        FOR UPDATE
+    )
+    UPDATE organizations o SET name = coalesce($2, o.name),
+        retention_days = CASE WHEN $3 THEN $4 ELSE o.retention_days END
+    FROM before WHERE o.id = before.id
+    RETURNING o.id, o.name, o.tier, o.retention_days, o.created_at, o.name <> before.name AS other_name,
+        o.retention_days IS DISTINCT FROM before.retention_days AS other_retention";
 
 const CREATE_KEY: &str = "
     INSERT INTO api_keys (id, organization_id, name, hint, hash, scopes, expires_at)
@@ -67,6 +87,13 @@ const NOTE_USED: &str = "
     )
     UPDATE api_keys k SET last_used_at = used.at FROM used WHERE k.id = used.id";
 
+const REVOKE_KEY: &str = "
+    WITH before AS MATERIALIZED (
+        SELECT id, revoked_at FROM api_keys WHERE id = $1 AND organization_id = $2 FOR UPDATE
+    )
+    UPDATE api_keys k SET revoked_at = coalesce(k.revoked_at, now()) FROM before WHERE k.id = before.id
+    RETURNING before.revoked_at IS NULL AS ended";
+
 const KEYS: &str = "
     SELECT id, organization_id, name, hint, scopes, created_at, expires_at, revoked_at, replaced_by, last_used_at
     FROM api_keys
@@ -76,7 +103,8 @@ const KEYS: &str = "
 const GRANTS: &str = "
     SELECT k.hash, k.id, k.organization_id, o.tier, k.scopes, k.expires_at
     FROM api_keys k JOIN organizations o ON o.id = k.organization_id
-    WHERE k.hash = ANY($1) AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now())";
+    WHERE k.hash = ANY($1) AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now())
+      AND NOT EXISTS (SELECT FROM removals r WHERE r.organization_id = k.organization_id)";
 
 fn bind_key(statement: Statement, key: &NewKey) -> Statement {
     statement
@@ -92,6 +120,7 @@ fn bind_key(statement: Statement, key: &NewKey) -> Statement {
 #[async_trait]
 impl Organizations for Engine {
     async fn create(&self, id: OrganizationId, name: &str, tier: Tier, key: NewKey) -> Result<Organization> {
+        let first_key = key.id;
         let statement = query(CREATE)
             .bind(id.uuid())
             .bind(name.to_owned())
@@ -103,12 +132,19 @@ impl Organizations for Engine {
             .bind(key.hash.0.to_vec())
             .bind(key.scopes.to_text())
             .bind(key.expires_at.map(OffsetDateTime::from));
-        rows::organization(&self.one(statement).await?)
+        let made = self
+            .audited(statement, |_| {
+                Ok(vec![
+                    Change::of(id, Action::OrganizationCreated, id),
+                    Change::of(id, Action::KeyCreated, first_key),
+                ])
+            })
+            .await?;
+        rows::organization(&answered(made)?)
     }
 
     async fn get(&self, id: OrganizationId) -> Result<Option<Organization>> {
-        let statement =
-            query("SELECT id, name, tier, created_at FROM organizations WHERE id = $1").bind(id.uuid());
+        let statement = query(GET).bind(id.uuid());
         self.row(statement)
             .await?
             .as_ref()
@@ -116,20 +152,35 @@ impl Organizations for Engine {
             .transpose()
     }
 
-    async fn rename(&self, id: OrganizationId, name: &str) -> Result<Option<Organization>> {
-        let statement =
-            query("UPDATE organizations SET name = $2 WHERE id = $1 RETURNING id, name, tier, created_at")
-                .bind(id.uuid())
-                .bind(name.to_owned());
-        self.row(statement)
-            .await?
-            .as_ref()
-            .map(rows::organization)
-            .transpose()
+    async fn change(&self, id: OrganizationId, patch: OrganizationPatch) -> Result<Option<Organization>> {
+        let statement = query(CHANGE)
+            .bind(id.uuid())
+            .bind(patch.name)
+            .bind(patch.retention_days.is_some())
+            .bind(patch.retention_days.flatten().map(i32::from));
+        self.audited(statement, |row| {
+            let mut changed = Vec::new();
+            for (column, field) in [("other_name", "name"), ("other_retention", "retention_days")] {
+                if row.value(column)? {
+                    changed.push(field);
+                }
+            }
+            Ok(match changed.as_slice() {
+                [] => Vec::new(),
+                _ => vec![Change::of(id, Action::OrganizationUpdated, id).with_changed(changed)],
+            })
+        })
+        .await?
+        .as_ref()
+        .map(rows::organization)
+        .transpose()
     }
 
     async fn create_key(&self, key: NewKey) -> Result<Key> {
-        rows::key(&self.one(bind_key(query(CREATE_KEY), &key)).await?)
+        let made = Change::of(key.organization, Action::KeyCreated, key.id);
+        rows::key(&answered(
+            self.audited_as(bind_key(query(CREATE_KEY), &key), made).await?,
+        )?)
     }
 
     async fn keys(&self, organization: OrganizationId, page: PageRequest<KeyId>) -> Result<Page<Key, KeyId>> {
@@ -147,13 +198,17 @@ impl Organizations for Engine {
     }
 
     async fn revoke_key(&self, organization: OrganizationId, key: KeyId) -> Result<bool> {
-        let statement = query(
-            "UPDATE api_keys SET revoked_at = coalesce(revoked_at, now())
-             WHERE id = $1 AND organization_id = $2 RETURNING id",
-        )
-        .bind(key.uuid())
-        .bind(organization.uuid());
-        Ok(self.row(statement).await?.is_some())
+        let statement = query(REVOKE_KEY).bind(key.uuid()).bind(organization.uuid());
+        let revoked = self
+            .audited(statement, |row| {
+                Ok(if row.value("ended")? {
+                    vec![Change::of(organization, Action::KeyRevoked, key)]
+                } else {
+                    Vec::new()
+                })
+            })
+            .await?;
+        Ok(revoked.is_some())
     }
 
     async fn rotate_key(&self, rotation: Rotation) -> Result<Rotated> {
@@ -161,10 +216,22 @@ impl Organizations for Engine {
             .bind(rotation.old.uuid())
             .bind(rotation.organization.uuid())
             .bind(rotation.id.uuid())
-            .bind(rotation.hint)
+            .bind(rotation.hint.clone())
             .bind(rotation.hash.0.to_vec())
             .bind(rows::seconds(rotation.overlap));
-        let Some(row) = self.row(statement).await? else {
+        let (organization, old, new) = (rotation.organization, rotation.old, rotation.id);
+        let rotated = self
+            .audited(statement, |row| {
+                Ok(match row.optional_id::<KeyKind>("id")? {
+                    Some(_) => vec![
+                        Change::of(organization, Action::KeyRotated, old),
+                        Change::of(organization, Action::KeyCreated, new),
+                    ],
+                    None => Vec::new(),
+                })
+            })
+            .await?;
+        let Some(row) = rotated else {
             return Ok(Rotated::NotFound);
         };
         if row.value("old_ended")? {
@@ -215,6 +282,11 @@ impl Organizations for Engine {
             })
             .collect()
     }
+}
+
+/// The row of a statement that always answers with one.
+fn answered(row: Option<PgRow>) -> Result<PgRow> {
+    row.ok_or_else(|| StoreError::Corrupt("a statement that answers one row answered none".to_owned()))
 }
 
 /// A page of what was read with one more than its limit, to see whether there is more.

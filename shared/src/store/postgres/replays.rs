@@ -9,6 +9,7 @@ use time::OffsetDateTime;
 use super::{Engine, Result, lists::SETTLED_BELOW, organizations::uuids, partitions, rows::Columns};
 use crate::{
     DeliveryKey, DeliveryState, EventPattern, OrganizationId, ReplayId, SubscriptionId,
+    audit::{Action, Change},
     store::{
         ActedOn, Candidate, NewReplay, REPLAY_KEPT, Replay, ReplayStep, Replays, StoreError, parse_state,
     },
@@ -21,8 +22,7 @@ const CLOCKS_APART: Duration = Duration::from_hours(4 * 24);
 macro_rules! opened {
     () => {
         "state = 'pending', due_at = now(), lease_owner = NULL, attempts_before = d.attempts, updated_at = now(),
-         started_at = NULL, duration_ms = NULL, status_code = NULL,
-         fifo_seq = CASE WHEN s.ordering = 'fifo' THEN d.seq ELSE d.fifo_seq END"
+         started_at = NULL, duration_ms = NULL, status_code = NULL"
     };
 }
 
@@ -48,10 +48,16 @@ const RETRY_OPEN: &str = "
         RETURNING d.subscription_id)
     SELECT pg_notify('triggers_changes', 's:' || subscription_id) FROM sooner";
 
+/// It keeps the name of its owner, who is told by notice.
 const CANCEL: &str = "
-    UPDATE deliveries SET state = 'cancelled', due_at = NULL, updated_at = now()
-    WHERE event_id = $1 AND subscription_id = $2 AND organization_id = $3 AND due_at IS NOT NULL
-    RETURNING 1 AS one";
+    WITH cancelled AS (
+        UPDATE deliveries SET state = 'cancelled', due_at = NULL, updated_at = now()
+        WHERE event_id = $1 AND subscription_id = $2 AND organization_id = $3 AND due_at IS NOT NULL
+        RETURNING event_id, subscription_id, lease_owner
+    )
+    SELECT (SELECT pg_notify('triggers_changes', 'd:' || event_id || '/' || subscription_id)
+            WHERE lease_owner = ANY (ARRAY(SELECT id FROM workers WHERE lease_until > now())))
+    FROM cancelled";
 
 const CREATE: &str = "
     INSERT INTO replays (id, organization_id, subscription_id, since, until, statuses, event_types, state)
@@ -114,11 +120,14 @@ fn replay(row: &PgRow) -> Result<Replay> {
 impl Replays for Engine {
     async fn retry(&self, organization: OrganizationId, delivery: DeliveryKey) -> Result<ActedOn> {
         for sql in [RETRY_CLOSED, RETRY_OPEN] {
-            if self
-                .row(of_delivery(sql, organization, delivery))
-                .await?
-                .is_some()
-            {
+            let retried = Change::of_delivery(
+                organization,
+                Action::DeliveryRetried,
+                delivery.event,
+                delivery.subscription,
+            );
+            let statement = of_delivery(sql, organization, delivery);
+            if self.audited_as(statement, retried).await?.is_some() {
                 return Ok(ActedOn::Done);
             }
         }
@@ -126,12 +135,17 @@ impl Replays for Engine {
     }
 
     async fn cancel(&self, organization: OrganizationId, delivery: DeliveryKey) -> Result<ActedOn> {
-        Ok(
-            match self.row(of_delivery(CANCEL, organization, delivery)).await? {
-                Some(_) => ActedOn::Done,
-                None => ActedOn::Refused,
-            },
-        )
+        let cancelled = Change::of_delivery(
+            organization,
+            Action::DeliveryCancelled,
+            delivery.event,
+            delivery.subscription,
+        );
+        let statement = of_delivery(CANCEL, organization, delivery);
+        Ok(match self.audited_as(statement, cancelled).await? {
+            Some(_) => ActedOn::Done,
+            None => ActedOn::Refused,
+        })
     }
 
     async fn create_replay(&self, new: NewReplay, most: u32) -> Result<Option<Replay>> {
@@ -153,7 +167,10 @@ impl Replays for Engine {
             .bind(statuses.collect::<Vec<_>>())
             .bind(patterns.collect::<Vec<_>>())
             .bind(i64::from(most));
-        self.row(statement).await?.as_ref().map(replay).transpose()
+        let created =
+            Change::of(new.organization, Action::ReplayCreated, new.id).with_subscription(new.subscription);
+        let made = self.audited_as(statement, created).await?;
+        made.as_ref().map(replay).transpose()
     }
 
     async fn get_replay(&self, organization: OrganizationId, id: ReplayId) -> Result<Option<Replay>> {
@@ -180,10 +197,16 @@ impl Replays for Engine {
     async fn cancel_replay(&self, organization: OrganizationId, id: ReplayId) -> Result<bool> {
         let statement = query(
             "UPDATE replays SET state = 'cancelled', updated_at = now()
-             WHERE id = $1 AND organization_id = $2 AND state = 'running' RETURNING 1 AS one",
+             WHERE id = $1 AND organization_id = $2 AND state = 'running' RETURNING subscription_id",
         );
         let statement = statement.bind(id.uuid()).bind(organization.uuid());
-        Ok(self.row(statement).await?.is_some())
+        let cancelled = self
+            .audited(statement, |row| {
+                let change = Change::of(organization, Action::ReplayCancelled, id);
+                Ok(vec![change.with_subscription(row.id("subscription_id")?)])
+            })
+            .await?;
+        Ok(cancelled.is_some())
     }
 
     async fn running_replays(&self, limit: u32) -> Result<Vec<(Replay, bool)>> {

@@ -11,8 +11,8 @@ use uuid::Uuid;
 
 use super::{Result, StoreError, classify};
 use crate::{
-    EventPattern, Id, Key, Organization, RetrySchedule, Scopes, SetAsideId, Subscription, SubscriptionUrl,
-    Timestamp,
+    EventPattern, Filter, Id, Key, Organization, RetrySchedule, Scopes, SetAsideId, Subscription,
+    SubscriptionUrl, Timestamp,
     id::Kind,
     seal::Sealed,
     signature::SignatureScheme,
@@ -109,6 +109,10 @@ pub(super) fn organization(row: &PgRow) -> Result<Organization> {
         id: row.id("id")?,
         name: row.value("name")?,
         tier: row.parsed("tier")?,
+        retention_days: row
+            .value::<Option<i32>>("retention_days")?
+            .map(|days| u16::try_from(days).map_err(|_| corrupt("retention_days", days)))
+            .transpose()?,
         created_at: row.at("created_at")?,
     })
 }
@@ -148,6 +152,7 @@ pub(super) fn subscription(row: &PgRow) -> Result<Subscription> {
             .transpose()?,
         target,
         event_types,
+        filter: row.value::<Option<&str>>("filter")?.map(Filter::from_trusted),
         enabled: row.value("enabled")?,
         disabled_reason: row.value("disabled_reason")?,
         description: row.value("description")?,

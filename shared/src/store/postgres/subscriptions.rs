@@ -4,22 +4,30 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use sqlx::{postgres::PgRow, query};
+use sqlx::{
+    Connection as _,
+    postgres::{PgConnection, PgRow},
+    query,
+};
 use uuid::Uuid;
 
 use super::{
-    Engine, Result, Statement,
+    CALL, Engine, Result, Session, Statement, StoreError,
     announcements::wanted,
+    audit_log, classify,
     organizations::{paged, uuids},
     rows,
     rows::Columns,
+    within,
 };
 use crate::{
-    OrganizationId, Subscription, SubscriptionId,
+    Filter, OrganizationId, Subscription, SubscriptionId,
     announcement::Announcement,
+    audit::{Action, By, Change},
     seal::{KeyId, Sealed},
     store::{
-        InForce, NewSecret, Page, PageRequest, PatchOutcome, SealedSecrets, SubscriptionPatch, Subscriptions,
+        FiltersKept, InForce, NewSecret, Page, PageRequest, PatchOutcome, SealedSecrets, SubscriptionPatch,
+        Subscriptions,
     },
     subscription::Target,
 };
@@ -78,6 +86,8 @@ macro_rules! columns {
             $table,
             ".metadata, ",
             $table,
+            ".filter, ",
+            $table,
             ".version, ",
             $table,
             ".created_at, ",
@@ -111,8 +121,8 @@ macro_rules! changing {
 const CREATE: &str = changing!(
     "INSERT INTO subscriptions (id, organization_id, builtin, kind, url, secret, retry_schedule_seconds, timeout_ms,
         max_in_flight, rate_limit_per_second, ordering, format, header_names, headers, event_types, enabled,
-        disabled_reason, description, metadata, signature_scheme, public_key)
-     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21)"
+        disabled_reason, description, metadata, signature_scheme, public_key, filter)
+     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22)"
 );
 
 const PATCH: &str = changing!(
@@ -131,21 +141,38 @@ const PATCH: &str = changing!(
         event_types = coalesce($15, event_types),
         enabled = coalesce($16, enabled),
         disabled_reason = CASE WHEN $16::boolean IS NULL THEN disabled_reason END,
+        enabled_at = CASE WHEN $16 AND NOT enabled THEN now() ELSE enabled_at END,
         description = CASE WHEN $17 THEN $18 ELSE description END,
         metadata = CASE WHEN $19 THEN $20 ELSE metadata END,
+        filter = CASE WHEN $21 THEN $22 ELSE filter END,
         version = version + 1,
         updated_at = now()
-     WHERE id = $1 AND organization_id = $2 AND version = $3 AND deleted_at IS NULL"
+     WHERE id = $1 AND organization_id = $2 AND version = $3 AND deleted_at IS NULL",
+    // What this reads is the row as it was.
+    ", forgotten AS (
+        DELETE FROM subscription_failures f USING changed, subscriptions was
+        WHERE f.subscription_id = changed.id AND was.id = changed.id
+          AND (was.enabled <> changed.enabled OR was.url IS DISTINCT FROM changed.url)
+    )"
 );
 
 const DELETE: &str = changing!(
     "UPDATE subscriptions SET deleted_at = now(), updated_at = now(), version = version + 1
-     WHERE id = $1 AND organization_id = $2 AND deleted_at IS NULL AND builtin IS DISTINCT FROM 'inbox'"
+     WHERE id = $1 AND organization_id = $2 AND deleted_at IS NULL AND builtin IS DISTINCT FROM 'inbox'",
+    ", forgotten AS (DELETE FROM subscription_failures WHERE subscription_id IN (SELECT id FROM changed))"
 );
 
+/// `$7` is for how many seconds it must have failed, if that is what it is disabled for. That row is locked, so that a success
+/// which is just being told of comes first; and after the subscription's own, as wherever both are.
 const DISABLE: &str = changing!(
-    "UPDATE subscriptions SET enabled = false, disabled_reason = $4, updated_at = now(), version = version + 1
-     WHERE id = $1 AND organization_id = $2 AND version = $3 AND deleted_at IS NULL AND enabled",
+    "UPDATE subscriptions s SET enabled = false, disabled_reason = $4, updated_at = now(), version = version + 1
+     WHERE id = (
+         SELECT id FROM subscriptions
+         WHERE id = $1 AND organization_id = $2 AND version = $3 AND deleted_at IS NULL AND enabled FOR UPDATE
+     ) AND ($7::double precision IS NULL OR (
+         SELECT true FROM subscription_failures
+         WHERE subscription_id = s.id AND failing_since <= now() - make_interval(secs => $7) FOR UPDATE
+     ))",
     concat!(
         ", told AS (
             INSERT INTO announcements (id, organization_id, type, payload)
@@ -180,12 +207,19 @@ const RESEAL: &str = "
         secret = CASE WHEN secret = $2 THEN $3 ELSE secret END,
         former_secret = CASE WHEN former_secret = $2 THEN $3 ELSE former_secret END,
         headers = CASE WHEN headers = $2 THEN $3 ELSE headers END
-    WHERE id = $1 AND (secret = $2 OR former_secret = $2 OR headers = $2) RETURNING id";
+    WHERE id = $1 AND (secret = $2 OR former_secret = $2 OR headers = $2) RETURNING organization_id";
 
 const GET: &str = concat!(
     "SELECT ",
     columns!("s"),
     " FROM subscriptions s WHERE id = $1 AND organization_id = $2 AND deleted_at IS NULL"
+);
+
+/// Held before it is changed: so what is seen to be other is what the change has made so.
+const GET_HELD: &str = concat!(
+    "SELECT ",
+    columns!("s"),
+    " FROM subscriptions s WHERE id = $1 AND organization_id = $2 AND deleted_at IS NULL FOR UPDATE"
 );
 
 const LIST: &str = concat!(
@@ -211,8 +245,13 @@ const IN_FORCE: &str = concat!(
     columns!("s"),
     " FROM organizations o
       LEFT JOIN subscriptions s ON s.organization_id = o.id AND s.deleted_at IS NULL
-      WHERE o.id = ANY($1) ORDER BY o.id, s.id"
+      WHERE o.id = ANY($1) AND NOT EXISTS (SELECT FROM removals r WHERE r.organization_id = o.id)
+      ORDER BY o.id, s.id"
 );
+
+const FILTERS_BESIDE: &str = "
+    SELECT count(filter) AS count, coalesce(sum(length(filter)), 0)::bigint AS characters FROM subscriptions
+    WHERE organization_id = $1 AND id <> $2 AND deleted_at IS NULL AND filter IS NOT NULL";
 
 fn bind_target(statement: Statement, target: Option<&Target>) -> Statement {
     let kind = target.map(|target| match target {
@@ -250,6 +289,31 @@ fn bind_target(statement: Statement, target: Option<&Target>) -> Statement {
         .bind(headers.map(|headers| headers.values.0.clone()))
 }
 
+/// Runs a patch, and writes down which fields it has changed; `None` if it does not apply.
+async fn patched(
+    connection: &mut PgConnection,
+    by: &By,
+    before: Statement,
+    patch: Statement,
+) -> Result<Option<Subscription>> {
+    // Dropped on the way, it rolls back.
+    let mut transaction = connection.begin().await.map_err(classify)?;
+    let before = before.fetch_optional(&mut *transaction).await.map_err(classify)?;
+    let changed = patch.fetch_all(&mut *transaction).await.map_err(classify)?.pop();
+    let changed = match (before, changed) {
+        (Some(before), Some(changed)) => {
+            let (before, changed) = (rows::subscription(&before)?, rows::subscription(&changed)?);
+            if let Some(change) = Change::of_subscription(&before, &changed) {
+                audit_log::write(&mut transaction, by, &change).await?;
+            }
+            Some(changed)
+        }
+        _ => None,
+    };
+    transaction.commit().await.map_err(classify)?;
+    Ok(changed)
+}
+
 fn shared(rows: &[PgRow]) -> Result<Vec<Arc<Subscription>>> {
     rows.iter()
         .map(|row| rows::subscription(row).map(Arc::new))
@@ -270,8 +334,16 @@ impl Subscriptions for Engine {
             .bind(subscription.description.clone())
             .bind(subscription.metadata.to_json())
             .bind(subscription.push().map(|push| push.scheme.as_str()))
-            .bind(subscription.push().and_then(|push| push.public_key.clone()));
-        rows::subscription(&self.one(statement).await?)
+            .bind(subscription.push().and_then(|push| push.public_key.clone()))
+            .bind(text(subscription.filter.as_ref()));
+        let created = Change::of(
+            subscription.organization,
+            Action::SubscriptionCreated,
+            subscription.id,
+        );
+        let row = self.audited_as(statement, created).await?;
+        let row = row.ok_or_else(|| StoreError::Corrupt("an inserted row was not answered".to_owned()))?;
+        rows::subscription(&row)
     }
 
     async fn get(&self, organization: OrganizationId, id: SubscriptionId) -> Result<Option<Subscription>> {
@@ -318,9 +390,19 @@ impl Subscriptions for Engine {
             .bind(patch.description.is_some())
             .bind(patch.description.flatten())
             .bind(patch.metadata.is_some())
-            .bind(patch.metadata.and_then(|metadata| metadata.to_json()));
-        if let Some(row) = self.row(statement).await? {
-            return Ok(PatchOutcome::Changed(Box::new(rows::subscription(&row)?)));
+            .bind(patch.metadata.and_then(|metadata| metadata.to_json()))
+            .bind(patch.filter.is_some())
+            .bind(text(patch.filter.flatten().as_ref()));
+        let by = By::now();
+        let patched = Box::pin(within(CALL, async {
+            let mut session = Session::of(&self.pool).await?;
+            let before = query(GET_HELD).bind(id.uuid()).bind(organization.uuid());
+            let done = patched(session.connection(), &by, before, statement).await;
+            session.settle_read(done)
+        }))
+        .await?;
+        if let Some(changed) = patched {
+            return Ok(PatchOutcome::Changed(Box::new(changed)));
         }
         Ok(match Subscriptions::get(self, organization, id).await? {
             Some(_) => PatchOutcome::Conflict,
@@ -330,7 +412,8 @@ impl Subscriptions for Engine {
 
     async fn delete(&self, organization: OrganizationId, id: SubscriptionId) -> Result<bool> {
         let statement = query(DELETE).bind(id.uuid()).bind(organization.uuid());
-        Ok(self.row(statement).await?.is_some())
+        let deleted = Change::of(organization, Action::SubscriptionDeleted, id);
+        Ok(self.audited_as(statement, deleted).await?.is_some())
     }
 
     async fn disable(
@@ -340,14 +423,7 @@ impl Subscriptions for Engine {
         version: i64,
         reason: &str,
     ) -> Result<bool> {
-        let statement = query(DISABLE)
-            .bind(id.uuid())
-            .bind(organization.uuid())
-            .bind(version)
-            .bind(reason.to_owned());
-        let announcement = Announcement::disabled(id, reason);
-        let statement = statement.bind(announcement.id.uuid()).bind(announcement.payload);
-        Ok(self.row(statement).await?.is_some())
+        self.disable_as(organization, id, version, None, reason).await
     }
 
     async fn rotate(
@@ -366,7 +442,8 @@ impl Subscriptions for Engine {
             .bind(secret.secret.0)
             .bind(secret.public_key)
             .bind(rows::seconds(overlap));
-        if let Some(row) = self.row(statement).await? {
+        let rotated = Change::of(organization, Action::SecretRotated, id);
+        if let Some(row) = self.audited_as(statement, rotated).await? {
             return Ok(PatchOutcome::Changed(Box::new(rows::subscription(&row)?)));
         }
         Ok(match Subscriptions::get(self, organization, id).await? {
@@ -403,7 +480,13 @@ impl Subscriptions for Engine {
 
     async fn reseal(&self, id: SubscriptionId, before: &Sealed, after: Sealed) -> Result<bool> {
         let statement = query(RESEAL).bind(id.uuid()).bind(before.0.clone()).bind(after.0);
-        Ok(self.row(statement).await?.is_some())
+        let resealed = self
+            .audited(statement, |row| {
+                let of: OrganizationId = row.id("organization_id")?;
+                Ok(vec![Change::of(of, Action::SubscriptionResealed, id)])
+            })
+            .await?;
+        Ok(resealed.is_some())
     }
 
     async fn webhook(&self, organization: OrganizationId) -> Result<Option<Subscription>> {
@@ -413,6 +496,15 @@ impl Subscriptions for Engine {
             .as_ref()
             .map(rows::subscription)
             .transpose()
+    }
+
+    async fn filters_beside(&self, organization: OrganizationId, id: SubscriptionId) -> Result<FiltersKept> {
+        let statement = query(FILTERS_BESIDE).bind(organization.uuid()).bind(id.uuid());
+        let row = self.one(statement).await?;
+        Ok(FiltersKept {
+            count: row.number("count")?,
+            characters: row.number("characters")?,
+        })
     }
 
     async fn in_force(&self, organizations: &[OrganizationId]) -> Result<Vec<InForce>> {
@@ -443,6 +535,36 @@ impl Subscriptions for Engine {
     async fn by_ids(&self, ids: &[SubscriptionId]) -> Result<Vec<Arc<Subscription>>> {
         shared(&self.rows(query(BY_IDS).bind(uuids(ids))).await?)
     }
+}
+
+impl Engine {
+    /// Disables one; if it is for how long it has failed, only if it has.
+    pub(super) async fn disable_as(
+        &self,
+        organization: OrganizationId,
+        id: SubscriptionId,
+        version: i64,
+        failed_for: Option<Duration>,
+        reason: &str,
+    ) -> Result<bool> {
+        let announcement = Announcement::disabled(id, reason);
+        let statement = query(DISABLE)
+            .bind(id.uuid())
+            .bind(organization.uuid())
+            .bind(version)
+            .bind(reason.to_owned())
+            .bind(announcement.id.uuid())
+            .bind(announcement.payload)
+            .bind(failed_for.map(rows::seconds));
+        let disabled = Change::of(organization, Action::SubscriptionDisabled, id)
+            .with_changed(vec!["enabled"])
+            .because(reason);
+        Ok(self.audited_as(statement, disabled).await?.is_some())
+    }
+}
+
+fn text(filter: Option<&Filter>) -> Option<String> {
+    filter.map(|filter| filter.as_str().to_owned())
 }
 
 fn patterns(patterns: &[crate::EventPattern]) -> Vec<String> {

@@ -9,6 +9,7 @@ use super::{
 };
 use crate::{
     EventId, OrganizationId, SubscriptionId,
+    audit::{Action, Change},
     store::{TEST_PUSH_KEPT, TestPush, TestPushes},
 };
 
@@ -45,7 +46,8 @@ impl TestPushes for Engine {
             .bind(event.uuid())
             .bind(i64::from(most))
             .bind(rows::seconds(TEST_PUSH_KEPT));
-        Ok(self.row(statement).await?.is_some())
+        let tested = Change::of(organization, Action::SubscriptionTested, subscription);
+        Ok(self.audited_as(statement, tested).await?.is_some())
     }
 
     async fn take_tests(&self, limit: u32) -> Result<Vec<TestPush>> {

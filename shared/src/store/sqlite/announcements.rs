@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use super::{
     Engine,
     row::{Columns as _, failed},
+    subscriptions::disable,
     writer::Tx,
 };
 use crate::{
@@ -38,23 +39,24 @@ pub(super) async fn announce(
     .map_err(failed)
 }
 
-async fn since(tx: &mut Tx, subscription: SubscriptionId) -> Result<Option<Timestamp>> {
+/// Forgets that a subscription fails.
+pub(super) async fn forget_failing(tx: &mut Tx, subscription: SubscriptionId) -> Result<()> {
+    sqlx::query("DELETE FROM subscription_failures WHERE subscription_id = ?")
+        .bind(subscription.uuid())
+        .execute(&mut tx.connection)
+        .await
+        .map(drop)
+        .map_err(failed)
+}
+
+/// Since when a subscription has failed, if it does.
+pub(super) async fn since(tx: &mut Tx, subscription: SubscriptionId) -> Result<Option<Timestamp>> {
     let row = sqlx::query("SELECT failing_since FROM subscription_failures WHERE subscription_id = ?")
         .bind(subscription.uuid())
         .fetch_optional(&mut tx.connection)
         .await
         .map_err(failed)?;
     row.map(|row| row.time(0)).transpose()
-}
-
-async fn write(tx: &mut Tx, sql: &'static str, subscription: SubscriptionId) -> Result<()> {
-    let query = sqlx::query(sql).bind(subscription.uuid());
-    let query = if sql.starts_with("INSERT") {
-        query.bind(tx.now.millis())
-    } else {
-        query
-    };
-    query.execute(&mut tx.connection).await.map(drop).map_err(failed)
 }
 
 #[async_trait]
@@ -104,16 +106,24 @@ impl Announcements for Engine {
             .await
     }
 
-    async fn failed(&self, subscriptions: &[SubscriptionId]) -> Result<Vec<(SubscriptionId, Duration)>> {
-        let subscriptions = subscriptions.to_vec();
+    async fn failed(&self, attempts: &[(SubscriptionId, i64)]) -> Result<Vec<(SubscriptionId, Duration)>> {
+        let attempts = attempts.to_vec();
         self.writer
             .run(move |tx| {
                 Box::pin(async move {
-                    let mut ages = Vec::with_capacity(subscriptions.len());
-                    for subscription in subscriptions {
-                        let insert = "INSERT INTO subscription_failures (subscription_id, failing_since) VALUES (?, ?) \
-                             ON CONFLICT DO NOTHING";
-                        write(tx, insert, subscription).await?;
+                    let mut ages = Vec::with_capacity(attempts.len());
+                    for (subscription, version) in attempts {
+                        sqlx::query(
+                            "INSERT INTO subscription_failures (subscription_id, failing_since) \
+                             SELECT id, ? FROM subscriptions WHERE id = ? AND version = ? AND enabled \
+                             AND deleted_at IS NULL ON CONFLICT DO NOTHING",
+                        )
+                        .bind(tx.now.millis())
+                        .bind(subscription.uuid())
+                        .bind(version)
+                        .execute(&mut tx.connection)
+                        .await
+                        .map_err(failed)?;
                         let since = since(tx, subscription).await?.unwrap_or(tx.now);
                         ages.push((subscription, tx.now.since(since)));
                     }
@@ -131,12 +141,33 @@ impl Announcements for Engine {
                     let mut ages = Vec::new();
                     for subscription in subscriptions {
                         if let Some(since) = since(tx, subscription).await? {
-                            let delete = "DELETE FROM subscription_failures WHERE subscription_id = ?";
-                            write(tx, delete, subscription).await?;
+                            forget_failing(tx, subscription).await?;
                             ages.push((subscription, tx.now.since(since)));
                         }
                     }
                     Ok(ages)
+                })
+            })
+            .await
+    }
+
+    async fn disable_failing(
+        &self,
+        organization: OrganizationId,
+        id: SubscriptionId,
+        version: i64,
+        failed_for: Duration,
+        reason: &str,
+    ) -> Result<bool> {
+        let reason = reason.to_owned();
+        self.writer
+            .run(move |tx| {
+                Box::pin(async move {
+                    let since = since(tx, id).await?;
+                    if since.is_none_or(|since| since > tx.now.minus(failed_for)) {
+                        return Ok(false);
+                    }
+                    disable(tx, organization, id, version, reason).await
                 })
             })
             .await

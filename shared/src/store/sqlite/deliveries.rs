@@ -64,37 +64,97 @@ async fn renew(tx: &mut Tx, worker: WorkerId, ttl: Duration) -> Result<Lease> {
     })
 }
 
-/// The due deliveries of one subscription that nobody holds, oldest due first: subscription, now, now, limit.
-fn due(columns: &str) -> AssertSqlSafe<String> {
-    AssertSqlSafe(format!(
-        "SELECT {columns} FROM deliveries d INDEXED BY deliveries_due CROSS JOIN events e ON e.seq = d.seq \
-         WHERE d.subscription_id = ? AND d.due_at <= ? AND {FREE} AND EXISTS \
-         (SELECT 1 FROM subscriptions s WHERE s.id = d.subscription_id AND s.kind = 'push' AND s.enabled \
-         AND s.deleted_at IS NULL) \
-         ORDER BY d.due_at LIMIT ?"
-    ))
+/// Which of a lane's due deliveries are taken, and in which order.
+#[derive(Clone, Copy)]
+enum Part {
+    /// What was parked when the subscription was last enabled, at this time: in order of `seq`.
+    Parked(i64),
+    /// What has come to be due after this time: oldest due first.
+    Since(i64),
 }
 
-/// How many of a subscription's due deliveries, `limit` at most, there are until `room` is used up, and their bytes.
-async fn fitting(tx: &mut Tx, subscription: SubscriptionId, limit: u32, room: usize) -> Result<(u32, usize)> {
+impl Part {
+    /// The deliveries of it that nobody holds: subscription, after, until, now, limit.
+    fn due(self, columns: &str) -> AssertSqlSafe<String> {
+        let (index, order) = match self {
+            Self::Parked(_) => ("deliveries_parked", "seq"),
+            Self::Since(_) => ("deliveries_due", "due_at"),
+        };
+        AssertSqlSafe(format!(
+            "SELECT {columns} FROM deliveries d INDEXED BY {index} CROSS JOIN events e ON e.seq = d.seq \
+             WHERE d.subscription_id = ? AND d.due_at > ? AND d.due_at <= ? AND {FREE} \
+             ORDER BY d.{order} LIMIT ?"
+        ))
+    }
+
+    async fn rows(
+        self,
+        tx: &mut Tx,
+        columns: &str,
+        subscription: SubscriptionId,
+        limit: u32,
+    ) -> Result<Vec<SqliteRow>> {
+        let (after, until) = match self {
+            Self::Parked(until) => (i64::MIN, until),
+            Self::Since(after) => (after, tx.now.millis()),
+        };
+        sqlx::query(self.due(columns))
+            .bind(subscription.uuid())
+            .bind(after)
+            .bind(until)
+            .bind(tx.now.millis())
+            .bind(limit)
+            .fetch_all(&mut tx.connection)
+            .await
+            .map_err(failed)
+    }
+}
+
+/// The parts of a lane, in the order in which they are taken; none, if it is not served.
+async fn parts(tx: &mut Tx, subscription: SubscriptionId) -> Result<Vec<Part>> {
+    let row = sqlx::query(AssertSqlSafe(format!(
+        "SELECT s.enabled_at, EXISTS (SELECT 1 FROM deliveries d INDEXED BY deliveries_due \
+         WHERE d.subscription_id = s.id AND d.due_at <= s.enabled_at AND {FREE}) FROM subscriptions s \
+         WHERE s.id = ? AND s.kind = 'push' AND s.enabled AND s.deleted_at IS NULL"
+    )))
+    .bind(tx.now.millis())
+    .bind(subscription.uuid())
+    .fetch_optional(&mut tx.connection)
+    .await
+    .map_err(failed)?;
+    let Some(row) = row else {
+        return Ok(Vec::new());
+    };
+    let enabled_at: Option<i64> = row.value(0)?;
+    let since = Part::Since(enabled_at.unwrap_or(i64::MIN));
+    Ok(match enabled_at {
+        Some(until) if row.value(1)? => vec![Part::Parked(until), since],
+        _ => vec![since],
+    })
+}
+
+/// Takes of a part of a lane, `most` at most, until `room` is used up.
+async fn take(
+    tx: &mut Tx,
+    part: Part,
+    subscription: SubscriptionId,
+    most: u32,
+    room: &mut usize,
+) -> Result<Vec<Claimed>> {
     // The size is in the row's header: the payload itself is not read for it.
-    let sizes = sqlx::query(due("octet_length(e.payload)"))
-        .bind(subscription.uuid())
-        .bind(tx.now.millis())
-        .bind(tx.now.millis())
-        .bind(limit)
-        .fetch_all(&mut tx.connection)
-        .await
-        .map_err(failed)?;
-    let (mut count, mut bytes) = (0, 0);
+    let sizes = part
+        .rows(tx, "octet_length(e.payload)", subscription, most)
+        .await?;
+    let mut fitting = 0;
     for row in &sizes {
-        if bytes >= room {
+        if *room == 0 {
             break;
         }
-        count += 1;
-        bytes += row.number::<usize>(0)?;
+        fitting += 1;
+        *room = room.saturating_sub(row.number::<usize>(0)?);
     }
-    Ok((count, bytes))
+    let rows = part.rows(tx, CLAIMED, subscription, fitting).await?;
+    rows.iter().map(|row| read_claimed(row, subscription)).collect()
 }
 
 /// Whether another worker that lives owns the lane.
@@ -118,25 +178,18 @@ async fn claim(tx: &mut Tx, worker: WorkerId, wanted: Vec<(SubscriptionId, u32)>
     }
     let mut claimed = Vec::new();
     let mut room = CLAIM_BYTES;
-    for (subscription, limit) in wanted {
+    for (subscription, most) in wanted {
         if is_anothers(tx, worker, subscription).await? {
             continue;
         }
-        let (limit, bytes) = fitting(tx, subscription, limit, room).await?;
-        room = room.saturating_sub(bytes);
-        if limit == 0 {
-            continue;
-        }
-        let rows = sqlx::query(due(CLAIMED))
-            .bind(subscription.uuid())
-            .bind(tx.now.millis())
-            .bind(tx.now.millis())
-            .bind(limit)
-            .fetch_all(&mut tx.connection)
-            .await
-            .map_err(failed)?;
-        for row in &rows {
-            claimed.push(read_claimed(row, subscription)?);
+        let mut left = most;
+        for part in parts(tx, subscription).await? {
+            if left == 0 || room == 0 {
+                break;
+            }
+            let taken = take(tx, part, subscription, left, &mut room).await?;
+            left = left.saturating_sub(u32::try_from(taken.len()).unwrap_or(u32::MAX));
+            claimed.extend(taken);
         }
     }
     hold(tx, worker, &claimed).await?;
@@ -192,12 +245,12 @@ async fn claim_in_order(
         return Ok(Vec::new());
     }
     let rows = sqlx::query(AssertSqlSafe(format!(
-        "SELECT {CLAIMED}, d.due_at <= ? AND {FREE} FROM deliveries d INDEXED BY deliveries_in_order \
+        "SELECT {CLAIMED}, d.due_at <= ? AND {FREE} FROM deliveries d INDEXED BY deliveries_parked \
          CROSS JOIN events e ON e.seq = d.seq \
-         WHERE d.subscription_id = ? AND d.fifo_seq IS NOT NULL AND d.due_at IS NOT NULL \
+         WHERE d.subscription_id = ? AND d.due_at IS NOT NULL \
          AND EXISTS (SELECT 1 FROM lanes l WHERE l.subscription_id = d.subscription_id AND l.owner = ?) \
          AND EXISTS (SELECT 1 FROM subscriptions s WHERE s.id = d.subscription_id AND s.kind = 'push' AND s.enabled \
-         AND s.deleted_at IS NULL) ORDER BY d.fifo_seq LIMIT ?"
+         AND s.deleted_at IS NULL) ORDER BY d.seq LIMIT ?"
     )))
     .bind(tx.now.millis())
     .bind(tx.now.millis())
@@ -254,20 +307,6 @@ async fn disown(tx: &mut Tx, worker: WorkerId, lanes: Vec<SubscriptionId>) -> Re
             .map_err(failed)?;
     }
     Ok(())
-}
-
-async fn put_in_order(tx: &mut Tx, lane: SubscriptionId, most: u32) -> Result<u32> {
-    let put = sqlx::query(
-        "UPDATE deliveries SET fifo_seq = seq WHERE subscription_id = ? AND event_id IN (SELECT event_id FROM deliveries \
-         WHERE subscription_id = ? AND due_at IS NOT NULL AND fifo_seq IS NULL LIMIT ?)",
-    )
-    .bind(lane.uuid())
-    .bind(lane.uuid())
-    .bind(most)
-    .execute(&mut tx.connection)
-    .await
-    .map_err(failed)?;
-    Ok(u32::try_from(put.rows_affected()).unwrap_or(u32::MAX))
 }
 
 async fn release(tx: &mut Tx, worker: WorkerId, keys: Vec<DeliveryKey>) -> Result<()> {
@@ -422,12 +461,6 @@ impl Deliveries for Engine {
     ) -> Result<Vec<Claimed>> {
         self.writer
             .run(move |tx| Box::pin(claim_in_order(tx, worker, lane, most)))
-            .await
-    }
-
-    async fn put_in_order(&self, lane: SubscriptionId, most: u32) -> Result<u32> {
-        self.writer
-            .run(move |tx| Box::pin(put_in_order(tx, lane, most)))
             .await
     }
 

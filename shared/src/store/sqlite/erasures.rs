@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     EventId, OrganizationId,
+    audit::{self, Action},
     store::{
         Change, ERASURE_KEPT, Erased, Erasures, MAX_MARKS, Result,
         erasures::{BETWEEN_LOOKS, NO_PAYLOAD, may_come},
@@ -49,14 +50,35 @@ pub(super) async fn marked(connection: &mut SqliteConnection, ids: &[Address]) -
     Ok(marked)
 }
 
+/// When an erasure was asked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    Now,
+    Before,
+}
+
 /// Erases the event that the id leads to, if it is stored.
-async fn erase_stored(tx: &mut Tx, organization: OrganizationId, id: EventId) -> Result<Option<EventId>> {
+async fn erase_stored(
+    tx: &mut Tx,
+    organization: OrganizationId,
+    id: EventId,
+    asked: Asked,
+) -> Result<Option<EventId>> {
     let Some(event) = resolve(&mut tx.connection, organization, &[id])
         .await?
         .remove(&id)
     else {
         return Ok(None);
     };
+    let fresh = sqlx::query("SELECT 1 FROM events WHERE id = ? AND erased_at IS NULL")
+        .bind(event.uuid())
+        .fetch_optional(&mut tx.connection)
+        .await
+        .map_err(failed)?;
+    if asked == Asked::Now && fresh.is_some() {
+        tx.audit(audit::Change::of(organization, Action::EventErased, event))
+            .await?;
+    }
     sqlx::query(
         "UPDATE events SET payload = ?, source = NULL, dedup_id = NULL, occurred_at = NULL, trace = NULL, \
          erased_at = coalesce(erased_at, ?) WHERE id = ?",
@@ -114,12 +136,22 @@ async fn forget_set_aside(tx: &mut Tx, organization: OrganizationId, id: EventId
 }
 
 async fn erase(tx: &mut Tx, organization: OrganizationId, id: EventId) -> Result<Erased> {
-    if let Some(event) = erase_stored(tx, organization, id).await? {
+    if let Some(event) = erase_stored(tx, organization, id, Asked::Now).await? {
         return Ok(Erased::Done { event });
     }
     let was_set_aside = forget_set_aside(tx, organization, id).await?;
     if !was_set_aside && !may_come(id, tx.now) {
         return Ok(Erased::NotFound);
+    }
+    let marked = sqlx::query("SELECT 1 FROM erasures WHERE organization_id = ? AND id = ?")
+        .bind(organization.uuid())
+        .bind(id.uuid())
+        .fetch_optional(&mut tx.connection)
+        .await
+        .map_err(failed)?;
+    let erased = audit::Change::of(organization, Action::EventErased, id);
+    if was_set_aside {
+        tx.audit(erased.clone()).await?;
     }
     let marks: i64 = sqlx::query_scalar("SELECT count(*) FROM erasures WHERE organization_id = ?")
         .bind(organization.uuid())
@@ -140,6 +172,9 @@ async fn erase(tx: &mut Tx, organization: OrganizationId, id: EventId) -> Result
     .execute(&mut tx.connection)
     .await
     .map_err(failed)?;
+    if !was_set_aside && marked.is_none() {
+        tx.audit(erased).await?;
+    }
     Ok(Erased::Marked)
 }
 
@@ -155,7 +190,7 @@ async fn settle(tx: &mut Tx, most: u32) -> Result<u32> {
     let mut settled = 0;
     for row in rows {
         let (organization, id): Address = (row.id(0)?, row.id(1)?);
-        if erase_stored(tx, organization, id).await?.is_some() {
+        if erase_stored(tx, organization, id, Asked::Before).await?.is_some() {
             settled += 1;
             continue;
         }

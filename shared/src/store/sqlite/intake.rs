@@ -256,7 +256,6 @@ impl Batch {
             seq: i64,
             subscription: SubscriptionId,
             owner: Option<Uuid>,
-            fifo_seq: Option<i64>,
             open: bool,
         }
         let rows: Vec<Row> = self
@@ -271,8 +270,7 @@ impl Batch {
                     organization: event.organization,
                     seq,
                     subscription: planned.subscription,
-                    owner: (open && planned.held && !planned.in_order).then_some(self.worker.uuid()),
-                    fifo_seq: planned.in_order.then_some(seq),
+                    owner: (open && planned.held).then_some(self.worker.uuid()),
                     open,
                 })
             })
@@ -280,8 +278,8 @@ impl Batch {
         for portion in portions(&rows) {
             let sql = format!(
                 "INSERT INTO deliveries (event_id, subscription_id, organization_id, seq, state, attempts, due_at, \
-                 lease_owner, updated_at, fifo_seq) VALUES {}",
-                values(portion.len(), 10)
+                 lease_owner, updated_at) VALUES {}",
+                values(portion.len(), 9)
             );
             let mut query = sqlx::query(AssertSqlSafe(sql));
             for row in portion {
@@ -294,8 +292,7 @@ impl Batch {
                     .bind(0)
                     .bind(row.open.then_some(now.millis()))
                     .bind(row.owner)
-                    .bind(now.millis())
-                    .bind(row.fifo_seq);
+                    .bind(now.millis());
             }
             query.execute(&mut *connection).await.map_err(failed)?;
         }

@@ -11,6 +11,7 @@ use super::{
     row::{Columns as _, failed},
 };
 use crate::{
+    audit::{self, Action},
     seal::Sealed,
     store::{Change, Keeper, PING_TIMEOUT, Result, Retention, StoreError},
 };
@@ -63,13 +64,18 @@ impl Keeper for Engine {
         self.writer
             .run(move |tx| {
                 Box::pin(async move {
-                    sqlx::query("UPDATE secret_check SET sealed = ? WHERE sealed = ?")
+                    let done = sqlx::query("UPDATE secret_check SET sealed = ? WHERE sealed = ?")
                         .bind(after.0)
                         .bind(before.0)
                         .execute(&mut tx.connection)
                         .await
-                        .map(|done| done.rows_affected() > 0)
-                        .map_err(failed)
+                        .map_err(failed)?;
+                    let replaced = done.rows_affected() > 0;
+                    if replaced {
+                        let changed = audit::Change::of(None, Action::SecretKeyChanged, "deployment");
+                        tx.audit(changed).await?;
+                    }
+                    Ok(replaced)
                 })
             })
             .await

@@ -8,6 +8,7 @@
 //! in [`portions`](many::portions) of a few fixed sizes, so that each statement is prepared once.
 
 mod announcements;
+mod audit_log;
 mod browse;
 mod deliveries;
 mod erasures;
@@ -17,11 +18,14 @@ mod former;
 mod insight;
 mod intake;
 mod keeper;
+mod limits;
 mod list;
 mod many;
 mod organizations;
 mod outcomes;
+mod pauses;
 mod pulls;
+mod removals;
 mod replays;
 mod retention;
 mod row;
@@ -99,9 +103,44 @@ const MIGRATIONS: Migrations = &[
         include_str!("../../../../migrations/sqlite/store/0012_keys.sql"),
     ),
     (
+        13,
+        "limits",
+        include_str!("../../../../migrations/sqlite/store/0013_limits.sql"),
+    ),
+    (
         14,
         "erasures",
         include_str!("../../../../migrations/sqlite/store/0014_erasures.sql"),
+    ),
+    (
+        15,
+        "organizations",
+        include_str!("../../../../migrations/sqlite/store/0015_organizations.sql"),
+    ),
+    (
+        16,
+        "filters",
+        include_str!("../../../../migrations/sqlite/store/0016_filters.sql"),
+    ),
+    (
+        17,
+        "audit_log",
+        include_str!("../../../../migrations/sqlite/store/0017_audit_log.sql"),
+    ),
+    (
+        18,
+        "pauses",
+        include_str!("../../../../migrations/sqlite/store/0018_pauses.sql"),
+    ),
+    (
+        23,
+        "parked",
+        include_str!("../../../../migrations/sqlite/store/0023_parked.sql"),
+    ),
+    (
+        24,
+        "order",
+        include_str!("../../../../migrations/sqlite/store/0024_order.sql"),
     ),
 ];
 /// Changes that a receiver may lag behind before it is told that it lost some.
@@ -178,9 +217,13 @@ pub async fn open(dir: &Path) -> Result<Store> {
         replays: engine.clone(),
         erasures: engine.clone(),
         feed: engine.clone(),
+        removals: engine.clone(),
+        audit_log: engine.clone(),
         announcements: engine.clone(),
         insight: engine.clone(),
+        limits: engine.clone(),
         tests: engine.clone(),
+        pauses: engine.clone(),
         keeper: engine,
     })
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use sqlx::{AssertSqlSafe, SqliteConnection, sqlite::SqliteRow};
+use sqlx::{AssertSqlSafe, sqlite::SqliteRow};
 use uuid::Uuid;
 
 use super::{
@@ -15,18 +15,29 @@ use super::{
 };
 use crate::{
     Grant, Key, KeyHash, KeyId, Organization, OrganizationId, Scopes, Tier, Timestamp,
-    store::{NewKey, Organizations, Page, PageRequest, Result, Rotated, Rotation, USE_GRAIN},
+    audit::{Action, Change},
+    store::{
+        NewKey, OrganizationPatch, Organizations, Page, PageRequest, Result, Rotated, Rotation, USE_GRAIN,
+    },
 };
 
 const KEY: &str = "id, organization_id, name, hint, scopes, created_at, expires_at, revoked_at, \
     replaced_by, last_used_at";
 
-fn organization(row: &SqliteRow) -> Result<Organization> {
+/// Of `organizations o`.
+pub(super) const ORGANIZATION: &str = "o.id, o.name, o.tier, o.created_at, o.retention_days";
+
+pub(super) fn organization(row: &SqliteRow) -> Result<Organization> {
     Ok(Organization {
         id: row.id(0)?,
         name: row.value(1)?,
         tier: row.value::<&str>(2)?.parse::<Tier>().map_err(corrupt)?,
         created_at: row.time(3)?,
+        retention_days: row
+            .value::<Option<i64>>(4)?
+            .map(u16::try_from)
+            .transpose()
+            .map_err(corrupt)?,
     })
 }
 
@@ -45,7 +56,7 @@ fn key(row: &SqliteRow) -> Result<Key> {
     })
 }
 
-async fn insert_key(connection: &mut SqliteConnection, key: NewKey, now: Timestamp) -> Result<Key> {
+async fn insert_key(tx: &mut Tx, key: NewKey) -> Result<Key> {
     sqlx::query(
         "INSERT INTO keys (id, organization_id, name, hint, hash, scopes, created_at, expires_at) \
          VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -56,23 +67,89 @@ async fn insert_key(connection: &mut SqliteConnection, key: NewKey, now: Timesta
     .bind(&key.hint)
     .bind(&key.hash.0[..])
     .bind(key.scopes.to_text())
-    .bind(now.millis())
+    .bind(tx.now.millis())
     .bind(key.expires_at.map(Timestamp::millis))
-    .execute(connection)
+    .execute(&mut tx.connection)
     .await
     .map_err(failed)?;
+    tx.audit(Change::of(key.organization, Action::KeyCreated, key.id))
+        .await?;
     Ok(Key {
         id: key.id,
         organization: key.organization,
         name: key.name,
         hint: key.hint,
         scopes: key.scopes,
-        created_at: now,
+        created_at: tx.now,
         expires_at: key.expires_at,
         revoked_at: None,
         replaced_by: None,
         last_used_at: None,
     })
+}
+
+async fn change(tx: &mut Tx, id: OrganizationId, patch: OrganizationPatch) -> Result<Option<Organization>> {
+    let found = sqlx::query(AssertSqlSafe(format!(
+        "SELECT {ORGANIZATION} FROM organizations o WHERE o.id = ? \
+         AND NOT EXISTS (SELECT 1 FROM removals r WHERE r.organization_id = o.id)"
+    )))
+    .bind(id.uuid())
+    .fetch_optional(&mut tx.connection)
+    .await
+    .map_err(failed)?;
+    let Some(row) = found else {
+        return Ok(None);
+    };
+    let mut organization = organization(&row)?;
+    let mut changed = Vec::new();
+    if let Some(name) = patch.name.filter(|name| *name != organization.name) {
+        organization.name = name;
+        changed.push("name");
+    }
+    if let Some(days) = patch
+        .retention_days
+        .filter(|days| *days != organization.retention_days)
+    {
+        organization.retention_days = days;
+        changed.push("retention_days");
+    }
+    if changed.is_empty() {
+        return Ok(Some(organization));
+    }
+    sqlx::query("UPDATE organizations SET name = ?, retention_days = ? WHERE id = ?")
+        .bind(&organization.name)
+        .bind(organization.retention_days.map(i64::from))
+        .bind(id.uuid())
+        .execute(&mut tx.connection)
+        .await
+        .map_err(failed)?;
+    tx.audit(Change::of(id, Action::OrganizationUpdated, id).with_changed(changed))
+        .await?;
+    Ok(Some(organization))
+}
+
+async fn revoke(tx: &mut Tx, organization: OrganizationId, key: KeyId) -> Result<bool> {
+    let ended = sqlx::query(
+        "UPDATE keys SET revoked_at = ? WHERE id = ? AND organization_id = ? AND revoked_at IS NULL",
+    )
+    .bind(tx.now.millis())
+    .bind(key.uuid())
+    .bind(organization.uuid())
+    .execute(&mut tx.connection)
+    .await
+    .map_err(failed)?;
+    if ended.rows_affected() > 0 {
+        tx.audit(Change::of(organization, Action::KeyRevoked, key))
+            .await?;
+        return Ok(true);
+    }
+    let found = sqlx::query("SELECT 1 FROM keys WHERE id = ? AND organization_id = ?")
+        .bind(key.uuid())
+        .bind(organization.uuid())
+        .fetch_optional(&mut tx.connection)
+        .await
+        .map_err(failed)?;
+    Ok(found.is_some())
 }
 
 #[async_trait]
@@ -100,11 +177,13 @@ impl Organizations for Engine {
                     .await
                     .map_err(failed)?;
                     insert_inbox(&mut tx.connection, id, tx.now).await?;
-                    insert_key(&mut tx.connection, first_key, tx.now).await?;
+                    tx.audit(Change::of(id, Action::OrganizationCreated, id)).await?;
+                    insert_key(tx, first_key).await?;
                     Ok(Organization {
                         id,
                         name,
                         tier,
+                        retention_days: None,
                         created_at: tx.now,
                     })
                 })
@@ -113,41 +192,25 @@ impl Organizations for Engine {
     }
 
     async fn get(&self, id: OrganizationId) -> Result<Option<Organization>> {
-        sqlx::query("SELECT id, name, tier, created_at FROM organizations WHERE id = ?")
-            .bind(id.uuid())
-            .fetch_optional(&self.readers)
-            .await
-            .map_err(failed)?
-            .as_ref()
-            .map(organization)
-            .transpose()
+        sqlx::query(AssertSqlSafe(format!(
+            "SELECT {ORGANIZATION} FROM organizations o WHERE o.id = ? \
+             AND NOT EXISTS (SELECT 1 FROM removals r WHERE r.organization_id = o.id)"
+        )))
+        .bind(id.uuid())
+        .fetch_optional(&self.readers)
+        .await
+        .map_err(failed)?
+        .as_ref()
+        .map(organization)
+        .transpose()
     }
 
-    async fn rename(&self, id: OrganizationId, name: &str) -> Result<Option<Organization>> {
-        let name = name.to_owned();
-        self.writer
-            .run(move |tx| {
-                Box::pin(async move {
-                    sqlx::query(
-                        "UPDATE organizations SET name = ? WHERE id = ? RETURNING id, name, tier, created_at",
-                    )
-                    .bind(name)
-                    .bind(id.uuid())
-                    .fetch_all(&mut tx.connection)
-                    .await
-                    .map_err(failed)?
-                    .first()
-                    .map(organization)
-                    .transpose()
-                })
-            })
-            .await
+    async fn change(&self, id: OrganizationId, patch: OrganizationPatch) -> Result<Option<Organization>> {
+        self.writer.run(move |tx| Box::pin(change(tx, id, patch))).await
     }
 
     async fn create_key(&self, key: NewKey) -> Result<Key> {
-        self.writer
-            .run(move |tx| Box::pin(insert_key(&mut tx.connection, key, tx.now)))
-            .await
+        self.writer.run(move |tx| Box::pin(insert_key(tx, key))).await
     }
 
     async fn keys(&self, organization: OrganizationId, page: PageRequest<KeyId>) -> Result<Page<Key, KeyId>> {
@@ -167,20 +230,7 @@ impl Organizations for Engine {
 
     async fn revoke_key(&self, organization: OrganizationId, key: KeyId) -> Result<bool> {
         self.writer
-            .run(move |tx| {
-                Box::pin(async move {
-                    sqlx::query(
-                        "UPDATE keys SET revoked_at = coalesce(revoked_at, ?) WHERE id = ? AND organization_id = ?",
-                    )
-                    .bind(tx.now.millis())
-                    .bind(key.uuid())
-                    .bind(organization.uuid())
-                    .execute(&mut tx.connection)
-                    .await
-                    .map(|done| done.rows_affected() > 0)
-                    .map_err(failed)
-                })
-            })
+            .run(move |tx| Box::pin(revoke(tx, organization, key)))
             .await
     }
 
@@ -219,7 +269,8 @@ impl Organizations for Engine {
             let sql = format!(
                 "SELECT k.hash, k.id, k.organization_id, o.tier, k.scopes, k.expires_at \
                  FROM keys k JOIN organizations o ON o.id = k.organization_id \
-                 WHERE k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > ?) AND k.hash IN ({})",
+                 WHERE NOT EXISTS (SELECT 1 FROM removals r WHERE r.organization_id = o.id) AND k.revoked_at IS NULL \
+                 AND (k.expires_at IS NULL OR k.expires_at > ?) AND k.hash IN ({})",
                 marks(portion.len())
             );
             let mut query = sqlx::query(AssertSqlSafe(sql)).bind(now.millis());
@@ -265,6 +316,8 @@ async fn rotate(tx: &mut Tx, rotation: Rotation) -> Result<Rotated> {
         let overlapped = tx.now.plus(rotation.overlap);
         old.expires_at.map_or(overlapped, |end| end.min(overlapped))
     });
+    tx.audit(Change::of(rotation.organization, Action::KeyRotated, old.id))
+        .await?;
     sqlx::query("UPDATE keys SET replaced_by = ?, revoked_at = ?, expires_at = ? WHERE id = ?")
         .bind(rotation.id.uuid())
         .bind(until.is_none().then(|| tx.now.millis()))
@@ -283,7 +336,7 @@ async fn rotate(tx: &mut Tx, rotation: Rotation) -> Result<Rotated> {
         expires_at: old.expires_at,
     };
     Ok(Rotated::Done {
-        new: insert_key(&mut tx.connection, new, tx.now).await?,
+        new: insert_key(tx, new).await?,
         old_until: until,
     })
 }

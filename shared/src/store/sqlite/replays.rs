@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     DeliveryKey, DeliveryState, EventPattern, OrganizationId, ReplayId, SubscriptionId, Timestamp,
+    audit::{self, Action},
     store::{
         ActedOn, Candidate, Change, NewReplay, REPLAY_KEPT, Replay, ReplayStatus, ReplayStep, Replays,
         Result, parse_state,
@@ -19,8 +20,7 @@ use crate::{
 
 /// What a delivery that is opened again becomes: now, now.
 const OPENED: &str = "state = 'pending', due_at = ?, lease_owner = NULL, attempts_before = attempts, updated_at = ?, \
-     started_at = NULL, duration_ms = NULL, status_code = NULL, \
-     fifo_seq = iif((SELECT ordering FROM subscriptions s WHERE s.id = subscription_id) = 'fifo', seq, fifo_seq)";
+     started_at = NULL, duration_ms = NULL, status_code = NULL";
 
 const REPLAY: &str = "r.id, r.organization_id, r.subscription_id, r.since, r.until, r.statuses, r.event_types, r.state, \
      r.after_seq, r.looked_at, r.opened, r.created_at, r.updated_at";
@@ -70,7 +70,11 @@ async fn retry(tx: &mut Tx, organization: OrganizationId, delivery: DeliveryKey)
             .await
             .map_err(failed)?;
         if done.rows_affected() > 0 {
-            tx.announce(Change::Subscription(delivery.subscription));
+            let (event, subscription) = (delivery.event, delivery.subscription);
+            tx.announce(Change::Subscription(subscription));
+            let retried =
+                audit::Change::of_delivery(organization, Action::DeliveryRetried, event, subscription);
+            tx.audit(retried).await?;
             return Ok(ActedOn::Done);
         }
     }
@@ -78,6 +82,19 @@ async fn retry(tx: &mut Tx, organization: OrganizationId, delivery: DeliveryKey)
 }
 
 async fn cancel(tx: &mut Tx, organization: OrganizationId, delivery: DeliveryKey) -> Result<ActedOn> {
+    let held = sqlx::query(
+        "SELECT 1 FROM deliveries WHERE event_id = ? AND subscription_id = ? AND organization_id = ? \
+         AND due_at IS NOT NULL AND lease_owner IS NOT NULL",
+    )
+    .bind(delivery.event.uuid())
+    .bind(delivery.subscription.uuid())
+    .bind(organization.uuid())
+    .fetch_optional(&mut tx.connection)
+    .await
+    .map_err(failed)?;
+    if held.is_some() {
+        tx.announce(Change::Cancelled(delivery));
+    }
     let done = sqlx::query(
         "UPDATE deliveries SET state = 'cancelled', due_at = NULL, lease_owner = NULL, updated_at = ? \
          WHERE event_id = ? AND subscription_id = ? AND organization_id = ? AND due_at IS NOT NULL",
@@ -89,11 +106,13 @@ async fn cancel(tx: &mut Tx, organization: OrganizationId, delivery: DeliveryKey
     .execute(&mut tx.connection)
     .await
     .map_err(failed)?;
-    Ok(if done.rows_affected() > 0 {
-        ActedOn::Done
-    } else {
-        ActedOn::Refused
-    })
+    if done.rows_affected() == 0 {
+        return Ok(ActedOn::Refused);
+    }
+    let (event, subscription) = (delivery.event, delivery.subscription);
+    let cancelled = audit::Change::of_delivery(organization, Action::DeliveryCancelled, event, subscription);
+    tx.audit(cancelled).await?;
+    Ok(ActedOn::Done)
 }
 
 async fn create(tx: &mut Tx, new: NewReplay, most: u32) -> Result<Option<Replay>> {
@@ -151,7 +170,32 @@ async fn create(tx: &mut Tx, new: NewReplay, most: u32) -> Result<Option<Replay>
     .execute(&mut tx.connection)
     .await
     .map_err(failed)?;
+    let created = audit::Change::of(made.organization, Action::ReplayCreated, made.id);
+    tx.audit(created.with_subscription(made.subscription)).await?;
     Ok(Some(made))
+}
+
+async fn cancel_replay(tx: &mut Tx, organization: OrganizationId, id: ReplayId) -> Result<bool> {
+    let row = sqlx::query(
+        "SELECT subscription_id FROM replays WHERE id = ? AND organization_id = ? AND state = 'running'",
+    )
+    .bind(id.uuid())
+    .bind(organization.uuid())
+    .fetch_optional(&mut tx.connection)
+    .await
+    .map_err(failed)?;
+    let Some(row) = row else {
+        return Ok(false);
+    };
+    sqlx::query("UPDATE replays SET state = 'cancelled', updated_at = ? WHERE id = ?")
+        .bind(tx.now.millis())
+        .bind(id.uuid())
+        .execute(&mut tx.connection)
+        .await
+        .map_err(failed)?;
+    let cancelled = audit::Change::of(organization, Action::ReplayCancelled, id);
+    tx.audit(cancelled.with_subscription(row.id(0)?)).await?;
+    Ok(true)
 }
 
 async fn step(tx: &mut Tx, replay: Replay, step: ReplayStep) -> Result<Option<u64>> {
@@ -271,21 +315,7 @@ impl Replays for Engine {
 
     async fn cancel_replay(&self, organization: OrganizationId, id: ReplayId) -> Result<bool> {
         self.writer
-            .run(move |tx| {
-                Box::pin(async move {
-                    sqlx::query(
-                        "UPDATE replays SET state = 'cancelled', updated_at = ? \
-                         WHERE id = ? AND organization_id = ? AND state = 'running'",
-                    )
-                    .bind(tx.now.millis())
-                    .bind(id.uuid())
-                    .bind(organization.uuid())
-                    .execute(&mut tx.connection)
-                    .await
-                    .map(|done| done.rows_affected() > 0)
-                    .map_err(failed)
-                })
-            })
+            .run(move |tx| Box::pin(cancel_replay(tx, organization, id)))
             .await
     }
 

@@ -12,17 +12,20 @@ use super::{
     Engine,
     announcements::announce,
     many::{marks, portions},
+    removals,
     row::{Columns as _, failed},
     writer::Tx,
 };
 use crate::{
     DeliveryKey, OrganizationId, SubscriptionId, Timestamp,
     announcement::Expiries,
-    store::{COUNTED_FOR, Result, Retention},
+    store::{COUNTED_FOR, Result, Retention, USAGE_KEPT},
 };
 
 /// Rows of one transaction.
 const STEP: u32 = 256;
+/// Rows, where each may be a large frame.
+const FRAMES: u32 = 32;
 /// How long what has expired stays to be seen.
 const SHOWN_FOR: Duration = Duration::from_hours(24);
 
@@ -34,16 +37,16 @@ impl Engine {
         let now = Timestamp::now();
         let ended = first_id(now.minus(retention));
         let gone = first_id(now.minus(retention).minus(SHOWN_FOR));
-        let done = Retention {
-            expired: self.expire(ended).await?,
-            removed: self.remove(gone, now.minus(SHOWN_FOR)).await?,
-            set_aside_removed: self
-                .in_steps(
-                    "DELETE FROM set_aside WHERE id IN (SELECT id FROM set_aside WHERE at < ? ORDER BY at LIMIT ?)",
-                    Bound::Time(now.minus(retention)),
-                )
-                .await?,
-        };
+        let expired = self.expire(ended, None).await?;
+        let mut done = self.keep_for_shorter(now, retention).await?;
+        done.expired += expired;
+        done.removed = self.remove(gone, now.minus(SHOWN_FOR)).await?;
+        done.set_aside_removed += self
+            .in_steps(
+                "DELETE FROM set_aside WHERE id IN (SELECT id FROM set_aside WHERE at < ? ORDER BY at LIMIT ?)",
+                Bound::Time(now.minus(retention)),
+            )
+            .await?;
         self.in_steps(
             "DELETE FROM former_ids WHERE (organization_id, id) IN \
              (SELECT organization_id, id FROM former_ids WHERE event_id < ? LIMIT ?)",
@@ -61,6 +64,7 @@ impl Engine {
             .await?
         {}
         self.writer.run(|tx| Box::pin(forget_circuits(tx))).await?;
+        self.writer.run(|tx| Box::pin(removals::forget(tx))).await?;
         self.in_steps(
             "DELETE FROM dedup_keys WHERE (organization_id, key) IN \
              (SELECT organization_id, key FROM dedup_keys WHERE expires_at <= ? LIMIT ?)",
@@ -73,17 +77,43 @@ impl Engine {
             Bound::Time(now),
         )
         .await?;
+        let minute = Duration::from_mins(1);
+        for (step, bound) in [
+            (
+                "DELETE FROM limit_buckets WHERE organization_id IN \
+                 (SELECT organization_id FROM limit_buckets WHERE full_at < ? * 1000000 LIMIT ?)",
+                Bound::Time(now.minus(minute)),
+            ),
+            (
+                "DELETE FROM limit_shares WHERE (organization_id, counter) IN \
+                 (SELECT organization_id, counter FROM limit_shares WHERE at < ? LIMIT ?)",
+                Bound::Time(now.minus(10 * minute)),
+            ),
+            (
+                "DELETE FROM limit_nodes WHERE node IN (SELECT node FROM limit_nodes WHERE seen_at < ? LIMIT ?)",
+                Bound::Time(now.minus(10 * minute)),
+            ),
+            (
+                "DELETE FROM usage_hours WHERE (organization_id, hour, node) IN \
+                 (SELECT organization_id, hour, node FROM usage_hours WHERE hour < ? / 3600000 LIMIT ?)",
+                Bound::Time(now.minus(USAGE_KEPT)),
+            ),
+        ] {
+            self.in_steps(step, bound).await?;
+        }
         Ok(done)
     }
 
-    /// Ends what is open of events before `ended`, subscription by subscription.
-    async fn expire(&self, ended: Uuid) -> Result<u64> {
+    /// Ends what is open of events before `ended`, of one organization or of all, subscription by subscription.
+    async fn expire(&self, ended: Uuid, organization: Option<OrganizationId>) -> Result<u64> {
         // What a deleted subscription leaves open counts as cancelled, and is written down as that.
         let subscriptions = sqlx::query(
-            "SELECT s.id, s.organization_id FROM subscriptions s WHERE s.deleted_at IS NULL AND EXISTS \
-             (SELECT 1 FROM deliveries d INDEXED BY deliveries_due WHERE d.subscription_id = s.id \
+            "SELECT s.id, s.organization_id FROM subscriptions s \
+             WHERE s.deleted_at IS NULL AND s.organization_id = coalesce(?, s.organization_id) \
+             AND EXISTS (SELECT 1 FROM deliveries d INDEXED BY deliveries_due WHERE d.subscription_id = s.id \
              AND d.due_at IS NOT NULL AND d.event_id < ?)",
         )
+        .bind(organization.map(OrganizationId::uuid))
         .bind(ended)
         .fetch_all(&self.readers)
         .await
@@ -103,6 +133,79 @@ impl Engine {
             }
         }
         Ok(expired)
+    }
+
+    /// Organizations that keep their events for shorter than the deployment does, by the same rules.
+    async fn keep_for_shorter(&self, now: Timestamp, retention: Duration) -> Result<Retention> {
+        let organizations =
+            sqlx::query("SELECT id, retention_days FROM organizations WHERE retention_days IS NOT NULL")
+                .fetch_all(&self.readers)
+                .await
+                .map_err(failed)?;
+        let mut done = Retention::default();
+        for row in organizations {
+            let (organization, own): (OrganizationId, Duration) = (row.id(0)?, days(row.number(1)?));
+            if own >= retention {
+                continue;
+            }
+            let ended = now.minus(own);
+            done.expired += self.expire(first_id(ended), Some(organization)).await?;
+            done.removed_early += self.remove_early(organization, now, own).await?;
+            loop {
+                let gone = self
+                    .writer
+                    .run(move |tx| Box::pin(forget_set_aside(tx, organization, ended)))
+                    .await?;
+                done.set_aside_removed += gone;
+                if gone < u64::from(FRAMES) {
+                    break;
+                }
+            }
+        }
+        Ok(done)
+    }
+
+    /// Removes events of an organization that are older than its own retention, a day after they ended.
+    async fn remove_early(
+        &self,
+        organization: OrganizationId,
+        now: Timestamp,
+        retention: Duration,
+    ) -> Result<u64> {
+        let seen = now.minus(SHOWN_FOR);
+        let gone = first_id(seen.minus(retention));
+        let (mut removed, mut after) = (0, 0_i64);
+        // In order, which is nearly that of age: where none of the oldest is to go, none of the others is.
+        loop {
+            let rows = sqlx::query(
+                "SELECT e.seq, e.id, e.id < ? AND NOT EXISTS (SELECT 1 FROM deliveries d \
+                 WHERE d.event_id = e.id AND d.state = 'expired' AND d.updated_at > ?) \
+                 FROM events e WHERE e.organization_id = ? AND e.seq > ? ORDER BY e.seq LIMIT ?",
+            )
+            .bind(gone)
+            .bind(seen.millis())
+            .bind(organization.uuid())
+            .bind(after)
+            .bind(STEP)
+            .fetch_all(&self.readers)
+            .await
+            .map_err(failed)?;
+            let mut ids: Vec<Uuid> = Vec::new();
+            for row in &rows {
+                after = row.value(0)?;
+                if row.value(2)? {
+                    ids.push(row.value(1)?);
+                }
+            }
+            if ids.is_empty() {
+                return Ok(removed);
+            }
+            removed += self
+                .writer
+                .run(move |tx| Box::pin(async move { remove(tx, &ids).await }))
+                .await?
+                .events;
+        }
     }
 
     /// Removes events before `gone`, but for those of which something expired after `seen`.
@@ -131,7 +234,8 @@ impl Engine {
             removed += self
                 .writer
                 .run(move |tx| Box::pin(async move { remove(tx, &ids).await }))
-                .await?;
+                .await?
+                .events;
         }
     }
 
@@ -164,11 +268,31 @@ impl Engine {
     }
 }
 
+/// A retention of so many days.
+fn days(days: u16) -> Duration {
+    Duration::from_hours(24 * u64::from(days))
+}
+
 /// Before what something is to go.
 #[derive(Clone, Copy)]
 enum Bound {
     Id(Uuid),
     Time(Timestamp),
+}
+
+/// Forgets some of what was set aside of an organization before; how much that was.
+async fn forget_set_aside(tx: &mut Tx, organization: OrganizationId, before: Timestamp) -> Result<u64> {
+    sqlx::query(
+        "DELETE FROM set_aside WHERE id IN \
+         (SELECT id FROM set_aside WHERE organization_id = ? AND at < ? LIMIT ?)",
+    )
+    .bind(organization.uuid())
+    .bind(before.millis())
+    .bind(FRAMES)
+    .execute(&mut tx.connection)
+    .await
+    .map(|done| done.rows_affected())
+    .map_err(failed)
 }
 
 /// Ends some of what is open of a subscription, and tells of it; how many deliveries those were.
@@ -249,9 +373,17 @@ async fn forget_circuits(tx: &mut Tx) -> Result<()> {
     .map_err(failed)
 }
 
+/// How much was removed.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Gone {
+    pub(super) events: u64,
+    /// Rows of whatever kind, events included.
+    pub(super) rows: u64,
+}
+
 /// Removes events with all that belongs to them; aliases go by their own age.
-async fn remove(tx: &mut Tx, ids: &[Uuid]) -> Result<u64> {
-    let mut removed = 0;
+pub(super) async fn remove(tx: &mut Tx, ids: &[Uuid]) -> Result<Gone> {
+    let mut removed = Gone::default();
     for portion in portions(ids) {
         for (table, column) in [
             ("attempts", "event_id"),
@@ -264,8 +396,9 @@ async fn remove(tx: &mut Tx, ids: &[Uuid]) -> Result<u64> {
                 query = query.bind(id);
             }
             let done = query.execute(&mut tx.connection).await.map_err(failed)?;
+            removed.rows += done.rows_affected();
             if table == "events" {
-                removed += done.rows_affected();
+                removed.events += done.rows_affected();
             }
         }
     }

@@ -7,9 +7,11 @@ use super::{
     Engine,
     organizations::paged,
     row::{Columns as _, failed},
+    writer::Tx,
 };
 use crate::{
     EventId, OrganizationId, SetAsideId,
+    audit::{Action, Change},
     store::{Page, PageRequest, Result, SetAside, SetAsidePlace},
 };
 
@@ -90,19 +92,7 @@ impl Engine {
     }
 
     pub(super) async fn forget(&self, id: SetAsideId, seen: Option<u64>) -> Result<bool> {
-        self.writer
-            .run(move |tx| {
-                Box::pin(async move {
-                    sqlx::query("DELETE FROM set_aside WHERE id = ? AND times = coalesce(?, times)")
-                        .bind(id.uuid())
-                        .bind(seen.map(times))
-                        .execute(&mut tx.connection)
-                        .await
-                        .map(|done| done.rows_affected() > 0)
-                        .map_err(failed)
-                })
-            })
-            .await
+        self.writer.run(move |tx| Box::pin(forget(tx, id, seen))).await
     }
 
     pub(super) async fn how_many_set_aside(&self) -> Result<u64> {
@@ -112,6 +102,28 @@ impl Engine {
             .map_err(failed)?
             .number(0)
     }
+}
+
+async fn forget(tx: &mut Tx, id: SetAsideId, seen: Option<u64>) -> Result<bool> {
+    let forgotten = sqlx::query(
+        "DELETE FROM set_aside WHERE id = ? AND times = coalesce(?, times) RETURNING organization_id",
+    )
+    .bind(id.uuid())
+    .bind(seen.map(times))
+    .fetch_all(&mut tx.connection)
+    .await
+    .map_err(failed)?;
+    let Some(row) = forgotten.first() else {
+        return Ok(false);
+    };
+    let of = row.value::<Option<Uuid>>(0)?.map(OrganizationId::from_uuid);
+    // Who says which he has seen has put it back.
+    let action = match seen {
+        Some(_) => Action::PutBack,
+        None => Action::Discarded,
+    };
+    tx.audit(Change::of(of, action, id)).await?;
+    Ok(true)
 }
 
 fn times(times: u64) -> i64 {

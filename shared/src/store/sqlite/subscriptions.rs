@@ -11,20 +11,21 @@ use sqlx::{
 
 use super::{
     Engine,
-    announcements::announce,
+    announcements::{announce, forget_failing},
     many::{marks, portions},
     organizations::paged,
     row::{Columns as _, corrupt, failed},
     writer::Tx,
 };
 use crate::{
-    Builtin, EventPattern, OrganizationId, RetrySchedule, Subscription, SubscriptionId, SubscriptionUrl,
-    Timestamp,
+    Builtin, EventPattern, Filter, OrganizationId, RetrySchedule, Subscription, SubscriptionId,
+    SubscriptionUrl, Timestamp,
     announcement::Announcement,
+    audit::{self, Action},
     seal::{KeyId, Sealed},
     signature::SignatureScheme,
     store::{
-        Change, InForce, NewSecret, Page, PageRequest, PatchOutcome, Result, SealedSecrets,
+        Change, FiltersKept, InForce, NewSecret, Page, PageRequest, PatchOutcome, Result, SealedSecrets,
         SubscriptionPatch, Subscriptions,
     },
     subscription::{
@@ -37,7 +38,7 @@ const SUBSCRIPTION: &str = "s.id, s.organization_id, s.builtin, s.kind, s.url, s
      s.timeout_ms, s.max_in_flight, s.event_types, s.enabled, s.disabled_reason, s.description, s.version, \
      s.created_at, s.updated_at, s.rate_limit_per_second, s.ordering, \
      s.signature_scheme, s.public_key, s.former_secret, s.former_scheme, s.former_until, \
-     s.format, s.header_names, s.headers, s.metadata";
+     s.format, s.header_names, s.headers, s.metadata, s.filter";
 
 /// From a row of [`SUBSCRIPTION`].
 fn subscription(row: &SqliteRow) -> Result<Subscription> {
@@ -57,6 +58,7 @@ fn subscription(row: &SqliteRow) -> Result<Subscription> {
             kind => return Err(corrupt(format!("unknown kind of subscription {kind:?}"))),
         },
         event_types: patterns.collect::<Result<_, _>>().map_err(corrupt)?,
+        filter: row.value::<Option<&str>>(27)?.map(Filter::from_trusted),
         enabled: row.value(10)?,
         disabled_reason: row.value(11)?,
         description: row.value(12)?,
@@ -122,7 +124,7 @@ fn scheme(row: &SqliteRow, column: usize) -> Result<SignatureScheme> {
 }
 
 /// Binds what a client may set: kind, url, secret, schedule, timeout, limit, rate, ordering, format, names and values of
-/// headers, types, enabled, reason, description, metadata.
+/// headers, types, enabled, reason, description, metadata, filter.
 fn bind_settings<'q>(
     query: Query<'q, Sqlite, SqliteArguments>,
     subscription: &Subscription,
@@ -153,15 +155,21 @@ fn bind_settings<'q>(
         .bind(subscription.enabled)
         .bind(subscription.disabled_reason.clone())
         .bind(subscription.description.clone())
-        .bind(subscription.metadata.to_json()))
+        .bind(subscription.metadata.to_json())
+        .bind(
+            subscription
+                .filter
+                .as_ref()
+                .map(|filter| filter.as_str().to_owned()),
+        ))
 }
 
 async fn insert(connection: &mut SqliteConnection, subscription: &Subscription) -> Result<()> {
     let query = sqlx::query(
         "INSERT INTO subscriptions (id, organization_id, builtin, version, created_at, updated_at, kind, url, secret, \
          retry_schedule, timeout_ms, max_in_flight, rate_limit_per_second, ordering, format, header_names, headers, \
-         event_types, enabled, disabled_reason, description, metadata, signature_scheme, public_key) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+         event_types, enabled, disabled_reason, description, metadata, filter, signature_scheme, public_key) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(subscription.id.uuid())
     .bind(subscription.organization.uuid())
@@ -193,6 +201,7 @@ pub(super) async fn insert_inbox(
         enabled: true,
         disabled_reason: None,
         description: None,
+        filter: None,
         metadata: Metadata::default(),
         version: 1,
         created_at: now,
@@ -234,11 +243,17 @@ async fn patch(
     if subscription.version != version {
         return Ok(PatchOutcome::Conflict);
     }
+    let was = (subscription.enabled, url(&subscription));
+    let before = subscription.clone();
     if let Some(target) = patch.target {
         subscription.target = target;
     }
     if let Some(event_types) = patch.event_types {
         subscription.event_types = event_types;
+    }
+    let is_enabled_now = patch.enabled == Some(true) && !subscription.enabled;
+    if let Some(filter) = patch.filter {
+        subscription.filter = filter;
     }
     if let Some(enabled) = patch.enabled {
         subscription.enabled = enabled;
@@ -256,18 +271,29 @@ async fn patch(
     let query = sqlx::query(
         "UPDATE subscriptions SET kind = ?, url = ?, secret = ?, retry_schedule = ?, timeout_ms = ?, \
          max_in_flight = ?, rate_limit_per_second = ?, ordering = ?, format = ?, header_names = ?, headers = ?, \
-         event_types = ?, enabled = ?, disabled_reason = ?, description = ?, metadata = ?, version = ?, \
-         updated_at = ? WHERE id = ?",
+         event_types = ?, enabled = ?, disabled_reason = ?, description = ?, metadata = ?, filter = ?, version = ?, \
+         updated_at = ?, enabled_at = coalesce(?, enabled_at) WHERE id = ?",
     );
     bind_settings(query, &subscription)?
         .bind(subscription.version)
         .bind(subscription.updated_at.millis())
+        .bind(is_enabled_now.then_some(tx.now.millis()))
         .bind(id.uuid())
         .execute(&mut tx.connection)
         .await
         .map_err(failed)?;
+    if was != (subscription.enabled, url(&subscription)) {
+        forget_failing(tx, id).await?;
+    }
     changed(tx, organization, id).await?;
+    if let Some(change) = audit::Change::of_subscription(&before, &subscription) {
+        tx.audit(change).await?;
+    }
     Ok(PatchOutcome::Changed(Box::new(subscription)))
+}
+
+fn url(subscription: &Subscription) -> Option<String> {
+    subscription.push().map(|push| push.url.as_str().to_owned())
 }
 
 async fn delete(tx: &mut Tx, organization: OrganizationId, id: SubscriptionId) -> Result<bool> {
@@ -285,11 +311,15 @@ async fn delete(tx: &mut Tx, organization: OrganizationId, id: SubscriptionId) -
     if deleted.rows_affected() == 0 {
         return Ok(false);
     }
+    forget_failing(tx, id).await?;
     changed(tx, organization, id).await?;
+    tx.audit(audit::Change::of(organization, Action::SubscriptionDeleted, id))
+        .await?;
     Ok(true)
 }
 
-async fn disable(
+/// Disables one, if it is as it was, and tells of it.
+pub(super) async fn disable(
     tx: &mut Tx,
     organization: OrganizationId,
     id: SubscriptionId,
@@ -297,6 +327,9 @@ async fn disable(
     reason: String,
 ) -> Result<bool> {
     let announcement = Announcement::disabled(id, &reason);
+    let audited = audit::Change::of(organization, Action::SubscriptionDisabled, id)
+        .with_changed(vec!["enabled"])
+        .because(&reason);
     let disabled = sqlx::query(
         "UPDATE subscriptions SET enabled = 0, disabled_reason = ?, version = version + 1, updated_at = ? \
          WHERE id = ? AND organization_id = ? AND version = ? AND deleted_at IS NULL AND enabled",
@@ -313,11 +346,8 @@ async fn disable(
         return Ok(false);
     }
     announce(tx, organization, &announcement).await?;
-    sqlx::query("DELETE FROM subscription_failures WHERE subscription_id = ?")
-        .bind(id.uuid())
-        .execute(&mut tx.connection)
-        .await
-        .map_err(failed)?;
+    tx.audit(audited).await?;
+    forget_failing(tx, id).await?;
     changed(tx, organization, id).await?;
     Ok(true)
 }
@@ -363,6 +393,8 @@ async fn rotate(
         return Ok(PatchOutcome::Conflict);
     }
     changed(tx, organization, id).await?;
+    tx.audit(audit::Change::of(organization, Action::SecretRotated, id))
+        .await?;
     Ok(PatchOutcome::Changed(Box::new(subscription(&row)?)))
 }
 
@@ -371,15 +403,21 @@ async fn reseal(tx: &mut Tx, id: SubscriptionId, before: Sealed, after: Sealed) 
         "UPDATE subscriptions SET secret = CASE WHEN secret = ?2 THEN ?3 ELSE secret END, \
          former_secret = CASE WHEN former_secret = ?2 THEN ?3 ELSE former_secret END, \
          headers = CASE WHEN headers = ?2 THEN ?3 ELSE headers END \
-         WHERE id = ?1 AND (secret = ?2 OR former_secret = ?2 OR headers = ?2)",
+         WHERE id = ?1 AND (secret = ?2 OR former_secret = ?2 OR headers = ?2) RETURNING organization_id",
     )
     .bind(id.uuid())
     .bind(before.0)
     .bind(after.0)
-    .execute(&mut tx.connection)
+    .fetch_all(&mut tx.connection)
     .await
     .map_err(failed)?;
-    Ok(done.rows_affected() > 0)
+    let Some(row) = done.first() else {
+        return Ok(false);
+    };
+    let of: OrganizationId = row.id(0)?;
+    tx.audit(audit::Change::of(of, Action::SubscriptionResealed, id))
+        .await?;
+    Ok(true)
 }
 
 #[async_trait]
@@ -393,6 +431,9 @@ impl Subscriptions for Engine {
                     subscription.updated_at = tx.now;
                     insert(&mut tx.connection, &subscription).await?;
                     changed(tx, subscription.organization, subscription.id).await?;
+                    let (organization, id) = (subscription.organization, subscription.id);
+                    tx.audit(audit::Change::of(organization, Action::SubscriptionCreated, id))
+                        .await?;
                     Ok(subscription)
                 })
             })
@@ -529,6 +570,22 @@ impl Subscriptions for Engine {
         .transpose()
     }
 
+    async fn filters_beside(&self, organization: OrganizationId, id: SubscriptionId) -> Result<FiltersKept> {
+        let row = sqlx::query(
+            "SELECT count(filter), coalesce(sum(length(filter)), 0) FROM subscriptions \
+             WHERE organization_id = ? AND id <> ? AND deleted_at IS NULL AND filter IS NOT NULL",
+        )
+        .bind(organization.uuid())
+        .bind(id.uuid())
+        .fetch_one(&self.readers)
+        .await
+        .map_err(failed)?;
+        Ok(FiltersKept {
+            count: row.number(0)?,
+            characters: row.number(1)?,
+        })
+    }
+
     async fn in_force(&self, organizations: &[OrganizationId]) -> Result<Vec<InForce>> {
         let mut found: Vec<InForce> = Vec::with_capacity(organizations.len());
         for portion in portions(organizations) {
@@ -536,7 +593,8 @@ impl Subscriptions for Engine {
             let sql = format!(
                 "SELECT {SUBSCRIPTION}, o.subscriptions_version FROM organizations o \
                  JOIN subscriptions s ON s.organization_id = o.id AND s.deleted_at IS NULL \
-                 WHERE o.id IN ({}) ORDER BY o.id, s.id",
+                 WHERE o.id IN ({}) AND NOT EXISTS (SELECT 1 FROM removals r WHERE r.organization_id = o.id) \
+                 ORDER BY o.id, s.id",
                 marks(portion.len())
             );
             let mut query = sqlx::query(AssertSqlSafe(sql));
@@ -551,7 +609,7 @@ impl Subscriptions for Engine {
                     }
                     _ => found.push(InForce {
                         organization: subscription.organization,
-                        version: row.value(27)?,
+                        version: row.value(28)?,
                         subscriptions: vec![subscription],
                     }),
                 }

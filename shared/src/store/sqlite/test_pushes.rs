@@ -9,6 +9,7 @@ use super::{
 };
 use crate::{
     EventId, OrganizationId, SubscriptionId,
+    audit::{self, Action},
     store::{Change, Result, TEST_PUSH_KEPT, TestPush, TestPushes},
 };
 
@@ -39,6 +40,8 @@ async fn ask(
     let asked = asked.rows_affected() > 0;
     if asked {
         tx.announce(Change::TestPush);
+        let tested = audit::Change::of(organization, Action::SubscriptionTested, subscription);
+        tx.audit(tested).await?;
     }
     Ok(asked)
 }

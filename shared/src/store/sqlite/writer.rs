@@ -10,9 +10,10 @@ use sqlx::{Connection as _, SqliteConnection, SqlitePool};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::row::failed;
+use super::{audit_log, row::failed};
 use crate::{
     Timestamp,
+    audit::{self, By},
     sqlite::{Database, close_writer},
     store::{Change, Result, StoreError},
 };
@@ -27,10 +28,17 @@ pub(super) struct Tx {
     pub(super) connection: SqliteConnection,
     /// The time of the whole transaction.
     pub(super) now: Timestamp,
+    /// On whose behalf the change is made.
+    pub(super) by: By,
     changes: Vec<Change>,
 }
 
 impl Tx {
+    /// Writes an entry of the audit log, to be committed with the change.
+    pub(super) async fn audit(&mut self, change: audit::Change) -> Result<()> {
+        audit_log::write(self, &change).await
+    }
+
     /// To be announced once it is committed.
     pub(super) fn announce(&mut self, change: Change) {
         self.changes.push(change);
@@ -60,6 +68,7 @@ impl Writer {
         let (answer, answered) = oneshot::channel();
         let job = Box::new(Handed {
             work: Some(work),
+            by: By::now(),
             done: None,
             answer,
         });
@@ -87,6 +96,7 @@ enum Performed {
 
 struct Handed<W, T> {
     work: Option<W>,
+    by: By,
     done: Option<Result<T>>,
     answer: oneshot::Sender<Result<T>>,
 }
@@ -101,6 +111,7 @@ where
         let Some(work) = self.work.take() else {
             unreachable!("a change is performed once");
         };
+        tx.by = self.by.clone();
         match work(tx).await {
             Ok(value) => {
                 self.done = Some(Ok(value));
@@ -200,6 +211,7 @@ impl Scribe {
         let mut tx = Tx {
             connection,
             now: Timestamp::now(),
+            by: By::SYSTEM,
             changes: Vec::new(),
         };
         match transaction(&mut tx, jobs).await {

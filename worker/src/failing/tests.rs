@@ -1,0 +1,126 @@
+//! What the store is told of subscriptions that fail, in a real store.
+
+use shared::store::SubscriptionPatch;
+
+use super::*;
+use crate::real_store::RealStore;
+
+const FIVE_DAYS: Duration = Duration::from_hours(5 * 24);
+
+struct World {
+    real: RealStore,
+    of: shared::Subscription,
+}
+
+impl World {
+    async fn new() -> Self {
+        let real = RealStore::open().await;
+        let of = real.subscription().await;
+        Self { real, of }
+    }
+
+    fn went(&self, well: bool) -> Went {
+        Went {
+            organization: self.of.organization,
+            subscription: self.of.id,
+            version: self.of.version,
+            well,
+        }
+    }
+
+    async fn note(&self, failing: &mut Failing, wells: &[bool]) {
+        let went: Vec<Went> = wells.iter().map(|well| self.went(*well)).collect();
+        failing.note(&self.real.store, &went).await;
+    }
+
+    /// Whether the subscription counts as failing; asking ends that.
+    async fn fails(&self) -> bool {
+        let ended = self.real.store.announcements.succeeded(&[self.of.id]).await;
+        !ended.unwrap().is_empty()
+    }
+
+    async fn enabled(&self) -> bool {
+        let subscriptions = &self.real.store.subscriptions;
+        let read = subscriptions.get(self.of.organization, self.of.id).await;
+        read.unwrap().unwrap().enabled
+    }
+}
+
+#[tokio::test]
+async fn failing_begins_and_ends() {
+    let world = World::new().await;
+    let mut failing = Failing::new(FIVE_DAYS);
+    world.note(&mut failing, &[false]).await;
+    assert!(world.fails().await);
+    world.note(&mut failing, &[false]).await;
+    assert!(!world.fails().await, "the store was told a moment ago");
+    let mut failing = Failing::new(FIVE_DAYS);
+    world.note(&mut failing, &[false]).await;
+    world.note(&mut failing, &[true]).await;
+    assert!(!world.fails().await);
+    world.note(&mut failing, &[false]).await;
+    assert!(world.fails().await);
+}
+
+/// What has failed for long enough, and then succeeds once among failures, has not failed for so long.
+#[tokio::test]
+async fn a_success_among_failures_counts() {
+    for batches in [
+        &[&[true, false][..]][..],
+        &[&[true], &[false]],
+        &[&[false, true, false]],
+    ] {
+        let world = World::new().await;
+        let after = Duration::from_millis(200);
+        let mut failing = Failing::new(after);
+        world.note(&mut failing, &[false]).await;
+        tokio::time::sleep(after).await;
+        for batch in batches {
+            world.note(&mut failing, batch).await;
+        }
+        assert!(world.enabled().await, "{batches:?}");
+        assert!(world.fails().await, "{batches:?}");
+    }
+}
+
+/// Two workers: what one writes while the other remembers a success, the other's next success ends, if a little later.
+#[tokio::test]
+async fn a_success_in_another_worker_is_not_lost() {
+    let world = World::new().await;
+    let store = &world.real.store;
+    let (mut one, mut other) = (Failing::new(FIVE_DAYS), Failing::new(FIVE_DAYS));
+    world.note(&mut one, &[true]).await;
+    world.note(&mut other, &[false]).await;
+    world.note(&mut one, &[true]).await;
+    one.settle(store, Duration::ZERO).await;
+    assert!(!world.fails().await);
+
+    // And at once where a failure follows: it fails since then.
+    let mut third = Failing::new(FIVE_DAYS);
+    world.note(&mut third, &[false]).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    world.note(&mut one, &[true]).await;
+    world.note(&mut one, &[false]).await;
+    let ages = store
+        .announcements
+        .failed(&[(world.of.id, world.of.version)])
+        .await;
+    assert!(ages.unwrap()[0].1 < Duration::from_millis(800));
+}
+
+/// What was sent to a URL that the subscription has no more says nothing of the one that it has now.
+#[tokio::test]
+async fn an_attempt_at_what_was_is_not_counted() {
+    let world = World::new().await;
+    let patch = SubscriptionPatch {
+        description: Some(None),
+        ..SubscriptionPatch::default()
+    };
+    let subscriptions = &world.real.store.subscriptions;
+    subscriptions
+        .patch(world.of.organization, world.of.id, world.of.version, patch)
+        .await
+        .unwrap();
+    world.note(&mut Failing::new(FIVE_DAYS), &[false]).await;
+    assert!(!world.fails().await);
+}
