@@ -39,7 +39,11 @@ const ATTEMPTS: [Column; 7] = [
     ("ERROR", "/error"),
     ("DETAIL", "/detail"),
 ];
-const NOT_MATCHED: [Column; 2] = [("NO DELIVERY TO", "/subscription"), ("BECAUSE", "/reason")];
+const NOT_MATCHED: [Column; 3] = [
+    ("NO DELIVERY TO", "/subscription"),
+    ("BECAUSE", "/reason"),
+    ("DETAIL", "/detail"),
+];
 
 /// What to do.
 #[derive(Debug, Subcommand)]
