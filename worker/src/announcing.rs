@@ -9,10 +9,9 @@ use shared::{
     AcceptedEvent, EventType, Payload, Source,
     store::{Announced, StoreError},
 };
-use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use crate::intake::Intake;
+use crate::{intake::Intake, rounds::rounds};
 
 /// How often it is looked whether there are any.
 const LOOK: Duration = Duration::from_millis(500);
@@ -21,32 +20,18 @@ const BATCH: u32 = 100;
 
 /// Takes them in until the soft signal.
 pub async fn take_in(intake: Intake, soft: CancellationToken) -> anyhow::Result<()> {
-    let mut every = tokio::time::interval(LOOK);
-    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            () = soft.cancelled() => return Ok(()),
-            _ = every.tick() => {}
-        }
-        while !soft.is_cancelled() {
-            match batch(&intake).await {
-                Ok(count) if count == BATCH as usize => {}
-                Ok(_) => break,
-                Err(error) => {
-                    tracing::debug!(error, "announcements have to wait");
-                    break;
-                }
-            }
-        }
-    }
+    let round = || batch(&intake);
+    rounds("announcements", (LOOK, Duration::ZERO), soft, round).await;
+    Ok(())
 }
 
-async fn batch(intake: &Intake) -> Result<usize, String> {
+/// Takes some in; whether there may be more.
+async fn batch(intake: &Intake) -> Result<bool, String> {
     let failed = |error: StoreError| error.to_string();
     let store = &intake.store.announcements;
     let waiting = store.announcements(BATCH).await.map_err(failed)?;
     if waiting.is_empty() {
-        return Ok(0);
+        return Ok(false);
     }
     let mut organizations: Vec<_> = waiting.iter().map(|waiting| waiting.organization).collect();
     organizations.sort_unstable();
@@ -68,7 +53,7 @@ async fn batch(intake: &Intake) -> Result<usize, String> {
         intake.take_in_events(&events).await?;
     }
     store.announced(&ids).await.map_err(failed)?;
-    Ok(count)
+    Ok(count == BATCH as usize)
 }
 
 fn event(waiting: Announced) -> Option<AcceptedEvent> {

@@ -25,6 +25,7 @@ mod registry;
 mod remove;
 mod replay;
 mod retry_after;
+mod rounds;
 mod scheduler;
 mod statistics;
 

@@ -6,8 +6,9 @@
 use std::time::Duration;
 
 use shared::store::{self, Removed, Store};
-use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
+
+use crate::rounds::rounds;
 
 /// How often it is asked whether there is one.
 const LOOK: Duration = Duration::from_secs(1);
@@ -18,24 +19,8 @@ const ROUND: u32 = 10;
 
 /// Gets removals on, until the soft signal.
 pub async fn remove(store: Store, soft: CancellationToken) -> anyhow::Result<()> {
-    let mut every = tokio::time::interval(LOOK);
-    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            () = soft.cancelled() => return Ok(()),
-            _ = every.tick() => {}
-        }
-        while !soft.is_cancelled() {
-            match round(&store).await {
-                Ok(false) => break,
-                Ok(true) => tokio::time::sleep(PAUSE).await,
-                Err(error) => {
-                    tracing::warn!(%error, "organizations to be removed have to wait");
-                    break;
-                }
-            }
-        }
-    }
+    rounds("removals", (LOOK, PAUSE), soft, || round(&store)).await;
+    Ok(())
 }
 
 /// A step of each of some removals; whether something was removed.

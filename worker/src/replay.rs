@@ -10,8 +10,9 @@ use shared::{
     EventType,
     store::{self, Replay, ReplayStep, Store},
 };
-use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
+
+use crate::rounds::rounds;
 
 /// How often it is asked whether there is a replay.
 const LOOK: Duration = Duration::from_millis(500);
@@ -24,28 +25,12 @@ const ROUND: u32 = 10;
 
 /// Gets replays on, until the soft signal.
 pub async fn replay(store: Store, soft: CancellationToken) -> anyhow::Result<()> {
-    let mut every = tokio::time::interval(LOOK);
-    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            () = soft.cancelled() => return Ok(()),
-            _ = every.tick() => {}
-        }
-        while !soft.is_cancelled() {
-            match round(&store).await {
-                Ok(0) => break,
-                Ok(_) => tokio::time::sleep(PAUSE).await,
-                Err(error) => {
-                    tracing::debug!(%error, "replays have to wait");
-                    break;
-                }
-            }
-        }
-    }
+    rounds("replays", (LOOK, PAUSE), soft, || round(&store)).await;
+    Ok(())
 }
 
-/// A step of each of some replays; how many there were.
-async fn round(store: &Store) -> store::Result<usize> {
+/// A step of each of some replays; whether there were any.
+async fn round(store: &Store) -> store::Result<bool> {
     let running = store.replays.running_replays(ROUND).await?;
     for (replay, is_there) in &running {
         if *is_there {
@@ -57,7 +42,7 @@ async fn round(store: &Store) -> store::Result<usize> {
                 .await?;
         }
     }
-    Ok(running.len())
+    Ok(!running.is_empty())
 }
 
 async fn step(store: &Store, replay: &Replay) -> store::Result<()> {
