@@ -9,190 +9,44 @@
 //! subscribers hang, they fill the suspect pool alone. What a lane's subscriber may be sent, its [`health`] says.
 
 mod health;
+mod job;
 mod pace;
+mod pool;
+mod single;
+mod terms;
 mod turns;
 
 use std::{
     cmp::Reverse,
-    collections::{BinaryHeap, HashMap, HashSet, VecDeque},
-    sync::Arc,
+    collections::{BinaryHeap, HashMap, HashSet},
     time::Duration,
 };
 
-use bytes::Bytes;
-use shared::{
-    DeliveryKey, EventId, OrganizationId, Subscription, SubscriptionId, Timestamp, WorkerId,
-    subscription::{Ordering, Push, RateLimit},
-};
+use shared::{DeliveryKey, EventId, SubscriptionId, WorkerId};
 use tokio::time::Instant;
 
-pub use self::health::{CircuitState, Ending, LONGEST_PAUSE};
-use self::{health::Health, pace::Pace, turns::Turns};
-use crate::lease::Holding;
+pub use self::{
+    health::{CircuitState, Ending, LONGEST_PAUSE},
+    job::{EventBody, Job},
+    pool::Place,
+    terms::{Bounds, Terms},
+};
+use self::{
+    pool::{In, Pool},
+    single::{Lane, Pause},
+    turns::Turns,
+};
 
 /// An attempt that takes longer than this goes on in the suspect pool.
 pub const SLOW: Duration = Duration::from_secs(1);
 /// How many times as many attempts as begin in it the suspect pool may have with those that turn slow.
 const OVERFLOW: usize = 4;
-/// What waits in a lane that is put off for longer than this is given back to the store.
-const KEPT_WHILE_PUT_OFF: Duration = Duration::from_millis(1_500);
 /// How long a lane with nothing to send remembers that its circuit is open, after its last probe was due.
 const REMEMBERED: Duration = Duration::from_mins(10);
 /// The most pauses that are known of. Those of lanes that are there count beyond that.
 const MAX_PAUSES: usize = 50_000;
 /// A lane with fewer waiting than this counts as nearly empty.
 const NEARLY_EMPTY: usize = 16;
-
-/// The event that deliveries are of, shared by all of them.
-#[derive(Debug)]
-pub struct EventBody {
-    /// Its id.
-    pub id: EventId,
-    /// Its type.
-    pub event_type: Arc<str>,
-    /// When the front took it.
-    pub received_at: Timestamp,
-    /// When it happened, as the producer says.
-    pub occurred_at: Option<Timestamp>,
-    /// Where it comes from, as the producer says.
-    pub source: Option<String>,
-    /// The trace that it is part of.
-    pub trace: Option<String>,
-    /// Its payload.
-    pub payload: Bytes,
-}
-
-/// A delivery that this worker holds.
-#[derive(Debug)]
-pub struct Job {
-    /// Its address.
-    pub key: DeliveryKey,
-    /// Whose it is.
-    pub organization: OrganizationId,
-    /// It was taken as the next in order, not as something that is due.
-    pub in_order: bool,
-    /// Attempts made so far.
-    pub attempts: u32,
-    /// How many of those were made before it was opened again: its schedule begins there.
-    pub attempts_before: u32,
-    /// What to send.
-    pub event: Arc<EventBody>,
-    /// By which lease this worker holds it.
-    pub holding: Arc<Holding>,
-    /// Since when.
-    pub since: Instant,
-}
-
-impl Job {
-    /// What it counts for against bounds of bytes: its payload, and about what is around it.
-    pub fn weight(&self) -> usize {
-        self.event.payload.len() + 512
-    }
-}
-
-/// How much lanes may hold.
-#[derive(Debug, Clone, Copy)]
-pub struct Bounds {
-    /// Attempts under way at once in each of the two pools, over all lanes. Attempts that turn slow may bring the suspect
-    /// pool to [`OVERFLOW`] times as many.
-    pub in_flight: usize,
-    /// Bytes that are under way at once in each of the two pools. The last one may go over it, and attempts that turn slow may
-    /// bring the suspect pool to twice as many.
-    pub in_flight_bytes: usize,
-    /// Deliveries that wait in one lane.
-    pub lane: usize,
-    /// Deliveries that wait in all lanes. A nearly empty lane may go over it, up to twice as many.
-    pub total: usize,
-    /// Bytes that wait in all lanes.
-    pub bytes: usize,
-}
-
-impl Default for Bounds {
-    fn default() -> Self {
-        Self {
-            in_flight: 512,
-            // Reached only where payloads are larger than 64 KiB on the average.
-            in_flight_bytes: 32 * 1024 * 1024,
-            lane: 1_000,
-            total: 10_000,
-            bytes: 48 * 1024 * 1024,
-        }
-    }
-}
-
-/// What a lane has to keep to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Terms {
-    /// Whose it is.
-    pub organization: OrganizationId,
-    /// The most attempts under way at once.
-    pub max_in_flight: usize,
-    /// The most attempts that begin within a second.
-    pub rate_per_second: Option<u32>,
-    /// One at a time, in the order in which they are claimed: the next once the outcome of the last is written down.
-    pub in_order: bool,
-    /// One worker alone serves the lane: the limits hold over all of them.
-    pub solo: bool,
-    /// Counts the changes to the subscription: with another URL or secret the subscriber is another.
-    pub version: i64,
-}
-
-impl Terms {
-    /// Of a subscription, where there are so many workers.
-    pub fn of(subscription: &Subscription, push: &Push, workers: u32) -> Self {
-        let (most, workers) = (usize::from(push.max_in_flight.get()), workers.max(1) as usize);
-        let in_order = push.ordering == Ordering::Fifo;
-        let solo = in_order || push.rate_limit.is_some() || most < workers;
-        Self {
-            organization: subscription.organization,
-            max_in_flight: match (in_order, solo) {
-                (true, _) => 1,
-                (false, true) => most,
-                (false, false) => most / workers,
-            },
-            rate_per_second: push.rate_limit.map(RateLimit::get),
-            in_order,
-            solo,
-            version: subscription.version,
-        }
-    }
-}
-
-/// Where an attempt is made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum In {
-    Trusted,
-    Suspect,
-}
-
-/// An attempt's place in its lane and in a pool. To be given back, once.
-#[derive(Debug)]
-pub struct Place {
-    subscription: SubscriptionId,
-    pool: In,
-    weight: usize,
-    in_order: bool,
-    is_probe: bool,
-    is_slow: bool,
-}
-
-impl Place {
-    /// Whose lane it is in.
-    pub fn subscription(&self) -> SubscriptionId {
-        self.subscription
-    }
-
-    /// Whether the lane was in order when the attempt began: it goes on once it is told what came of it, whatever its terms
-    /// are by then.
-    pub fn in_order(&self) -> bool {
-        self.in_order
-    }
-
-    /// Whether it is among those of subscribers that answer quickly.
-    pub fn is_trusted(&self) -> bool {
-        self.pool == In::Trusted
-    }
-}
 
 /// What follows from the end of an attempt.
 #[derive(Debug, Default)]
@@ -229,110 +83,6 @@ pub struct OpenedCircuit {
     pub since: Instant,
     /// When the next probe may be sent; past, while one is under way.
     pub next_probe: Instant,
-}
-
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-struct Pool {
-    in_flight: usize,
-    bytes: usize,
-}
-
-impl Pool {
-    fn has_room(self, bounds: &Bounds) -> bool {
-        self.in_flight < bounds.in_flight && self.bytes < bounds.in_flight_bytes
-    }
-
-    fn add(&mut self, weight: usize) {
-        self.in_flight += 1;
-        self.bytes += weight;
-    }
-
-    fn remove(&mut self, weight: usize) {
-        self.in_flight -= 1;
-        self.bytes -= weight;
-    }
-}
-
-/// A subscriber asked to be left alone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Pause {
-    /// By which version of the subscription it was sent to.
-    version: i64,
-    until: Instant,
-}
-
-#[derive(Debug)]
-struct Lane {
-    waiting: VecDeque<Job>,
-    /// Room that is promised to deliveries on their way here.
-    reserved: usize,
-    in_flight: usize,
-    /// An attempt was begun in order whose outcome is not written down yet: nothing is sent before it is.
-    unsettled: bool,
-    terms: Terms,
-    health: Health,
-    pace: Pace,
-    /// In which pool's queue of lanes that take turns it is.
-    queued: Option<In>,
-    /// When it is looked at again.
-    alarm: Option<Instant>,
-}
-
-impl Lane {
-    fn new(terms: Terms) -> Self {
-        Self {
-            waiting: VecDeque::new(),
-            reserved: 0,
-            in_flight: 0,
-            unsettled: false,
-            terms,
-            health: Health::default(),
-            pace: Pace::default(),
-            queued: None,
-            alarm: None,
-        }
-    }
-
-    /// Keeps to what its subscriber asked of whatever worker, unless the subscription has changed since.
-    fn heed(&mut self, pause: Option<&Pause>, now: Instant) {
-        if let Some(pause) = pause.filter(|pause| pause.version >= self.terms.version && pause.until > now) {
-            self.health.pause(pause.until);
-        }
-    }
-
-    fn held(&self) -> usize {
-        self.waiting.len() + self.reserved
-    }
-
-    fn pool(&self) -> In {
-        if self.health.is_trusted() {
-            In::Trusted
-        } else {
-            In::Suspect
-        }
-    }
-
-    /// Until when nothing may be sent, if that is after `now`.
-    fn put_off(&self, now: Instant) -> Option<Instant> {
-        self.health.put_off(now).max(self.paced(now))
-    }
-
-    /// When its rate allows another attempt, if that is after `now`.
-    fn paced(&self, now: Instant) -> Option<Instant> {
-        let rate = self.terms.rate_per_second?;
-        self.pace.ready_at(rate).filter(|at| *at > now)
-    }
-
-    fn can_send(&self, now: Instant) -> bool {
-        !self.waiting.is_empty()
-            && !self.unsettled
-            && self.in_flight < self.health.allowed(self.terms.max_in_flight, self.in_flight)
-            && self.put_off(now).is_none()
-    }
-
-    fn is_busy(&self) -> bool {
-        self.held() > 0 || self.in_flight > 0 || self.unsettled
-    }
 }
 
 /// All lanes of a worker.
@@ -394,7 +144,7 @@ impl Lanes {
         };
         let room = !self.closed && self.held < total && self.bytes < bounds.bytes;
         let worth_it = !terms.in_order
-            && !is_put_off_for_long(lane, now)
+            && !lane.is_put_off_for_long(now)
             && lane.held() < lane.health.worth_holding(bounds.lane);
         // What waits in the store is older: nothing may pass it by.
         if !room || !worth_it || self.hungry.contains(&subscription) {
@@ -433,7 +183,7 @@ impl Lanes {
             .saturating_sub(lane.held())
             .min((2 * self.bounds.total).saturating_sub(self.held));
         // What is in order comes in order: the next are claimed when none is left.
-        let has_to_wait = is_put_off_for_long(lane, now) || (terms.in_order && lane.is_busy());
+        let has_to_wait = lane.is_put_off_for_long(now) || (terms.in_order && lane.is_busy());
         let room = if self.bytes < self.bounds.bytes && !has_to_wait {
             of_all.max(of_nearly_empty).min(of_lane).min(most)
         } else {
@@ -581,7 +331,7 @@ impl Lanes {
         if starts_anew {
             self.hungry.insert(subscription);
         }
-        let put_off = if starts_anew || is_put_off_for_long(lane, now) {
+        let put_off = if starts_anew || lane.is_put_off_for_long(now) {
             let waiting = self.take_out(subscription, |_| true);
             if !waiting.is_empty() {
                 self.set_hungry(subscription, true);
@@ -696,7 +446,7 @@ impl Lanes {
             return Vec::new();
         };
         lane.heed(Some(&pause), now);
-        let waiting = if is_put_off_for_long(lane, now) {
+        let waiting = if lane.is_put_off_for_long(now) {
             self.take_out(subscription, |_| true)
         } else {
             Vec::new()
@@ -847,7 +597,7 @@ impl Lanes {
                 } else {
                     lane.held() <= most / 2
                 };
-                has_room && !is_put_off_for_long(lane, now)
+                has_room && !lane.is_put_off_for_long(now)
             })
     }
 
@@ -897,12 +647,6 @@ impl Lanes {
             self.by_subscription.remove(&subscription);
         }
     }
-}
-
-fn is_put_off_for_long(lane: &Lane, now: Instant) -> bool {
-    lane.health
-        .put_off(now)
-        .is_some_and(|until| until > now + KEPT_WHILE_PUT_OFF)
 }
 
 #[cfg(test)]

@@ -1,8 +1,13 @@
 //! What lanes do whatever happens.
 
+use std::sync::Arc;
+
+use bytes::Bytes;
 use proptest::prelude::*;
+use shared::{OrganizationId, Timestamp};
 
 use super::*;
+use crate::lease::Holding;
 
 pub(super) fn job(subscription: SubscriptionId, worker: WorkerId) -> Job {
     job_of(subscription, worker, Bytes::from_static(b"{}"))

@@ -8,12 +8,18 @@
 
 mod model;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    sync::Arc,
+};
 
+use bytes::Bytes;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
+use shared::{OrganizationId, Timestamp};
 
 use self::model::{Model, Outcome, Taken};
 use super::*;
+use crate::lease::Holding;
 
 const LEASE: Duration = Duration::from_secs(12);
 const SEEDS: u64 = 3_000;

@@ -1,0 +1,99 @@
+//! One lane: what waits in it, and whether it may be sent.
+
+use std::{collections::VecDeque, time::Duration};
+
+use tokio::time::Instant;
+
+use super::{Job, Terms, health::Health, pace::Pace, pool::In};
+
+/// What waits in a lane that is put off for longer than this is given back to the store.
+const KEPT_WHILE_PUT_OFF: Duration = Duration::from_millis(1_500);
+
+/// A subscriber asked to be left alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Pause {
+    /// By which version of the subscription it was sent to.
+    pub(super) version: i64,
+    pub(super) until: Instant,
+}
+
+#[derive(Debug)]
+pub(super) struct Lane {
+    pub(super) waiting: VecDeque<Job>,
+    /// Room that is promised to deliveries on their way here.
+    pub(super) reserved: usize,
+    pub(super) in_flight: usize,
+    /// An attempt was begun in order whose outcome is not written down yet: nothing is sent before it is.
+    pub(super) unsettled: bool,
+    pub(super) terms: Terms,
+    pub(super) health: Health,
+    pub(super) pace: Pace,
+    /// In which pool's queue of lanes that take turns it is.
+    pub(super) queued: Option<In>,
+    /// When it is looked at again.
+    pub(super) alarm: Option<Instant>,
+}
+
+impl Lane {
+    pub(super) fn new(terms: Terms) -> Self {
+        Self {
+            waiting: VecDeque::new(),
+            reserved: 0,
+            in_flight: 0,
+            unsettled: false,
+            terms,
+            health: Health::default(),
+            pace: Pace::default(),
+            queued: None,
+            alarm: None,
+        }
+    }
+
+    /// Keeps to what its subscriber asked of whatever worker, unless the subscription has changed since.
+    pub(super) fn heed(&mut self, pause: Option<&Pause>, now: Instant) {
+        if let Some(pause) = pause.filter(|pause| pause.version >= self.terms.version && pause.until > now) {
+            self.health.pause(pause.until);
+        }
+    }
+
+    pub(super) fn held(&self) -> usize {
+        self.waiting.len() + self.reserved
+    }
+
+    pub(super) fn pool(&self) -> In {
+        if self.health.is_trusted() {
+            In::Trusted
+        } else {
+            In::Suspect
+        }
+    }
+
+    /// Until when nothing may be sent, if that is after `now`.
+    pub(super) fn put_off(&self, now: Instant) -> Option<Instant> {
+        self.health.put_off(now).max(self.paced(now))
+    }
+
+    /// When its rate allows another attempt, if that is after `now`.
+    pub(super) fn paced(&self, now: Instant) -> Option<Instant> {
+        let rate = self.terms.rate_per_second?;
+        self.pace.ready_at(rate).filter(|at| *at > now)
+    }
+
+    pub(super) fn can_send(&self, now: Instant) -> bool {
+        !self.waiting.is_empty()
+            && !self.unsettled
+            && self.in_flight < self.health.allowed(self.terms.max_in_flight, self.in_flight)
+            && self.put_off(now).is_none()
+    }
+
+    pub(super) fn is_busy(&self) -> bool {
+        self.held() > 0 || self.in_flight > 0 || self.unsettled
+    }
+
+    /// Whether it is put off by its subscriber for so long that nothing is kept for it meanwhile.
+    pub(super) fn is_put_off_for_long(&self, now: Instant) -> bool {
+        self.health
+            .put_off(now)
+            .is_some_and(|until| until > now + KEPT_WHILE_PUT_OFF)
+    }
+}
