@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use bytes::Bytes;
 use serde_json::json;
 use shared::{
@@ -32,6 +34,8 @@ async fn what_was_set_aside_is_put_back_or_forgotten() {
     let refused = SetAside {
         organization: Some(tenant.id),
         event: Some(posted.id),
+        // Of those of one millisecond either may come first.
+        at: Timestamp::now().minus(Duration::from_secs(1)),
         ..aside("refused", &good)
     };
     let unreadable = aside("unreadable", b"\xff{]\n");
