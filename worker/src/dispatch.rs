@@ -375,8 +375,9 @@ impl Place {
     /// Its attempt takes long: it leaves its place among the quick ones to another.
     fn turned_slow(&mut self) {
         let mut lanes = self.dispatch.lanes();
-        lanes.turned_slow(&mut self.taken);
+        let goes_back = lanes.turned_slow(&mut self.taken);
         self.dispatch.start(lanes);
+        self.dispatch.give_back_soon(goes_back);
     }
 }
 

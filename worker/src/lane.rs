@@ -1,7 +1,7 @@
 //! Lanes: what this worker holds and has yet to send, one lane a subscription.
 //!
 //! A pure state machine: the time is given to it, nothing is awaited. A slow subscriber fills its own lane and delays only
-//! itself. Memory is bounded: room is reserved before a delivery is taken, and what finds none stays in the store, from
+//! itself. Memory is bounded: [room] is reserved before a delivery is taken, and what finds none stays in the store, from
 //! where the scheduler feeds it back. Lanes that have something to send take turns, by organization and then by lane.
 //!
 //! Attempts are made in two pools. In the trusted one are those of subscribers that answer; one that takes longer than a
@@ -12,6 +12,7 @@ mod health;
 mod job;
 mod pace;
 mod pool;
+mod room;
 mod single;
 mod terms;
 mod turns;
@@ -27,7 +28,7 @@ use tokio::time::Instant;
 
 pub use self::{
     health::{CircuitState, Ending, LONGEST_PAUSE},
-    job::{EventBody, Job},
+    job::{EventBody, Job, weight_of},
     pool::Place,
     terms::{Bounds, Terms},
 };
@@ -45,8 +46,8 @@ const OVERFLOW: usize = 4;
 const REMEMBERED: Duration = Duration::from_mins(10);
 /// The most pauses that are known of. Those of lanes that are there count beyond that.
 const MAX_PAUSES: usize = 50_000;
-/// A lane with fewer waiting than this counts as nearly empty.
-const NEARLY_EMPTY: usize = 16;
+/// What a delivery is taken to weigh before there was any.
+const FIRST_WEIGHS: usize = 16 * 1024;
 
 /// What follows from the end of an attempt.
 #[derive(Debug, Default)]
@@ -98,7 +99,10 @@ pub struct Lanes {
     suspect_turns: Turns,
     alarms: BinaryHeap<Reverse<(Instant, SubscriptionId)>>,
     held: usize,
+    /// Of what waits, and of room that is promised.
     bytes: usize,
+    /// What a delivery weighs, on the average of the last ones.
+    weighs: usize,
     trusted: Pool,
     suspect: Pool,
     open_circuits: usize,
@@ -120,6 +124,7 @@ impl Lanes {
             alarms: BinaryHeap::new(),
             held: 0,
             bytes: 0,
+            weighs: FIRST_WEIGHS,
             trusted: Pool::default(),
             suspect: Pool::default(),
             open_circuits: 0,
@@ -128,32 +133,30 @@ impl Lanes {
         }
     }
 
-    /// Promises room for one delivery. Where there is none, the lane is hungry from now on: the store holds more for it.
-    pub fn reserve(&mut self, subscription: SubscriptionId, terms: Terms, now: Instant) -> bool {
-        let bounds = self.bounds;
-        self.agree(subscription, terms);
-        let lane = self
-            .by_subscription
-            .entry(subscription)
-            .or_insert_with(|| Lane::new(terms));
-        lane.heed(self.pauses.get(&subscription), now);
-        let total = if lane.held() < NEARLY_EMPTY {
-            bounds.total * 2
+    /// Promises room for one delivery that weighs so much. Where there is none, the lane is hungry from now on: the store
+    /// holds more for it.
+    pub fn reserve(
+        &mut self,
+        subscription: SubscriptionId,
+        terms: Terms,
+        weight: usize,
+        now: Instant,
+    ) -> bool {
+        self.prepare(subscription, terms, now);
+        let worth_it = |lane: &Lane| !terms.in_order && !lane.is_put_off_for_long(now);
+        let has_room = !self.closed
+            // What waits in the store is older: nothing may pass it by.
+            && !self.hungry.contains(&subscription)
+            && self
+                .by_subscription
+                .get(&subscription)
+                .is_some_and(|lane| worth_it(lane) && self.room(lane, now) > 0);
+        if has_room {
+            self.promise(subscription, 1, weight);
         } else {
-            bounds.total
-        };
-        let room = !self.closed && self.held < total && self.bytes < bounds.bytes;
-        let worth_it = !terms.in_order
-            && !lane.is_put_off_for_long(now)
-            && lane.held() < lane.health.worth_holding(bounds.lane);
-        // What waits in the store is older: nothing may pass it by.
-        if !room || !worth_it || self.hungry.contains(&subscription) {
             self.set_hungry(subscription, true);
-            return false;
         }
-        lane.reserved += 1;
-        self.held += 1;
-        true
+        has_room
     }
 
     /// Promises room for as many deliveries as there may be, `most` at most, to be claimed from the store.
@@ -167,31 +170,16 @@ impl Lanes {
         if self.closed {
             return 0;
         }
-        self.agree(subscription, terms);
-        let lane = self
-            .by_subscription
-            .entry(subscription)
-            .or_insert_with(|| Lane::new(terms));
-        lane.heed(self.pauses.get(&subscription), now);
-        let of_lane = lane
-            .health
-            .worth_holding(self.bounds.lane)
-            .saturating_sub(lane.held());
-        let of_all = self.bounds.total.saturating_sub(self.held);
-        // A nearly empty lane may go over the total, up to twice as much.
-        let of_nearly_empty = NEARLY_EMPTY
-            .saturating_sub(lane.held())
-            .min((2 * self.bounds.total).saturating_sub(self.held));
+        self.prepare(subscription, terms, now);
         // What is in order comes in order: the next are claimed when none is left.
-        let has_to_wait = lane.is_put_off_for_long(now) || (terms.in_order && lane.is_busy());
-        let room = if self.bytes < self.bounds.bytes && !has_to_wait {
-            of_all.max(of_nearly_empty).min(of_lane).min(most)
-        } else {
-            0
+        let has_to_wait = |lane: &Lane| lane.is_put_off_for_long(now) || (terms.in_order && lane.is_busy());
+        let (room, weight) = match self.by_subscription.get(&subscription) {
+            Some(lane) if !has_to_wait(lane) => (self.room(lane, now).min(most), self.weight_of_one(lane)),
+            _ => (0, 0),
         };
-        lane.reserved += room;
-        self.held += room;
-        if room == 0 {
+        if room > 0 {
+            self.promise(subscription, room, weight);
+        } else {
             // It is fed once there is room, or its time has come.
             self.set_hungry(subscription, true);
             self.see_to(subscription, now);
@@ -199,10 +187,26 @@ impl Lanes {
         room
     }
 
+    /// Sees to it that the lane is there, and keeps to what it has to.
+    fn prepare(&mut self, subscription: SubscriptionId, terms: Terms, now: Instant) {
+        self.agree(subscription, terms);
+        self.by_subscription
+            .entry(subscription)
+            .or_insert_with(|| Lane::new(terms))
+            .heed(self.pauses.get(&subscription), now);
+    }
+
+    fn promise(&mut self, subscription: SubscriptionId, count: usize, weight: usize) {
+        if let Some(lane) = self.by_subscription.get_mut(&subscription) {
+            self.bytes += lane.promise(count, weight);
+            self.held += count;
+        }
+    }
+
     /// Gives back room that was promised and is not needed.
     pub fn unreserve(&mut self, subscription: SubscriptionId, count: usize) {
         if let Some(lane) = self.by_subscription.get_mut(&subscription) {
-            lane.reserved -= count;
+            self.bytes -= lane.redeem(count);
             self.held -= count;
             self.forget_if_idle(subscription);
         }
@@ -224,7 +228,7 @@ impl Lanes {
         let Some(lane) = self.by_subscription.get_mut(&subscription) else {
             return;
         };
-        lane.reserved = lane.reserved.saturating_sub(1);
+        self.bytes -= lane.redeem(1);
         if self.closed {
             self.held -= 1;
             return;
@@ -238,8 +242,10 @@ impl Lanes {
         }
         // In a lane that is not in order any more it is one among others.
         job.in_order &= lane.terms.in_order;
-        self.bytes += job.weight();
-        lane.waiting.push_back(job);
+        let weight = job.weight();
+        self.bytes += weight;
+        self.weighs = (63 * self.weighs + weight) / 64;
+        lane.put(job, weight);
         self.see_to(subscription, now);
     }
 
@@ -264,10 +270,9 @@ impl Lanes {
                 self.forget_if_idle(subscription);
                 continue;
             }
-            let Some(job) = lane.waiting.pop_front() else {
+            let Some((job, weight)) = lane.take() else {
                 continue;
             };
-            let weight = job.weight();
             lane.in_flight += 1;
             let in_order = lane.terms.in_order;
             lane.unsettled = in_order;
@@ -291,10 +296,12 @@ impl Lanes {
         None
     }
 
-    /// An attempt takes long: it goes on in the suspect pool, and its lane with it.
-    pub fn turned_slow(&mut self, place: &mut Place) {
+    /// An attempt takes long: it goes on in the suspect pool, and its lane with it. Gives what goes back to the store.
+    pub fn turned_slow(&mut self, place: &mut Place) -> Vec<Job> {
         place.is_slow = true;
+        let mut was_trusted = false;
         if let Some(lane) = self.by_subscription.get_mut(&place.subscription) {
+            was_trusted = lane.health.is_trusted();
             lane.health.turned_slow();
         }
         // Beyond that it stays where it is: memory is bounded before anything else is.
@@ -306,6 +313,20 @@ impl Lanes {
             self.trusted.remove(place.weight);
             self.suspect.add(place.weight);
         }
+        self.make_room(place.subscription, was_trusted)
+    }
+
+    /// While room is short, a lane that is not trusted any more lets go of what may be in the room of those that are.
+    fn make_room(&mut self, subscription: SubscriptionId, was_trusted: bool) -> Vec<Job> {
+        let turned = |lane: &Lane| was_trusted && !lane.health.is_trusted() && Self::is_nearly_empty(lane);
+        if !self.is_short() || !self.by_subscription.get(&subscription).is_some_and(turned) {
+            return Vec::new();
+        }
+        let waiting = self.take_out(subscription, |_| true);
+        if !waiting.is_empty() {
+            self.set_hungry(subscription, true);
+        }
+        waiting
     }
 
     /// An attempt ended; `random`, in [0, 1), spreads probes.
@@ -316,6 +337,7 @@ impl Lanes {
             return Finished::default();
         };
         lane.in_flight -= 1;
+        let was_trusted = lane.health.is_trusted();
         let changed = lane
             .health
             .ended(ending, place.is_probe, place.is_slow, now, random);
@@ -338,7 +360,7 @@ impl Lanes {
             }
             waiting
         } else {
-            Vec::new()
+            self.make_room(subscription, was_trusted)
         };
         let feed = self.wants_food(subscription, now);
         self.see_to(subscription, now);
@@ -587,17 +609,15 @@ impl Lanes {
         }
     }
 
-    /// Whether a lane for which the store holds more has room, and may be sent to.
+    /// Whether a lane for which the store holds more has room for at least as much again as it holds, and may be sent to.
     fn wants_food(&self, subscription: SubscriptionId, now: Instant) -> bool {
         self.hungry.contains(&subscription)
             && self.by_subscription.get(&subscription).is_some_and(|lane| {
-                let most = lane.health.worth_holding(self.bounds.lane);
-                let has_room = if lane.terms.in_order {
-                    !lane.is_busy()
-                } else {
-                    lane.held() <= most / 2
-                };
-                has_room && !lane.is_put_off_for_long(now)
+                let room = self.room(lane, now);
+                room > 0
+                    && room >= lane.held()
+                    && !(lane.terms.in_order && lane.is_busy())
+                    && !lane.is_put_off_for_long(now)
             })
     }
 
@@ -605,10 +625,9 @@ impl Lanes {
         let Some(lane) = self.by_subscription.get_mut(&subscription) else {
             return Vec::new();
         };
-        let (gone, kept): (Vec<Job>, Vec<Job>) = lane.waiting.drain(..).partition(goes);
-        lane.waiting = kept.into();
+        let (gone, weight) = lane.take_out(goes);
         self.held -= gone.len();
-        self.bytes -= gone.iter().map(Job::weight).sum::<usize>();
+        self.bytes -= weight;
         self.forget_if_idle(subscription);
         gone
     }
@@ -649,6 +668,8 @@ impl Lanes {
     }
 }
 
+#[cfg(test)]
+mod crowding;
 #[cfg(test)]
 mod ordering;
 #[cfg(test)]

@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use rand::seq::SliceRandom;
 use shared::{
     SubscriptionId,
     store::{self, Claimed, Store},
@@ -175,6 +176,8 @@ impl Scheduler {
                 hungry.insert(subscription);
             }
             let mut lanes: Vec<SubscriptionId> = hungry.drain().collect();
+            // Where room is short the first get it: each is first now and then.
+            lanes.shuffle(&mut rand::rng());
             while !lanes.is_empty() {
                 let some = lanes.split_off(lanes.len().saturating_sub(CLAIM_LANES));
                 if let Err(error) = self.feed(&some).await {

@@ -13,6 +13,8 @@ use crate::{
 
 /// How many bytes of payload one claim returns, about.
 pub const CLAIM_BYTES: usize = 8 * 1024 * 1024;
+/// How many bytes of payload one claim of a lane in order returns, about: several are made at once.
+pub const CLAIM_IN_ORDER_BYTES: usize = CLAIM_BYTES / 4;
 
 /// A delivery that a worker has taken from the store, with all it needs to send it.
 #[derive(Debug, Clone)]
@@ -108,7 +110,7 @@ pub trait Deliveries: Send + Sync {
     async fn tell_owners(&self, lanes: &[SubscriptionId]) -> Result<()>;
     /// Takes the first deliveries of a lane that is served in order, which the worker must own: in order of `seq`, up to the
     /// first that is not due, or is held by anybody, or that another might still come before; at most `most`, and about
-    /// [`CLAIM_BYTES`].
+    /// [`CLAIM_IN_ORDER_BYTES`].
     async fn claim_in_order(&self, worker: WorkerId, lane: SubscriptionId, most: u32)
     -> Result<Vec<Claimed>>;
     /// Takes due deliveries that nobody holds, of lanes that no other living worker owns, up to so many a subscription: first

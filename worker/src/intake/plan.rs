@@ -9,7 +9,13 @@ use shared::{
 use tokio::time::Instant;
 
 use super::judging::Judged;
-use crate::{awaited::Awaited, dispatch::Dispatch, lane::Terms, ownership::Ownership, scheduler::Wake};
+use crate::{
+    awaited::Awaited,
+    dispatch::Dispatch,
+    lane::{self, Terms},
+    ownership::Ownership,
+    scheduler::Wake,
+};
 
 /// The deliveries of a batch.
 #[derive(Default)]
@@ -35,6 +41,7 @@ impl Plan {
         ownership: &Ownership,
     ) {
         let before = self.deliveries.len();
+        let weight = lane::weight_of(event.payload.as_bytes().len());
         for subscription in known.wanting(&event.event_type) {
             if subscription.filter.is_some() && !judged.matches(index, subscription.id) {
                 continue;
@@ -47,7 +54,9 @@ impl Plan {
                     && !ownership.is_joining()
                     && !terms.in_order
                     && (!terms.solo || ownership.owns(subscription.id))
-                    && dispatch.lanes().reserve(subscription.id, terms, Instant::now())
+                    && dispatch
+                        .lanes()
+                        .reserve(subscription.id, terms, weight, Instant::now())
             });
             let solo = terms.is_some_and(|terms| terms.solo);
             if solo && !held && subscription.enabled {

@@ -13,7 +13,7 @@ use super::{Engine, Result, StoreError, lists::SETTLED_BELOW, organizations::uui
 use crate::{
     DeliveryKey, EventId, OrganizationId, SubscriptionId, WorkerId,
     delivery::AttemptOutcome,
-    store::{Acknowledged, Backlog, CLAIM_BYTES, Claimed, Deliveries, Lease, Standing},
+    store::{Acknowledged, Backlog, CLAIM_BYTES, CLAIM_IN_ORDER_BYTES, Claimed, Deliveries, Lease, Standing},
 };
 
 /// How far [`Backlog`] counts.
@@ -396,7 +396,7 @@ impl Deliveries for Engine {
             .bind(lane.uuid())
             .bind(i64::from(most))
             .bind(settled)
-            .bind(i64::try_from(CLAIM_BYTES).unwrap_or(i64::MAX));
+            .bind(i64::try_from(CLAIM_IN_ORDER_BYTES).unwrap_or(i64::MAX));
         self.rows(statement).await?.iter().map(claimed).collect()
     }
 

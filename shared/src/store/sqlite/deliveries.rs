@@ -14,7 +14,10 @@ use super::{
 use crate::{
     DeliveryKey, EventId, OrganizationId, SubscriptionId, Timestamp, WorkerId,
     delivery::AttemptOutcome,
-    store::{Acknowledged, Backlog, CLAIM_BYTES, Change, Claimed, Deliveries, Lease, Result, Standing},
+    store::{
+        Acknowledged, Backlog, CLAIM_BYTES, CLAIM_IN_ORDER_BYTES, Change, Claimed, Deliveries, Lease, Result,
+        Standing,
+    },
 };
 
 /// Leases that ran out longer ago than this are forgotten.
@@ -234,7 +237,7 @@ async fn hold(tx: &mut Tx, worker: WorkerId, claimed: &[Claimed]) -> Result<()> 
     Ok(())
 }
 
-/// The first of a lane in order, up to the first that has to wait, or that makes more than [`CLAIM_BYTES`].
+/// The first of a lane in order, up to the first that has to wait, or that makes more than [`CLAIM_IN_ORDER_BYTES`].
 async fn claim_in_order(
     tx: &mut Tx,
     worker: WorkerId,
@@ -262,7 +265,7 @@ async fn claim_in_order(
     .map_err(failed)?;
     let (mut claimed, mut bytes) = (Vec::new(), 0);
     for row in &rows {
-        if bytes >= CLAIM_BYTES || !row.value::<bool>(11)? {
+        if bytes >= CLAIM_IN_ORDER_BYTES || !row.value::<bool>(11)? {
             break;
         }
         let read = read_claimed(row, lane)?;

@@ -201,7 +201,7 @@ impl Simulation {
         let worker = &mut self.workers[at];
         let is_taken = !worker.terms.solo && self.model.lives(worker.id, now) && {
             let (terms, lanes) = (worker.terms, &mut worker.lanes);
-            lanes.reserve(lane, terms, now)
+            lanes.reserve(lane, terms, 1_024, now)
         };
         let (seq, owner) = (self.next_seq, is_taken.then_some(worker.id));
         let event = self.model.insert(seq, owner, now);
