@@ -12,6 +12,7 @@ mod health;
 mod job;
 mod pace;
 mod pool;
+mod remembered;
 mod room;
 mod single;
 mod terms;
@@ -19,7 +20,7 @@ mod turns;
 
 use std::{
     cmp::Reverse,
-    collections::{BinaryHeap, HashMap, HashSet},
+    collections::{BinaryHeap, HashMap, HashSet, hash_map::Entry},
     time::Duration,
 };
 
@@ -34,6 +35,7 @@ pub use self::{
 };
 use self::{
     pool::{In, Pool},
+    remembered::Remembered,
     single::{Lane, Pause},
     turns::Turns,
 };
@@ -42,8 +44,6 @@ use self::{
 pub const SLOW: Duration = Duration::from_secs(1);
 /// How many times as many attempts as begin in it the suspect pool may have with those that turn slow.
 const OVERFLOW: usize = 4;
-/// How long a lane with nothing to send remembers that its circuit is open, after its last probe was due.
-const REMEMBERED: Duration = Duration::from_mins(10);
 /// The most pauses that are known of. Those of lanes that are there count beyond that.
 const MAX_PAUSES: usize = 50_000;
 /// What a delivery is taken to weigh before there was any.
@@ -91,6 +91,8 @@ pub struct OpenedCircuit {
 pub struct Lanes {
     bounds: Bounds,
     by_subscription: HashMap<SubscriptionId, Lane>,
+    /// Of subscribers that have no lane just now.
+    remembered: Remembered,
     /// For lanes that are not there yet.
     pauses: HashMap<SubscriptionId, Pause>,
     /// Those for which the store may hold more than was taken.
@@ -105,6 +107,7 @@ pub struct Lanes {
     weighs: usize,
     trusted: Pool,
     suspect: Pool,
+    /// Of lanes that are there.
     open_circuits: usize,
     /// What was taken out of order for lanes that are in order by now. It goes back to the store.
     strays: Vec<Job>,
@@ -117,6 +120,7 @@ impl Lanes {
         Self {
             bounds,
             by_subscription: HashMap::new(),
+            remembered: Remembered::default(),
             pauses: HashMap::new(),
             hungry: HashSet::new(),
             trusted_turns: Turns::default(),
@@ -190,10 +194,15 @@ impl Lanes {
     /// Sees to it that the lane is there, and keeps to what it has to.
     fn prepare(&mut self, subscription: SubscriptionId, terms: Terms, now: Instant) {
         self.agree(subscription, terms);
-        self.by_subscription
-            .entry(subscription)
-            .or_insert_with(|| Lane::new(terms))
-            .heed(self.pauses.get(&subscription), now);
+        let lane = match self.by_subscription.entry(subscription) {
+            Entry::Occupied(lane) => lane.into_mut(),
+            Entry::Vacant(none) => {
+                let health = self.remembered.recall(subscription, terms.version, now);
+                self.open_circuits += usize::from(health.is_open());
+                none.insert(Lane::new(terms, health))
+            }
+        };
+        lane.heed(self.pauses.get(&subscription), now);
     }
 
     fn promise(&mut self, subscription: SubscriptionId, count: usize, weight: usize) {
@@ -208,7 +217,7 @@ impl Lanes {
         if let Some(lane) = self.by_subscription.get_mut(&subscription) {
             self.bytes -= lane.redeem(count);
             self.held -= count;
-            self.forget_if_idle(subscription);
+            self.put_away_if_idle(subscription);
         }
     }
 
@@ -216,7 +225,7 @@ impl Lanes {
     pub fn set_hungry(&mut self, subscription: SubscriptionId, hungry: bool) {
         if !hungry {
             self.hungry.remove(&subscription);
-            self.forget_if_idle(subscription);
+            self.put_away_if_idle(subscription);
         } else if self.by_subscription.contains_key(&subscription) {
             self.hungry.insert(subscription);
         }
@@ -267,7 +276,7 @@ impl Lanes {
             lane.queued = None;
             if lane.pool() != pool || !lane.can_send(now) {
                 self.see_to(subscription, now);
-                self.forget_if_idle(subscription);
+                self.put_away_if_idle(subscription);
                 continue;
             }
             let Some((job, weight)) = lane.take() else {
@@ -322,11 +331,7 @@ impl Lanes {
         if !self.is_short() || !self.by_subscription.get(&subscription).is_some_and(turned) {
             return Vec::new();
         }
-        let waiting = self.take_out(subscription, |_| true);
-        if !waiting.is_empty() {
-            self.set_hungry(subscription, true);
-        }
-        waiting
+        self.send_back(subscription)
     }
 
     /// An attempt ended; `random`, in [0, 1), spreads probes.
@@ -354,17 +359,13 @@ impl Lanes {
             self.hungry.insert(subscription);
         }
         let put_off = if starts_anew || lane.is_put_off_for_long(now) {
-            let waiting = self.take_out(subscription, |_| true);
-            if !waiting.is_empty() {
-                self.set_hungry(subscription, true);
-            }
-            waiting
+            self.send_back(subscription)
         } else {
             self.make_room(subscription, was_trusted)
         };
         let feed = self.wants_food(subscription, now);
         self.see_to(subscription, now);
-        self.forget_if_idle(subscription);
+        self.put_away_if_idle(subscription);
         Finished {
             feed,
             put_off,
@@ -385,11 +386,11 @@ impl Lanes {
             Vec::new()
         } else {
             self.hungry.insert(subscription);
-            self.take_out(subscription, |_| true)
+            self.send_back(subscription)
         };
         let feed = self.wants_food(subscription, now);
         self.see_to(subscription, now);
-        self.forget_if_idle(subscription);
+        self.put_away_if_idle(subscription);
         Finished {
             feed,
             put_off,
@@ -469,13 +470,10 @@ impl Lanes {
         };
         lane.heed(Some(&pause), now);
         let waiting = if lane.is_put_off_for_long(now) {
-            self.take_out(subscription, |_| true)
+            self.send_back(subscription)
         } else {
             Vec::new()
         };
-        if !waiting.is_empty() {
-            self.set_hungry(subscription, true);
-        }
         self.see_to(subscription, now);
         waiting
     }
@@ -507,7 +505,7 @@ impl Lanes {
             {
                 lane.alarm = None;
                 self.see_to(subscription, now);
-                self.forget_if_idle(subscription);
+                self.put_away_if_idle(subscription);
             }
         }
         let hungry = self.hungry.iter().copied();
@@ -516,25 +514,25 @@ impl Lanes {
             .collect()
     }
 
-    /// Forgets lanes that have nothing to send, and of whose subscribers nothing is known that still means anything.
+    /// Puts lanes away that have nothing to send, and forgets of subscribers what means nothing any more.
     pub fn forget_old(&mut self, now: Instant) {
         self.pauses.retain(|_, pause| pause.until > now);
         let old = self.by_subscription.iter().filter(|(id, lane)| {
-            !lane.is_busy()
-                && !self.hungry.contains(id)
-                && lane.queued.is_none()
-                && lane.paced(now).is_none()
-                && lane.health.is_stale(now, REMEMBERED)
+            !lane.is_busy() && !self.hungry.contains(id) && lane.queued.is_none() && lane.paced(now).is_none()
         });
         let old: Vec<_> = old.map(|(id, _)| *id).collect();
         for subscription in old {
-            if self
-                .by_subscription
-                .remove(&subscription)
-                .is_some_and(|lane| lane.health.is_open())
-            {
-                self.open_circuits -= 1;
-            }
+            self.put_away(subscription);
+        }
+        self.remembered.forget_old(now);
+    }
+
+    /// The lane is not there any more; what is known of its subscriber is.
+    fn put_away(&mut self, subscription: SubscriptionId) {
+        if let Some(lane) = self.by_subscription.remove(&subscription) {
+            self.open_circuits -= usize::from(lane.health.is_open());
+            self.remembered
+                .keep(subscription, lane.terms.version, lane.health);
         }
     }
 
@@ -545,27 +543,20 @@ impl Lanes {
             held: self.held,
             trusted: self.trusted.in_flight,
             suspect: self.suspect.in_flight,
-            open_circuits: self.open_circuits,
+            open_circuits: self.open_circuits + self.remembered.open_circuits(),
         }
     }
 
-    /// The circuits that are open. Where there is none it costs nothing, else a look at every lane.
+    /// The circuits that are open. Where there is none it costs nothing, else a look at every lane and all that is remembered.
     pub fn opened_circuits(&self) -> Vec<OpenedCircuit> {
-        if self.open_circuits == 0 {
+        if self.load().open_circuits == 0 {
             return Vec::new();
         }
-        let opened =
-            self.by_subscription
-                .iter()
-                .filter_map(|(subscription, lane)| match lane.health.circuit() {
-                    CircuitState::Open { next_probe, since } => Some(OpenedCircuit {
-                        subscription: *subscription,
-                        since,
-                        next_probe,
-                    }),
-                    CircuitState::Closed => None,
-                });
-        opened.collect()
+        let lanes = self.by_subscription.iter();
+        lanes
+            .filter_map(|(subscription, lane)| lane.health.opened(*subscription))
+            .chain(self.remembered.opened_circuits())
+            .collect()
     }
 
     fn pool(&self, pool: In) -> Pool {
@@ -587,6 +578,7 @@ impl Lanes {
     /// to be taken again in order.
     fn agree(&mut self, subscription: SubscriptionId, terms: Terms) {
         let Some(lane) = self.by_subscription.get_mut(&subscription) else {
+            self.remembered.forget_before(subscription, terms.version);
             return;
         };
         if terms.version < lane.terms.version {
@@ -621,6 +613,18 @@ impl Lanes {
             })
     }
 
+    /// Takes out all that waits, for the store, from where the lane is fed again.
+    fn send_back(&mut self, subscription: SubscriptionId) -> Vec<Job> {
+        if self
+            .by_subscription
+            .get(&subscription)
+            .is_some_and(|lane| !lane.waiting.is_empty())
+        {
+            self.hungry.insert(subscription);
+        }
+        self.take_out(subscription, |_| true)
+    }
+
     fn take_out(&mut self, subscription: SubscriptionId, goes: impl Fn(&Job) -> bool) -> Vec<Job> {
         let Some(lane) = self.by_subscription.get_mut(&subscription) else {
             return Vec::new();
@@ -628,7 +632,7 @@ impl Lanes {
         let (gone, weight) = lane.take_out(goes);
         self.held -= gone.len();
         self.bytes -= weight;
-        self.forget_if_idle(subscription);
+        self.put_away_if_idle(subscription);
         gone
     }
 
@@ -652,7 +656,7 @@ impl Lanes {
         }
     }
 
-    fn forget_if_idle(&mut self, subscription: SubscriptionId) {
+    fn put_away_if_idle(&mut self, subscription: SubscriptionId) {
         if !self.hungry.contains(&subscription)
             && self.by_subscription.get(&subscription).is_some_and(|lane| {
                 !lane.is_busy()
@@ -660,10 +664,9 @@ impl Lanes {
                     && lane.alarm.is_none()
                     // Else its pace would begin anew.
                     && lane.terms.rate_per_second.is_none()
-                    && lane.health.is_spotless()
             })
         {
-            self.by_subscription.remove(&subscription);
+            self.put_away(subscription);
         }
     }
 }

@@ -40,7 +40,7 @@ pub(super) struct Lane {
 }
 
 impl Lane {
-    pub(super) fn new(terms: Terms) -> Self {
+    pub(super) fn new(terms: Terms, health: Health) -> Self {
         Self {
             waiting: VecDeque::new(),
             waiting_weighs: 0,
@@ -50,7 +50,7 @@ impl Lane {
             in_flight: 0,
             unsettled: false,
             terms,
-            health: Health::default(),
+            health,
             pace: Pace::default(),
             queued: None,
             alarm: None,

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use shared::{OrganizationId, Timestamp};
 
-use super::*;
+use super::{health::REMEMBERED, *};
 use crate::lease::Holding;
 
 pub(super) fn job(subscription: SubscriptionId, worker: WorkerId) -> Job {
@@ -361,17 +361,109 @@ fn what_is_forgotten_was_of_no_use() {
     world.put(spotless, terms(16), 1);
     let place = world.send_all().remove(0);
     world.end(&place, Ending::Delivered);
-    assert_eq!(world.lanes.by_subscription.keys().collect::<Vec<_>>(), [&lane]);
     world.now += Duration::from_mins(1);
     world.lanes.forget_old(world.now);
     assert_eq!(
-        world.lanes.load().open_circuits,
-        1,
-        "an open circuit is remembered for a while"
+        world.lanes.load(),
+        Load {
+            open_circuits: 1,
+            ..Load::default()
+        },
+        "an open circuit is remembered for a while, and is no lane that has something to send"
     );
+    let opened = world.lanes.opened_circuits();
+    assert!(opened.len() == 1 && opened[0].subscription == lane);
+    assert_eq!(
+        world.lanes.reserve_many(lane, terms(16), 10, world.now),
+        1,
+        "a probe"
+    );
+    world.lanes.unreserve(lane, 1);
     world.now += REMEMBERED;
     world.lanes.forget_old(world.now);
     assert_eq!(world.lanes.load(), Load::default());
+}
+
+/// The scheduler looks over the lanes while time goes by.
+fn pass(world: &mut Timed, time: Duration) {
+    let end = world.now + time;
+    while world.now < end {
+        world.now += Duration::from_secs(3);
+        world.lanes.forget_old(world.now);
+    }
+}
+
+#[test]
+fn a_subscriber_that_hangs_at_one_event_a_minute_opens_its_circuit_all_the_same() {
+    let lane = SubscriptionId::new();
+    let mut world = Timed::new(100, 100, 100);
+    for event in 0..3 {
+        assert_eq!(world.lanes.load().open_circuits, 0);
+        world.put(lane, terms(16), 1);
+        let mut place = world.send_all().remove(0);
+        assert_eq!(place.is_trusted(), event == 0, "it is trusted once");
+        world.now += SLOW;
+        world.lanes.turned_slow(&mut place);
+        world.now += Duration::from_secs(14);
+        world.end(&place, Ending::Failed { timed_out: true });
+        pass(&mut world, Duration::from_secs(45));
+    }
+    assert_eq!(world.lanes.load().open_circuits, 1);
+}
+
+#[test]
+fn failures_that_are_minutes_apart_are_in_a_row() {
+    let lane = SubscriptionId::new();
+    let mut world = Timed::new(100, 100, 100);
+    for _ in 0..10 {
+        assert_eq!(world.lanes.load().open_circuits, 0);
+        world.put(lane, terms(16), 1);
+        let place = world.send_all().remove(0);
+        world.end(&place, FAILED);
+        pass(&mut world, Duration::from_mins(5));
+    }
+    assert_eq!(world.lanes.load().open_circuits, 1);
+}
+
+#[test]
+fn a_lane_that_starts_slowly_goes_on_so_after_a_moment_with_nothing_to_send() {
+    let lane = SubscriptionId::new();
+    let mut world = Timed::new(100, 100, 100);
+    world.put(lane, terms(16), 10);
+    for place in world.send_all() {
+        world.end(&place, FAILED);
+    }
+    world.now += Duration::from_secs(2);
+    world.put(lane, terms(16), 1);
+    let probe = world.send_all().remove(0);
+    assert_eq!(
+        world.end(&probe, Ending::Delivered).circuit,
+        Some(CircuitState::Closed)
+    );
+    pass(&mut world, Duration::from_mins(1));
+    world.put(lane, terms(16), 10);
+    assert_eq!(world.send_all().len(), 2);
+}
+
+#[test]
+fn a_change_makes_forgotten_what_was_known_of_a_subscriber_without_a_lane() {
+    let lane = SubscriptionId::new();
+    let mut world = Timed::new(100, 100, 100);
+    world.put(lane, terms(16), 10);
+    for place in world.send_all() {
+        world.end(&place, FAILED);
+    }
+    world.lanes.set_terms(lane, terms(16), world.now);
+    assert_eq!(world.lanes.load().open_circuits, 1, "nothing has changed");
+    let changed = Terms {
+        version: 2,
+        ..terms(16)
+    };
+    world.lanes.set_terms(lane, changed, world.now);
+    assert_eq!(world.lanes.load(), Load::default());
+    world.put(lane, changed, 10);
+    let sent = world.send_all();
+    assert!(sent.len() == 10 && sent.iter().all(Place::is_trusted));
 }
 
 proptest! {
