@@ -410,17 +410,29 @@ impl Lanes {
         self.take_out(subscription, |_| true)
     }
 
-    /// Takes out what waits of an event: it was acknowledged or called off.
-    pub fn drain_event(&mut self, event: EventId) {
+    /// Takes out what waits of an event: it was acknowledged or called off. Word of that may be late, and it may have been
+    /// opened again and taken since: give it back.
+    pub fn call_off_event(&mut self, event: EventId) -> Vec<Job> {
         let lanes: Vec<_> = self.by_subscription.keys().copied().collect();
-        for subscription in lanes {
-            self.take_out(subscription, |job| job.key.event == event);
-        }
+        let called_off = lanes
+            .into_iter()
+            .flat_map(|lane| self.call_off_in(lane, |job| job.key.event == event));
+        called_off.collect()
     }
 
-    /// Takes out one delivery, if it waits: it was cancelled.
-    pub fn drain_delivery(&mut self, delivery: DeliveryKey) {
-        self.take_out(delivery.subscription, |job| job.key == delivery);
+    /// Takes out one delivery, if it waits: it was cancelled. Give it back, as above.
+    pub fn call_off(&mut self, delivery: DeliveryKey) -> Vec<Job> {
+        self.call_off_in(delivery.subscription, |job| job.key == delivery)
+    }
+
+    fn call_off_in(&mut self, subscription: SubscriptionId, goes: impl Fn(&Job) -> bool) -> Vec<Job> {
+        match self.by_subscription.get(&subscription) {
+            // Should it be open all the same, nothing in order may pass it by.
+            Some(lane) if lane.terms.in_order && lane.waiting.iter().any(&goes) => {
+                self.send_back(subscription)
+            }
+            _ => self.take_out(subscription, goes),
+        }
     }
 
     /// Takes out all that waits and is not held as `worker`: the lease by which it was held is lost, or on its way out.

@@ -8,6 +8,7 @@
 mod announcing;
 mod attempt;
 mod awaited;
+mod changes;
 mod dispatch;
 mod envelope;
 mod failing;
@@ -38,18 +39,16 @@ use shared::{
     http::ops::{ReadyCheck, StoreReady},
     lifecycle::Lifecycle,
     queue::{DynQueue, SourceLane},
-    store::{self, Change, Store},
+    store::{self, Store},
     telemetry,
 };
-use tokio::{
-    sync::broadcast::error::RecvError,
-    time::{Instant, MissedTickBehavior},
-};
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 pub use crate::outbound::{Outbound, tls};
 use crate::{
     awaited::Awaited,
+    changes::Changes,
     dispatch::Dispatch,
     failing::Failing,
     intake::{Intake, Progress},
@@ -60,9 +59,6 @@ use crate::{
     scheduler::Scheduler,
     statistics::Statistics,
 };
-
-/// How often the subscriptions that have a lane are read anew, whatever word has come.
-const POLL: Duration = Duration::from_secs(1);
 
 /// Starts a worker; it drains and ends with the lifecycle.
 pub fn start(
@@ -201,18 +197,15 @@ async fn work(
         "intake of dead frames",
         intake.run(SourceLane::Dead, soft.clone()),
     );
-    lifecycle.critical(
-        "changes",
-        heed_changes(
-            registry,
-            ownership,
-            awaited,
-            Arc::clone(&dispatch),
-            wake,
-            store.clone(),
-            soft.clone(),
-        ),
-    );
+    let changes = Changes {
+        registry,
+        ownership,
+        awaited,
+        dispatch: Arc::clone(&dispatch),
+        wake,
+        store: store.clone(),
+    };
+    lifecycle.critical("changes", changes.heed(store.keeper.changes(), soft.clone()));
     let finishing = Arc::clone(&dispatch);
     lifecycle.critical("attempts", async move {
         soft.cancelled().await;
@@ -295,90 +288,6 @@ async fn hold(lease: &Lease, dispatch: &Dispatch, store: &Store, recorded: Cance
     // If this fails the lease runs out by itself.
     if let Err(error) = lease.resign(&*store.deliveries).await {
         tracing::warn!(%error, "the worker could not resign");
-    }
-}
-
-/// Acts on word of changes, and looks by itself every second.
-async fn heed_changes(
-    registry: Arc<Registry>,
-    ownership: Arc<Ownership>,
-    awaited: Arc<Awaited>,
-    dispatch: Arc<Dispatch>,
-    wake: scheduler::Wake,
-    store: Store,
-    soft: CancellationToken,
-) -> anyhow::Result<()> {
-    let mut changes = store.keeper.changes();
-    let mut poll = tokio::time::interval(POLL);
-    poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        let change = tokio::select! {
-            () = soft.cancelled() => return Ok(()),
-            _ = poll.tick() => Change::Everything,
-            change = changes.recv() => match change {
-                Ok(change) => change,
-                Err(RecvError::Lagged(_)) => Change::Everything,
-                // The store is being closed.
-                Err(RecvError::Closed) => return Ok(()),
-            },
-        };
-        let subscriptions = match change {
-            Change::Closed(event) => {
-                dispatch.lanes().drain_event(event);
-                continue;
-            }
-            Change::Cancelled(delivery) => {
-                dispatch.lanes().drain_delivery(delivery);
-                continue;
-            }
-            Change::Pause(pause) => {
-                dispatch.put_off(&[pause], Instant::now());
-                continue;
-            }
-            Change::Lane(lane) => {
-                if ownership.owns(lane) {
-                    wake.feed(lane);
-                }
-                continue;
-            }
-            Change::Awaited(lane) => {
-                awaited.note(lane, Instant::now());
-                continue;
-            }
-            // Whoever takes them listens, too.
-            Change::TestPush => continue,
-            Change::Subscription(subscription) => vec![subscription],
-            Change::Everything => {
-                pauses::heed(&store, &dispatch).await;
-                dispatch.lanes().subscriptions()
-            }
-        };
-        if let Err(error) = registry.refresh(&subscriptions).await {
-            tracing::debug!(%error, "subscriptions could not be read anew");
-            continue;
-        }
-        for subscription in subscriptions {
-            match registry.route(subscription).await {
-                Ok(registry::Found::Enabled(route)) => {
-                    let terms = route.terms(ownership.workers());
-                    dispatch.lanes().set_terms(subscription, terms, Instant::now());
-                    if terms.solo && !ownership.owns(subscription) {
-                        // It has come to have one owner, who is another or is yet to be.
-                        let others = dispatch.lanes().drain(subscription);
-                        dispatch.give_back(others).await;
-                    }
-                    if matches!(change, Change::Subscription(_)) {
-                        wake.feed(subscription);
-                    }
-                }
-                Ok(registry::Found::Disabled | registry::Found::Gone) => {
-                    let parked = dispatch.lanes().drain(subscription);
-                    dispatch.give_back(parked).await;
-                }
-                Err(_) => {}
-            }
-        }
-        dispatch.pump();
     }
 }
 

@@ -317,7 +317,7 @@ async fn release(tx: &mut Tx, worker: WorkerId, keys: Vec<DeliveryKey>) -> Resul
         let sql = format!(
             "UPDATE deliveries SET lease_owner = NULL FROM (VALUES {}) v \
              WHERE deliveries.event_id = v.column1 AND deliveries.subscription_id = v.column2 \
-             AND deliveries.lease_owner = ?",
+             AND deliveries.due_at IS NOT NULL AND deliveries.lease_owner = ?",
             values(portion.len(), 2)
         );
         let mut query = sqlx::query(AssertSqlSafe(sql));
