@@ -282,6 +282,11 @@ impl Node {
         status
     }
 
+    /// Whether it has not ended.
+    pub fn is_running(&self) -> bool {
+        self.id().is_some() && self.exit_status().is_none()
+    }
+
     fn exit_status(&self) -> Option<ExitStatus> {
         let mut running = self.running.lock().unwrap();
         running.as_mut()?.try_wait().expect("a child can be waited for")

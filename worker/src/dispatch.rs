@@ -352,9 +352,11 @@ impl Dispatch {
         }
     }
 
-    /// Sends nothing more, and waits for the attempts under way.
-    pub async fn finish(&self) {
-        self.lanes().close();
+    /// Sends nothing more, gives back what waited, so that others need not wait for the slowest attempt, and waits for the
+    /// attempts under way.
+    pub async fn finish(self: &Arc<Self>) {
+        let waiting = self.lanes().close();
+        self.give_back_soon(waiting);
         self.attempts.close();
         self.attempts.wait().await;
     }

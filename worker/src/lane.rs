@@ -109,7 +109,8 @@ pub struct Lanes {
     suspect: Pool,
     /// Of lanes that are there.
     open_circuits: usize,
-    /// What was taken out of order for lanes that are in order by now. It goes back to the store.
+    /// What was taken out of order for lanes that are in order by now, and what came after all was closed. It goes back to the
+    /// store.
     strays: Vec<Job>,
     closed: bool,
 }
@@ -231,15 +232,17 @@ impl Lanes {
         }
     }
 
-    /// Takes a delivery for which room was reserved. Once closed, it is dropped: the lease ends with the worker.
+    /// Takes a delivery for which room was reserved.
     pub fn push(&mut self, mut job: Job, now: Instant) {
         let subscription = job.key.subscription;
         let Some(lane) = self.by_subscription.get_mut(&subscription) else {
+            self.strays.push(job);
             return;
         };
         self.bytes -= lane.redeem(1);
         if self.closed {
             self.held -= 1;
+            self.strays.push(job);
             return;
         }
         if lane.terms.in_order && !job.in_order {
@@ -398,11 +401,12 @@ impl Lanes {
         }
     }
 
-    /// Whether a lane has nothing to send or under way; `None` if there is no such lane.
-    pub fn is_quiet(&self, subscription: SubscriptionId) -> Option<bool> {
+    /// Whether a lane has nothing to send or under way, and could send at once by its rate: another worker may go on with it.
+    /// `None` if there is no such lane.
+    pub fn is_quiet(&self, subscription: SubscriptionId, now: Instant) -> Option<bool> {
         self.by_subscription
             .get(&subscription)
-            .map(|lane| !lane.is_busy())
+            .map(|lane| !lane.is_busy() && lane.paced(now).is_none())
     }
 
     /// Takes out all that waits in a lane: its subscription is disabled or gone.
@@ -444,13 +448,12 @@ impl Lanes {
         gone.collect()
     }
 
-    /// Sends nothing more and takes nothing more.
-    pub fn close(&mut self) {
+    /// Sends nothing more and takes nothing more. What waited goes back to the store, and so does what comes yet, as strays.
+    pub fn close(&mut self) -> Vec<Job> {
         self.closed = true;
         let lanes: Vec<_> = self.by_subscription.keys().copied().collect();
-        for subscription in lanes {
-            self.drain(subscription);
-        }
+        let waiting = lanes.into_iter().flat_map(|lane| self.drain(lane));
+        waiting.collect()
     }
 
     /// A subscription has changed; its subscriber may be another.
@@ -459,7 +462,7 @@ impl Lanes {
         self.see_to(subscription, now);
     }
 
-    /// What was taken for lanes before they came to be in order, and is to go back to the store.
+    /// What was taken for lanes before they came to be in order, or came after all was closed, and is to go back to the store.
     pub fn take_strays(&mut self) -> Vec<Job> {
         std::mem::take(&mut self.strays)
     }
@@ -615,7 +618,8 @@ impl Lanes {
 
     /// Whether a lane for which the store holds more has room for at least as much again as it holds, and may be sent to.
     fn wants_food(&self, subscription: SubscriptionId, now: Instant) -> bool {
-        self.hungry.contains(&subscription)
+        !self.closed
+            && self.hungry.contains(&subscription)
             && self.by_subscription.get(&subscription).is_some_and(|lane| {
                 let room = self.room(lane, now);
                 room > 0

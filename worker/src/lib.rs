@@ -197,6 +197,7 @@ async fn work(
         "intake of dead frames",
         intake.run(SourceLane::Dead, soft.clone()),
     );
+    let leaving = Arc::clone(&ownership);
     let changes = Changes {
         registry,
         ownership,
@@ -206,14 +207,25 @@ async fn work(
         store: store.clone(),
     };
     lifecycle.critical("changes", changes.heed(store.keeper.changes(), soft.clone()));
-    let finishing = Arc::clone(&dispatch);
-    lifecycle.critical("attempts", async move {
-        soft.cancelled().await;
-        finishing.finish().await;
-        drained.cancel();
-        Ok(())
-    });
+    let finishing = finish(Arc::clone(&dispatch), leaving, soft, drained);
+    lifecycle.critical("attempts", finishing);
     hold(&lease, &dispatch, &store, recorded).await;
+    Ok(())
+}
+
+/// Once the worker is told to stop: leaves to others what it can, while the last attempts end.
+async fn finish(
+    dispatch: Arc<Dispatch>,
+    ownership: Arc<Ownership>,
+    soft: CancellationToken,
+    drained: CancellationToken,
+) -> anyhow::Result<()> {
+    soft.cancelled().await;
+    tokio::select! {
+        () = dispatch.finish() => {}
+        never = ownership.leave(&dispatch) => match never {},
+    }
+    drained.cancel();
     Ok(())
 }
 

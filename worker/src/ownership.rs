@@ -9,6 +9,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    convert::Infallible,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, Ordering},
@@ -36,6 +37,8 @@ const JOINING: Duration = Duration::from_secs(2 * lease::RENEWAL.as_secs());
 const UNUSED: Duration = Duration::from_secs(30);
 /// How long a lane that another owns, or that was given up, is not asked for.
 const LEFT_ALONE: Duration = Duration::from_secs(5);
+/// How often a worker that stops looks for lanes that it can give up.
+const LEAVING: Duration = Duration::from_millis(100);
 /// The most lanes that are given up at once for being more than this worker's share.
 const GIVEN_UP_AT_ONCE: u32 = 16;
 
@@ -161,14 +164,14 @@ impl Ownership {
         let share = standing.all.div_ceil(standing.workers.max(1));
         let too_many = standing.mine.saturating_sub(share + 1).min(GIVEN_UP_AT_ONCE);
         let now = Instant::now();
-        let (waiting, quiet) = {
+        let waiting = {
             let (mut state, mut lanes) = (self.state(), dispatch.lanes());
             state.left_alone.retain(|_, until| now < *until);
             let leaving: Vec<SubscriptionId> = {
                 let staying = state.owned.keys().filter(|lane| !state.leaving.contains(lane));
                 let mut staying: Vec<_> = staying.copied().collect();
                 // Those first that nobody would notice.
-                staying.sort_by_key(|lane| lanes.is_quiet(*lane) == Some(false));
+                staying.sort_by_key(|lane| lanes.is_quiet(*lane, now) == Some(false));
                 staying.truncate(too_many as usize);
                 staying
             };
@@ -177,28 +180,69 @@ impl Ownership {
                 state.leaving.insert(lane);
                 waiting.extend(lanes.drain(lane));
             }
-            let unused = |lane: &SubscriptionId, used: &Instant| {
-                state.leaving.contains(lane) || now.duration_since(*used) > UNUSED
-            };
-            let quiet: Vec<SubscriptionId> = state
+            waiting
+        };
+        dispatch.give_back(waiting).await;
+        self.give_up(dispatch, |state, lane, used| {
+            state.leaving.contains(lane) || now.duration_since(used) > UNUSED
+        })
+        .await
+    }
+
+    /// The worker stops, and its lanes are closed: gives up each that it owns once that is quiet, so that others go on with it
+    /// while the last attempts end.
+    pub async fn leave(&self, dispatch: &Dispatch) -> Infallible {
+        let mut every = tokio::time::interval(LEAVING);
+        every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            every.tick().await;
+            if let Err(error) = self.give_up(dispatch, |_, _, _| true).await {
+                tracing::debug!(%error, "lanes that have one owner could not be given up");
+            }
+        }
+    }
+
+    /// Gives up those of the lanes it owns that are quiet.
+    async fn give_up(
+        &self,
+        dispatch: &Dispatch,
+        which: impl Fn(&State, &SubscriptionId, Instant) -> bool,
+    ) -> store::Result<()> {
+        let now = Instant::now();
+        let (worker, quiet) = {
+            let (mut state, mut lanes) = (self.state(), dispatch.lanes());
+            let quiet: Vec<(SubscriptionId, Instant)> = state
                 .owned
                 .iter()
-                .filter(|(lane, used)| unused(lane, used) && lanes.is_quiet(**lane) != Some(false))
-                .map(|(lane, _)| *lane)
+                .map(|(lane, used)| (*lane, *used))
+                .filter(|(lane, used)| {
+                    which(&state, lane, *used) && lanes.is_quiet(*lane, now) != Some(false)
+                })
                 .collect();
-            for lane in &quiet {
+            for (lane, _) in &quiet {
                 lanes.set_hungry(*lane, false);
                 state.owned.remove(lane);
                 state.leaving.remove(lane);
                 state.left_alone.insert(*lane, now + LEFT_ALONE);
             }
-            (waiting, quiet)
+            (state.worker, quiet)
         };
-        dispatch.give_back(waiting).await;
-        if !quiet.is_empty() {
-            self.store.deliveries.disown(worker, &quiet).await?;
+        if quiet.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        let lanes: Vec<SubscriptionId> = quiet.iter().map(|(lane, _)| *lane).collect();
+        let given_up = self.store.deliveries.disown(worker, &lanes).await;
+        if given_up.is_err() {
+            // They may be its own yet: they are given up again, or gone on with.
+            let mut state = self.state();
+            if state.worker == worker {
+                for (lane, used) in quiet {
+                    state.left_alone.remove(&lane);
+                    state.owned.entry(lane).or_insert(used);
+                }
+            }
+        }
+        given_up
     }
 
     /// The state as of the current lease: what was owned by another is not any more.

@@ -47,7 +47,7 @@ fn a_lane_goes_on_when_its_order_ends_in_the_middle_of_an_attempt() {
         assert!(!place.in_order(), "nobody waits for their outcomes");
         world.end(place, Ending::Delivered);
     }
-    assert_ne!(world.lanes.is_quiet(lane), Some(false));
+    assert_ne!(world.lanes.is_quiet(lane, world.now), Some(false));
 }
 
 #[test]

@@ -139,6 +139,42 @@ fn what_finds_no_room_makes_the_lane_hungry_until_it_is_fed() {
 }
 
 #[test]
+fn once_closed_all_that_waits_and_all_that_comes_goes_back() {
+    let (lane, mut world) = (SubscriptionId::new(), Timed::new(100, 100, 100));
+    world.put(lane, terms(2), 5);
+    let sent = world.send_all();
+    assert_eq!(world.lanes.reserve_many(lane, terms(2), 2, world.now), 2);
+    assert_eq!(world.lanes.close().len(), 3);
+    assert!(!world.lanes.reserve(lane, terms(2), SMALL, world.now));
+    assert_eq!(world.lanes.reserve_many(lane, terms(2), 2, world.now), 0);
+    for _ in 0..2 {
+        world.lanes.push(job(lane, WorkerId::new()), world.now);
+    }
+    assert_eq!(world.lanes.take_strays().len(), 2, "those on their way, too");
+    assert_eq!(world.lanes.is_quiet(lane, world.now), Some(false));
+    for place in sent {
+        assert!(!world.end(&place, Ending::Delivered).feed);
+    }
+    assert_ne!(world.lanes.is_quiet(lane, world.now), Some(false));
+    assert_eq!((world.lanes.held, world.lanes.bytes), (0, 0));
+}
+
+#[test]
+fn a_lane_is_not_quiet_before_its_rate_lets_another_worker_send() {
+    let (lane, mut world) = (SubscriptionId::new(), Timed::new(100, 100, 100));
+    let rated = Terms {
+        rate_per_second: Some(1),
+        ..terms(16)
+    };
+    world.put(lane, rated, 1);
+    let place = world.send_all().remove(0);
+    world.end(&place, Ending::Delivered);
+    assert_eq!(world.lanes.is_quiet(lane, world.now), Some(false));
+    world.now += Duration::from_secs(1);
+    assert_eq!(world.lanes.is_quiet(lane, world.now), Some(true));
+}
+
+#[test]
 fn attempts_under_way_are_bounded_by_bytes() {
     let (large, small, me) = (SubscriptionId::new(), SubscriptionId::new(), WorkerId::new());
     let mut world = Timed::new(100, 100, 100);

@@ -3,7 +3,7 @@
 //!
 //! The lanes are the real ones. Around them each worker does what the scheduler, the lease and the ownership of lanes do, a
 //! step at a time: it feeds, renews its lease or loses it, is in doubt about it and lets the old one end, owns the lane and
-//! gives it up, and learns late that the subscription wants another order, or that a delivery was closed that is open again
+//! gives it up, stops, and learns late that the subscription wants another order, or that a delivery was closed that is open again
 //! by then. The store is a [model] of what the store's
 //! traits promise; that the engines keep those promises is what their own checks show.
 
@@ -44,6 +44,8 @@ struct Worker {
     retiring: Vec<WorkerId>,
     /// What was closed, as it is told.
     word: VecDeque<EventId>,
+    /// It takes nothing more, and ends once nothing is under way.
+    stops: bool,
     /// It hangs until then.
     stalled_until: Option<Instant>,
     /// Until when it believes its leases to live.
@@ -61,6 +63,7 @@ impl Worker {
             outcomes: Vec::new(),
             retiring: Vec::new(),
             word: VecDeque::new(),
+            stops: false,
             stalled_until: None,
             believes_until: HashMap::from([(id, now + LEASE)]),
         }
@@ -89,6 +92,11 @@ impl Worker {
             holding: Holding::new(self.id, now),
             since: now,
         }
+    }
+
+    /// Whether it was told to stop, and nothing is under way any more.
+    fn has_stopped(&self) -> bool {
+        self.stops && self.under_way.is_empty() && self.outcomes.is_empty() && self.on_the_way.is_empty()
     }
 
     /// Whether anything is known to be held by a lease.
@@ -159,6 +167,12 @@ impl Simulation {
 
     fn step(&mut self, faults: bool) {
         let at = self.random.random_range(0..self.workers.len());
+        if self.workers[at].has_stopped() {
+            for lease in self.workers[at].believes_until.keys() {
+                self.model.resign(*lease);
+            }
+            self.workers[at] = self.new_worker();
+        }
         let stalled = self.workers[at]
             .stalled_until
             .is_some_and(|until| until > self.now);
@@ -184,11 +198,9 @@ impl Simulation {
                 self.workers[at].stalled_until = Some(self.now + pause);
             }
             105..107 => {
-                // A clean stop gives everything back at once.
-                for lease in self.workers[at].believes_until.keys() {
-                    self.model.resign(*lease);
-                }
-                self.workers[at] = self.new_worker();
+                let worker = &mut self.workers[at];
+                worker.stops = true;
+                give_back(&mut self.model, worker.lanes.close());
             }
             107..110 => self.acknowledge_one(),
             110..113 => self.now += Duration::from_secs(self.random.random_range(1..6)),
@@ -251,6 +263,9 @@ impl Simulation {
     fn learn(&mut self, at: usize) {
         let (now, lane, worker) = (self.now, self.lane, &mut self.workers[at]);
         worker.terms = self.terms;
+        if worker.stops {
+            return;
+        }
         worker.lanes.set_terms(lane, self.terms, now);
         if self.terms.solo && !self.model.own(worker.id, now) {
             give_back(&mut self.model, worker.lanes.drain(lane));
@@ -261,7 +276,7 @@ impl Simulation {
     /// A lane that is quiet is given up.
     fn give_up(&mut self, at: usize) {
         let (lane, worker) = (self.lane, &mut self.workers[at]);
-        if worker.lanes.is_quiet(lane) != Some(false) {
+        if worker.lanes.is_quiet(lane, self.now) != Some(false) {
             worker.lanes.set_hungry(lane, false);
             self.model.disown(worker.id);
         }
@@ -270,6 +285,9 @@ impl Simulation {
     fn feed(&mut self, at: usize) {
         let (now, lane) = (self.now, self.lane);
         let worker = &mut self.workers[at];
+        if worker.stops {
+            return;
+        }
         worker.lanes.rouse(now);
         let terms = worker.terms;
         if terms.solo && !self.model.own(worker.id, now) {
