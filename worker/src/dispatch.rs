@@ -303,6 +303,13 @@ impl Dispatch {
         }
     }
 
+    /// These lanes may have something due in the store.
+    pub fn feed(&self, lanes: impl IntoIterator<Item = SubscriptionId>) {
+        for lane in lanes {
+            self.wake.feed(lane);
+        }
+    }
+
     async fn release(&self, holding: &Holding, keys: &[DeliveryKey]) {
         for some in keys.chunks(500) {
             if let Err(error) = self.store.deliveries.release(holding.worker(), some).await {

@@ -30,10 +30,11 @@ mod rounds;
 mod scheduler;
 mod statistics;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use shared::{
+    SubscriptionId,
     config::WorkerArgs,
     engine::Engine,
     http::ops::{ReadyCheck, StoreReady},
@@ -197,7 +198,7 @@ async fn work(
         "intake of dead frames",
         intake.run(SourceLane::Dead, soft.clone()),
     );
-    let leaving = Arc::clone(&ownership);
+    let owning = Arc::clone(&ownership);
     let changes = Changes {
         registry,
         ownership,
@@ -207,9 +208,9 @@ async fn work(
         store: store.clone(),
     };
     lifecycle.critical("changes", changes.heed(store.keeper.changes(), soft.clone()));
-    let finishing = finish(Arc::clone(&dispatch), leaving, soft, drained);
+    let finishing = finish(Arc::clone(&dispatch), Arc::clone(&owning), soft, drained);
     lifecycle.critical("attempts", finishing);
-    hold(&lease, &dispatch, &store, recorded).await;
+    hold(&lease, &owning, &dispatch, &store, recorded).await;
     Ok(())
 }
 
@@ -269,7 +270,13 @@ async fn enlisted(store: &Store, soft: &CancellationToken) -> Option<(Arc<Lease>
 }
 
 /// Renews the lease until everything is recorded, then resigns.
-async fn hold(lease: &Lease, dispatch: &Dispatch, store: &Store, recorded: CancellationToken) {
+async fn hold(
+    lease: &Lease,
+    ownership: &Ownership,
+    dispatch: &Dispatch,
+    store: &Store,
+    recorded: CancellationToken,
+) {
     let mut every = tokio::time::interval_at(Instant::now() + lease::RENEWAL, lease::RENEWAL);
     every.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -289,13 +296,22 @@ async fn hold(lease: &Lease, dispatch: &Dispatch, store: &Store, recorded: Cance
             }
             Err(error) => tracing::warn!(%error, "the lease could not be renewed"),
         }
+        let mut hungry: HashSet<SubscriptionId> = HashSet::new();
         if matches!(renewed, Ok(Renewed::Anew | Renewed::AfterLoss)) {
             let dropped = dispatch.lanes().keep_held_by(lease.current().worker());
+            hungry.extend(dropped.iter().map(|job| job.key.subscription));
             if matches!(renewed, Ok(Renewed::Anew)) {
                 // They are known: they need not wait for the old lease to end.
                 dispatch.give_back(dropped).await;
             }
         }
+        match ownership.take_along().await {
+            Ok(lanes) => hungry.extend(lanes),
+            Err(error) => {
+                tracing::debug!(%error, "lanes could not be taken along; the next renewal tries again");
+            }
+        }
+        dispatch.feed(hungry);
     }
     // If this fails the lease runs out by itself.
     if let Err(error) = lease.resign(&*store.deliveries).await {

@@ -2,7 +2,8 @@
 //!
 //! A lane is served in order, or at a rate, or with fewer attempts under way than there are workers: such a lane is solo, and
 //! has one owner at a time. Every other lane is served by all workers, each with its share of the limit. The owner's name
-//! is a worker's id, which is never used again: an owner that stalled past its lease finds that nothing it does applies.
+//! is a worker's id, which is never used again: an owner that stalled past its lease finds that nothing it does applies. A worker
+//! that takes a new id for doubt takes its lanes along.
 //!
 //! Workers own what they come by, give up what they have not needed for a while, and give up some of what they have if it
 //! is more than their share, so that the lanes of a few do not stay with the first for ever.
@@ -138,6 +139,25 @@ impl Ownership {
         Ok(owned)
     }
 
+    /// Takes along what this worker owns by leases that are on their way out, and says what that is. The lanes in memory are the
+    /// same: what is under way in them is waited for as ever.
+    pub async fn take_along(&self) -> store::Result<Vec<SubscriptionId>> {
+        let worker = self.lease.current().worker();
+        let mut taken = Vec::new();
+        for old in self.lease.retiring() {
+            taken.extend(self.store.deliveries.hand_over(old, worker).await?);
+        }
+        let (mut state, now) = (self.state(), Instant::now());
+        if state.worker == worker {
+            for lane in &taken {
+                state.owned.insert(*lane, now);
+                // It may have been asked for meanwhile.
+                state.left_alone.remove(lane);
+            }
+        }
+        Ok(taken)
+    }
+
     /// Looks it all over now and then, until the soft signal.
     pub async fn look_over(
         self: Arc<Self>,
@@ -264,5 +284,40 @@ impl State {
             leaving: HashSet::new(),
             left_alone: HashMap::new(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{lease::Renewed, real_store::RealStore};
+
+    #[tokio::test]
+    async fn a_worker_in_doubt_takes_its_lanes_along() {
+        let real = RealStore::open().await;
+        let (lane, deliveries) = (real.subscription().await.id, &*real.store.deliveries);
+        let lease = Arc::new(Lease::enlist(deliveries).await.unwrap());
+        let ownership = Ownership::begin(real.store.clone(), Arc::clone(&lease))
+            .await
+            .unwrap();
+        assert_eq!(ownership.acquire(&[lane]).await.unwrap(), HashSet::from([lane]));
+        assert!(ownership.take_along().await.unwrap().is_empty());
+        // An attempt, of whatever lane, that takes its time.
+        let under_way = lease.current();
+        lease.doubt();
+        assert_eq!(lease.renew(deliveries).await.unwrap(), Renewed::Anew);
+        assert!(!ownership.owns(lane), "not before the store says so");
+        assert!(
+            ownership.acquire(&[lane]).await.unwrap().is_empty(),
+            "the old lease lives"
+        );
+        assert_eq!(ownership.take_along().await.unwrap(), [lane]);
+        assert!(ownership.owns(lane));
+        assert_eq!(ownership.acquire(&[lane]).await.unwrap(), HashSet::from([lane]));
+        drop(under_way);
+        assert_eq!(lease.renew(deliveries).await.unwrap(), Renewed::Same);
+        assert!(lease.retiring().is_empty(), "it is over");
+        let standing = deliveries.standing(lease.current().worker()).await.unwrap();
+        assert_eq!((standing.workers, standing.mine), (1, 1));
     }
 }

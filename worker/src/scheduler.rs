@@ -246,6 +246,8 @@ impl Scheduler {
             // They may have been claimed all the same.
             self.lease.doubt();
         }
+        // Lanes with one owner may have gone to its new id meanwhile.
+        let is_current = self.lease.is_current(&holding);
         // A claim that comes to many bytes may have been cut short.
         let cut = claimed
             .iter()
@@ -262,7 +264,10 @@ impl Scheduler {
             for (subscription, room) in &wanted {
                 let count = counts.get(subscription).copied().unwrap_or_default();
                 // Fewer than asked for: the store holds no more that is due.
-                lanes.set_hungry(*subscription, claimed.is_err() || cut || count == *room);
+                lanes.set_hungry(
+                    *subscription,
+                    claimed.is_err() || cut || count == *room || !is_current,
+                );
                 lanes.unreserve(*subscription, (room - count) as usize);
             }
         }
@@ -296,7 +301,8 @@ impl Scheduler {
         {
             let mut lanes = self.dispatch.lanes();
             // Claimed may be fewer than there are: for their bytes, or for an intake that is not over.
-            lanes.set_hungry(lane, claimed.is_err() || count > 0);
+            let is_current = self.lease.is_current(&holding);
+            lanes.set_hungry(lane, claimed.is_err() || count > 0 || !is_current);
             lanes.unreserve(lane, room - count);
         }
         self.dispatch

@@ -103,6 +103,9 @@ pub trait Deliveries: Send + Sync {
     /// Makes the worker the owner of these lanes, but for those that another living worker owns; returns those that it owns
     /// now. A lane belongs to its owner until that gives it up, or has no living lease any more.
     async fn own(&self, worker: WorkerId, lanes: &[SubscriptionId]) -> Result<Vec<SubscriptionId>>;
+    /// Makes a worker, if its lease lives, the owner of all lanes that another owns, and returns them: the two are one process,
+    /// which has taken a new id. What the other holds stays held by it.
+    async fn hand_over(&self, from: WorkerId, to: WorkerId) -> Result<Vec<SubscriptionId>>;
     /// Gives lanes up that the worker owns.
     async fn disown(&self, worker: WorkerId, lanes: &[SubscriptionId]) -> Result<()>;
     /// Tells the owners of these lanes, or whoever waits to pull from them, as [`Change::Lane`], that there is something new in

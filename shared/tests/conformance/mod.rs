@@ -49,7 +49,7 @@ macro_rules! conformance_tests {
                 released_and_still_held, backlog_is_counted, claims_are_bounded_by_bytes, what_was_parked_goes_in_order;
             lanes: a_lane_has_one_owner, many_want_a_lane_and_one_has_it, taken_in_order_up_to_what_waits,
                 only_its_owner_takes_in_order, what_was_tried_before_is_in_order_too, order_holds_beside_intakes,
-                claims_in_order_are_bounded_by_bytes,
+                claims_in_order_are_bounded_by_bytes, lanes_are_handed_over,
                 owners_are_told;
             outcomes: success_is_recorded, failures_are_logged, dead_letters, outcomes_apply_once,
                 outcomes_of_the_stalled_do_not_apply, large_mixed_batches, acknowledged, acknowledged_beats_outcome,

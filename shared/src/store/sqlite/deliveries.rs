@@ -300,6 +300,21 @@ async fn own(tx: &mut Tx, worker: WorkerId, lanes: Vec<SubscriptionId>) -> Resul
     Ok(owned)
 }
 
+async fn hand_over(tx: &mut Tx, from: WorkerId, to: WorkerId) -> Result<Vec<SubscriptionId>> {
+    if !lives(&mut tx.connection, to, tx.now).await? {
+        return Ok(Vec::new());
+    }
+    sqlx::query("UPDATE lanes SET owner = ? WHERE owner = ? RETURNING subscription_id")
+        .bind(to.uuid())
+        .bind(from.uuid())
+        .fetch_all(&mut tx.connection)
+        .await
+        .map_err(failed)?
+        .iter()
+        .map(|row| row.id(0))
+        .collect()
+}
+
 async fn disown(tx: &mut Tx, worker: WorkerId, lanes: Vec<SubscriptionId>) -> Result<()> {
     for lane in lanes {
         sqlx::query("DELETE FROM lanes WHERE subscription_id = ? AND owner = ?")
@@ -433,6 +448,10 @@ impl Deliveries for Engine {
     async fn own(&self, worker: WorkerId, lanes: &[SubscriptionId]) -> Result<Vec<SubscriptionId>> {
         let lanes = lanes.to_vec();
         self.writer.run(move |tx| Box::pin(own(tx, worker, lanes))).await
+    }
+
+    async fn hand_over(&self, from: WorkerId, to: WorkerId) -> Result<Vec<SubscriptionId>> {
+        self.writer.run(move |tx| Box::pin(hand_over(tx, from, to))).await
     }
 
     async fn disown(&self, worker: WorkerId, lanes: &[SubscriptionId]) -> Result<()> {

@@ -2,8 +2,8 @@
 //! and of a subscriber, with a clock that moves only when it is told to. Every run is decided by its seed alone.
 //!
 //! The lanes are the real ones. Around them each worker does what the scheduler, the lease and the ownership of lanes do, a
-//! step at a time: it feeds, renews its lease or loses it, is in doubt about it and lets the old one end, owns the lane and
-//! gives it up, stops, and learns late that the subscription wants another order, or that a delivery was closed that is open again
+//! step at a time: it feeds, renews its lease or loses it, is in doubt about it and lets the old one end, owns the lane,
+//! takes it along and gives it up, stops, and learns late that the subscription wants another order, or that a delivery was closed that is open again
 //! by then. The store is a [model] of what the store's
 //! traits promise; that the engines keep those promises is what their own checks show.
 
@@ -243,6 +243,18 @@ impl Simulation {
                 worker.retiring.push(lease);
             }
         }
+        self.renew_current(at, doubt);
+        // The store may not answer; then the next renewal tries again.
+        if self.random.random_range(0..4) > 0 {
+            let worker = &self.workers[at];
+            for old in &worker.retiring {
+                self.model.hand_over(*old, worker.id, self.now);
+            }
+        }
+    }
+
+    fn renew_current(&mut self, at: usize, doubt: bool) {
+        let (now, worker) = (self.now, &mut self.workers[at]);
         let lives = self.model.renew(worker.id, now);
         if lives {
             worker.believes_until.insert(worker.id, now + LEASE);
@@ -466,7 +478,7 @@ fn order_holds_whatever_happens() {
         .ok()
         .and_then(|seed| seed.parse().ok());
     let seeds = only.map_or(0..SEEDS, |seed: u64| seed..seed + 1);
-    let (mut sent, mut again, mut changed, mut opened) = (0, 0, 0, 0);
+    let (mut sent, mut again, mut changed, mut opened, mut handed_over) = (0, 0, 0, 0, 0);
     for seed in seeds {
         let ran = std::panic::catch_unwind(|| {
             let mut simulation = Simulation::new(seed);
@@ -494,11 +506,13 @@ fn order_holds_whatever_happens() {
         again += simulation.arrivals.values().filter(|times| **times > 1).count();
         changed += simulation.changed;
         opened += simulation.opened_again;
+        handed_over += simulation.model.handed_over;
     }
     if only.is_none() {
         assert!(
-            sent > 10_000 && again > 500 && changed > 3_000 && opened > 3_000,
-            "{sent} sent, {again} of them again, {changed} changes of order, {opened} opened again: too little happened"
+            sent > 10_000 && again > 500 && changed > 3_000 && opened > 3_000 && handed_over > 1_000,
+            "{sent} sent, {again} of them again, {changed} changes of order, {opened} opened again, {handed_over} times \
+             the lane was taken along: too little happened"
         );
     }
 }

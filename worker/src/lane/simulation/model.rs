@@ -42,6 +42,7 @@ pub(super) struct Model {
     pub(super) seqs: HashMap<EventId, i64>,
     leases: HashMap<WorkerId, Instant>,
     lane_owner: Option<WorkerId>,
+    pub(super) handed_over: u32,
 }
 
 impl Model {
@@ -92,6 +93,13 @@ impl Model {
             self.lane_owner = Some(worker);
         }
         self.lane_owner == Some(worker)
+    }
+
+    pub(super) fn hand_over(&mut self, from: WorkerId, to: WorkerId, now: Instant) {
+        if self.lane_owner == Some(from) && self.lives(to, now) {
+            self.lane_owner = Some(to);
+            self.handed_over += 1;
+        }
     }
 
     pub(super) fn disown(&mut self, worker: WorkerId) {
