@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
-use crate::{EventId, Invalid, OrganizationId, Timestamp, invalid};
+use crate::{EventId, Invalid, OrganizationId, Timestamp, announcement, invalid};
 
 /// The most bytes of a payload, as sent.
 pub const MAX_PAYLOAD_BYTES: usize = 256 * 1024;
@@ -65,12 +65,17 @@ impl EventType {
     /// A type that a producer may post.
     pub fn parse(text: &str) -> Result<Self, Invalid> {
         let event_type = Self::parse_any(text)?;
-        if text.starts_with("triggers.") {
+        if event_type.is_system() {
             return Err(Invalid::new(
                 "must not begin with `triggers.`, which is the system's own",
             ));
         }
         Ok(event_type)
+    }
+
+    /// Whether it is of the system's own events: those are for whoever asks for them by name, and beget no others.
+    pub fn is_system(&self) -> bool {
+        self.0.starts_with(announcement::SYSTEM)
     }
 
     /// A type that a producer or the system itself may post.

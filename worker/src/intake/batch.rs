@@ -29,7 +29,8 @@ const MAX_PLANS: usize = 20;
 
 impl Intake {
     /// Stores a batch, whole. Events of organizations that do not exist are set aside, or dropped if those were removed; notes
-    /// of repeats are dropped either way.
+    /// of repeats are dropped either way. Events of the system's own that nobody wants are dropped, once the store has said
+    /// that nobody does.
     pub(super) async fn store_batch(
         &self,
         events: &[AcceptedEvent],
@@ -77,9 +78,10 @@ impl Intake {
                     plan.event(index, event, known, &judged, &self.dispatch, &self.ownership);
                 }
             }
+            let events = plan.leave_out_unwanted(events);
             let batch = IntakeBatch {
                 worker,
-                events,
+                events: &events,
                 deliveries: &plan.deliveries,
                 versions: &versions,
                 repeats,
@@ -100,10 +102,10 @@ impl Intake {
                     return Err(error.into());
                 }
             };
-            measure(begun, events, &stored);
-            self.progress.note(events);
+            measure(begun, &events, &stored);
+            self.progress.note(&events);
             self.registry.confirm(plan.held());
-            self.start(&plan, events, &stored, &holding);
+            self.start(&plan, &events, &stored, &holding);
             plan.tell(&self.wake, &self.ownership, &self.awaited);
             return Ok(());
         }
