@@ -8,6 +8,7 @@ use shared::{
     config::{self, AddressArgs, ControlArgs, EngineArgs, OutboundArgs, ProcessArgs, RetentionArgs},
     engine::Engine,
     http::server,
+    lookup::Lookups,
     process,
 };
 
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
         let targets = Targets {
             policy: args.outbound.policy()?,
             from_this_machine: None,
+            lookups: Lookups::default(),
         };
         let admin_token = args.control.admin_token()?;
         let signup = if args.control.open_signup == Some(true) {

@@ -16,6 +16,7 @@ pub mod http;
 pub mod id;
 pub mod invalid;
 pub mod lifecycle;
+pub mod lookup;
 pub mod organization;
 pub mod process;
 pub mod queue;

@@ -216,6 +216,7 @@ metrics! {
     histogram delivery_seconds = "triggers_delivery_seconds", "Time from accepting an event to its delivery.";
     gauge attempts_in_flight = "triggers_attempts_in_flight", "Attempts under way.";
     gauge suspect_attempts_in_flight = "triggers_suspect_attempts_in_flight", "Attempts under way in the suspect pool: of subscribers that take long or fail.";
+    gauge lookups_in_flight = "triggers_lookups_in_flight", "Look-ups of hosts under way, each with a thread.";
     gauge open_circuits = "triggers_open_circuits", "Lanes whose circuit is open: nothing but probes is sent.";
     gauge lanes_busy = "triggers_lanes_busy", "Lanes with deliveries waiting or in flight.";
     gauge lane_deliveries = "triggers_lane_deliveries", "Deliveries that wait in lanes.";

@@ -17,6 +17,7 @@ mod isolation;
 mod keys;
 mod lanes;
 mod limits;
+mod looking_up;
 mod operations;
 mod order;
 mod problems;

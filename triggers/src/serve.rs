@@ -12,6 +12,7 @@ use shared::{
     engine::Engine,
     guard::TargetPolicy,
     http::server,
+    lookup::Lookups,
     process, telemetry,
 };
 
@@ -82,6 +83,7 @@ pub fn run(args: &Args, mode: Mode) -> ExitCode {
         let targets = Targets {
             policy,
             from_this_machine: opened.this_machine.then(|| opened.clone()),
+            lookups: Lookups::default(),
         };
         let engine = Engine::open(&args.engine, Some(&args.data_dir.data_dir)).await?;
         if !process::prepare(&engine, args.engine.migrate, &lifecycle).await? {

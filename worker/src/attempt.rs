@@ -52,7 +52,7 @@ pub async fn attempt(client: &Outbound, way: Way, route: &Route, job: Job) -> Re
     let sent = match request {
         Ok(mut request) => {
             let deadline = route.push.timeout.duration();
-            let progress = Progress::of(&mut request);
+            let progress = Progress::of(&mut request, organization);
             let sending = progress.follow(send(client, way, request));
             tokio::time::timeout(deadline, sending).await.unwrap_or_else(|_| {
                 let detail = progress.phase().overdue(deadline);

@@ -1,6 +1,6 @@
 //! The way out: an HTTP client that connects to nothing but what the guard has checked.
 //!
-//! A name is resolved once, inside the attempt's deadline; every address is checked, and the connection is made to the
+//! A name is resolved once, inside the attempt's deadline and [within bounds](shared::lookup); every address is checked, and the connection is made to the
 //! very addresses that were checked. IP literals are checked too. TLS is always verified; there are no proxies from the
 //! environment and no redirects. Connections are kept for a few seconds and used again. Over TLS a host that offers HTTP/2
 //! gets it: one connection for all that goes there at once. What takes long, or fails, goes [over connections of its
@@ -25,7 +25,11 @@ use rustls::{
     RootCertStore,
     pki_types::{CertificateDer, pem::PemObject},
 };
-use shared::{config::SettingError, guard::TargetPolicy};
+use shared::{
+    config::SettingError,
+    guard::TargetPolicy,
+    lookup::{Bounds, Lookups},
+};
 
 use self::connector::GuardedConnector;
 pub use self::{
@@ -77,7 +81,10 @@ impl Outbound {
             .with_tls_config(tls)
             .https_or_http()
             .enable_all_versions()
-            .wrap_connector(GuardedConnector { policy });
+            .wrap_connector(GuardedConnector {
+                policy,
+                lookups: Lookups::new(Bounds::ATTEMPTS),
+            });
         Ok(Self {
             quick: client(connector.clone()),
             apart: client(connector),

@@ -205,11 +205,12 @@ fn new(id: SubscriptionId, organization: OrganizationId, target: Target) -> Subs
 /// Refuses a URL that must not be reached.
 pub(crate) async fn check_target(
     control: &Control,
+    organization: OrganizationId,
     field: &str,
     url: &SubscriptionUrl,
     local: FromThisMachine,
 ) -> Result<(), ApiError> {
-    let checked = control.api.targets.check(url, local).await;
+    let checked = control.api.targets.check(url, organization, local).await;
     checked.map_err(|blocked| ApiError::invalid(vec![FieldError::at(&[field], blocked.to_string())]))
 }
 
@@ -249,7 +250,7 @@ async fn create(
     let (mut subscription, secret) = match (kind, &settings.url) {
         (Kind::Pull, _) => (new(SubscriptionId::new(), organization, Target::Pull), None),
         (Kind::Push, Some(url)) => {
-            check_target(&control, "url", url, local).await?;
+            check_target(&control, organization, "url", url, local).await?;
             let (subscription, secret) = new_push(&control, organization, url.clone(), scheme);
             (subscription, Some(secret))
         }
@@ -357,7 +358,7 @@ async fn change(
         return Ok(Answer::ok(SubscriptionView::of(current, None)));
     }
     if let Some(url) = &settings.url {
-        check_target(&control, "url", url, local).await?;
+        check_target(&control, organization, "url", url, local).await?;
     }
     if let Some(Some(filter)) = &settings.filter {
         check_filters(&control, organization, id, filter).await?;
