@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 on_both_engines!(
     a_dead_letter_is_announced_and_begets_no_other,
     gone_is_announced,
+    a_listener_that_is_gone_begets_no_other,
     nobody_who_has_not_asked_is_told,
     who_begins_to_listen_later_is_told_of_what_happens_then,
     what_a_filter_leaves_to_nobody_is_not_kept,
@@ -76,6 +77,40 @@ async fn gone_is_announced(engine: Engine) {
     assert_eq!(told.envelope().r#type, "triggers.subscription.disabled");
     assert_eq!(data(&told)["subscription"], subscription.id);
     assert_eq!(receiver.count("/stranger"), 0);
+}
+
+async fn a_listener_that_is_gone_begets_no_other(engine: Engine) {
+    let world = World::start(engine).await;
+    let receiver = Receiver::start().await;
+    let client = world.organization().await;
+    receiver.always("/hook", Reply::Status(422));
+    client
+        .subscribe(
+            &json!({"url": receiver.url("/hook"), "event_types": ["order.*"], "retry_schedule_seconds": []}),
+        )
+        .await;
+    receiver.always("/gone", Reply::Status(410));
+    let gone = listen(&client, &receiver, "/gone").await;
+    listen(&client, &receiver, "/told").await;
+    let first = client.event("order.placed").await;
+    let path = format!("/v1/subscriptions/{}", gone.id);
+    eventually("it is disabled", Duration::from_secs(10), async || {
+        let shown = client.get(&path).await.expect(200);
+        if shown["enabled"] == false {
+            Ok(())
+        } else {
+            Err(shown.to_string())
+        }
+    })
+    .await;
+    // What is announced is taken in in order: nothing was between these.
+    let second = client.event("order.placed").await;
+    let told = receiver.wait_for("/told", 2).await;
+    let of: Vec<_> = told
+        .iter()
+        .map(|webhook| data(webhook)["event"].clone())
+        .collect();
+    assert_eq!(of, [first, second]);
 }
 
 async fn nobody_who_has_not_asked_is_told(engine: Engine) {
@@ -161,7 +196,12 @@ async fn what_a_filter_leaves_to_nobody_is_not_kept(engine: Engine) {
     let told = receiver.wait_for("/told", 1).await.remove(0);
     assert_eq!(data(&told)["status_code"], 404);
     let kept = client.get("/v1/events?type=triggers.**").await.expect(200);
-    let ids: Vec<_> = kept["data"].as_array().expect("a list").iter().map(|event| &event["id"]).collect();
+    let ids: Vec<_> = kept["data"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|event| &event["id"])
+        .collect();
     assert_eq!(ids, [told.webhook_id()], "{kept}");
 }
 

@@ -84,9 +84,12 @@ impl Subscriptions for Watched {
         id: SubscriptionId,
         version: i64,
         reason: &str,
+        announced: bool,
     ) -> Result<bool> {
         self.disabling.fetch_add(1, Ordering::Relaxed);
-        self.real.disable(organization, id, version, reason).await
+        self.real
+            .disable(organization, id, version, reason, announced)
+            .await
     }
 
     async fn rotate(
@@ -190,6 +193,16 @@ impl RealStore {
 
     /// Makes a push subscription.
     pub async fn subscription(&self) -> Subscription {
+        self.subscription_to(EventPattern::all()).await
+    }
+
+    /// Makes one to the system's own events.
+    pub async fn listener(&self) -> Subscription {
+        self.subscription_to(EventPattern::parse("triggers.**").unwrap())
+            .await
+    }
+
+    async fn subscription_to(&self, events: EventPattern) -> Subscription {
         let subscription = Subscription {
             id: SubscriptionId::new(),
             organization: self.organization,
@@ -208,7 +221,7 @@ impl RealStore {
                 format: Format::Standard,
                 headers: None,
             }),
-            event_types: vec![EventPattern::all()],
+            event_types: vec![events],
             enabled: true,
             disabled_reason: None,
             description: None,

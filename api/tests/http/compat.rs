@@ -79,7 +79,7 @@ async fn a_webhook_is_set_and_moved() {
     desk.engine
         .store
         .subscriptions
-        .disable(tenant.id, webhook.id, webhook.version, "gone")
+        .disable(tenant.id, webhook.id, webhook.version, "gone", true)
         .await
         .unwrap();
 

@@ -126,13 +126,15 @@ pub trait Subscriptions: Send + Sync {
     /// now on, and [`Keeper::cancel_deleted`] writes that down.
     async fn delete(&self, organization: OrganizationId, id: SubscriptionId) -> Result<bool>;
     /// Disables one for a reason of the system's, if its version is still `version`: what speaks against it was learnt of
-    /// that one. Changes nothing, and says `false`, if it has changed since, is disabled, or is gone.
+    /// that one. Changes nothing, and says `false`, if it has changed since, is disabled, or is gone. It is announced if it is
+    /// to be: not where it was learnt of the system's own events, which beget no others.
     async fn disable(
         &self,
         organization: OrganizationId,
         id: SubscriptionId,
         version: i64,
         reason: &str,
+        announced: bool,
     ) -> Result<bool>;
     /// Gives one of kind `push` another secret, if its version is still `version`; the one before signs beside it for
     /// `overlap`, by the store's clock, and the one before that not any more.

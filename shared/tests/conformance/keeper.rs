@@ -42,7 +42,7 @@ pub(crate) async fn changes_are_announced(store: &Store) {
     assert!(
         store
             .subscriptions
-            .disable(ours, made.id, 1, "gone")
+            .disable(ours, made.id, 1, "gone", true)
             .await
             .unwrap()
     );
@@ -50,7 +50,7 @@ pub(crate) async fn changes_are_announced(store: &Store) {
     assert!(
         !store
             .subscriptions
-            .disable(ours, made.id, 2, "gone")
+            .disable(ours, made.id, 2, "gone", true)
             .await
             .unwrap()
     );

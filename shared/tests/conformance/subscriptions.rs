@@ -256,7 +256,7 @@ pub(crate) async fn changes_raise_the_version(store: &Store) {
     assert!(
         store
             .subscriptions
-            .disable(ours, made.id, 3, "gone")
+            .disable(ours, made.id, 3, "gone", true)
             .await
             .unwrap()
     );
@@ -271,7 +271,7 @@ pub(crate) async fn enabling_clears_the_reason(store: &Store) {
     let made = push(store, ours).await;
     store
         .subscriptions
-        .disable(ours, made.id, 1, "410")
+        .disable(ours, made.id, 1, "410", true)
         .await
         .unwrap();
     let disabled = store.subscriptions.get(ours, made.id).await.unwrap().unwrap();
@@ -326,7 +326,7 @@ pub(crate) async fn disabled_by_version(store: &Store) {
     let disable = async |organization, id, version| {
         let disabled = store
             .subscriptions
-            .disable(organization, id, version, "410")
+            .disable(organization, id, version, "410", true)
             .await;
         disabled.unwrap()
     };
@@ -415,7 +415,7 @@ pub(crate) async fn in_force_leaves_out_unknown_organizations(store: &Store) {
     let disabled = push(store, first).await;
     store
         .subscriptions
-        .disable(first, disabled.id, 1, "gone")
+        .disable(first, disabled.id, 1, "gone", true)
         .await
         .unwrap();
     let asked = [first, OrganizationId::new(), second];

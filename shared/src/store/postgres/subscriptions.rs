@@ -162,7 +162,7 @@ const DELETE: &str = changing!(
     ", forgotten AS (DELETE FROM subscription_failures WHERE subscription_id IN (SELECT id FROM changed))"
 );
 
-/// `$7` is for how many seconds it must have failed, if that is what it is disabled for. That row is locked, so that a success
+/// `$8` is whether it is announced, and `$7` for how many seconds it must have failed, if that is what it is disabled for. That row is locked, so that a success
 /// which is just being told of comes first; and after the subscription's own, as wherever both are.
 const DISABLE: &str = changing!(
     "UPDATE subscriptions s SET enabled = false, disabled_reason = $4, updated_at = now(), version = version + 1
@@ -176,7 +176,7 @@ const DISABLE: &str = changing!(
     concat!(
         ", told AS (
             INSERT INTO announcements (id, organization_id, type, payload)
-            SELECT $5, organization_id, 'triggers.subscription.disabled', $6 FROM changed WHERE ",
+            SELECT $5, organization_id, 'triggers.subscription.disabled', $6 FROM changed WHERE $8 AND ",
         wanted!("changed.organization_id"),
         "   ON CONFLICT DO NOTHING
         ), forgotten AS (
@@ -422,8 +422,10 @@ impl Subscriptions for Engine {
         id: SubscriptionId,
         version: i64,
         reason: &str,
+        announced: bool,
     ) -> Result<bool> {
-        self.disable_as(organization, id, version, None, reason).await
+        self.disable_as(organization, id, version, None, reason, announced)
+            .await
     }
 
     async fn rotate(
@@ -546,6 +548,7 @@ impl Engine {
         version: i64,
         failed_for: Option<Duration>,
         reason: &str,
+        announced: bool,
     ) -> Result<bool> {
         let announcement = Announcement::disabled(id, reason);
         let statement = query(DISABLE)
@@ -555,7 +558,8 @@ impl Engine {
             .bind(reason.to_owned())
             .bind(announcement.id.uuid())
             .bind(announcement.payload)
-            .bind(failed_for.map(rows::seconds));
+            .bind(failed_for.map(rows::seconds))
+            .bind(announced);
         let disabled = Change::of(organization, Action::SubscriptionDisabled, id)
             .with_changed(vec!["enabled"])
             .because(reason);

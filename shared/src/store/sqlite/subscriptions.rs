@@ -318,13 +318,14 @@ async fn delete(tx: &mut Tx, organization: OrganizationId, id: SubscriptionId) -
     Ok(true)
 }
 
-/// Disables one, if it is as it was, and tells of it.
+/// Disables one, if it is as it was, and tells of it if it is to be announced.
 pub(super) async fn disable(
     tx: &mut Tx,
     organization: OrganizationId,
     id: SubscriptionId,
     version: i64,
     reason: String,
+    announced: bool,
 ) -> Result<bool> {
     let announcement = Announcement::disabled(id, &reason);
     let audited = audit::Change::of(organization, Action::SubscriptionDisabled, id)
@@ -345,7 +346,9 @@ pub(super) async fn disable(
     if disabled.rows_affected() == 0 {
         return Ok(false);
     }
-    announce(tx, organization, &announcement).await?;
+    if announced {
+        announce(tx, organization, &announcement).await?;
+    }
     tx.audit(audited).await?;
     forget_failing(tx, id).await?;
     changed(tx, organization, id).await?;
@@ -499,10 +502,11 @@ impl Subscriptions for Engine {
         id: SubscriptionId,
         version: i64,
         reason: &str,
+        announced: bool,
     ) -> Result<bool> {
         let reason = reason.to_owned();
         self.writer
-            .run(move |tx| Box::pin(disable(tx, organization, id, version, reason)))
+            .run(move |tx| Box::pin(disable(tx, organization, id, version, reason, announced)))
             .await
     }
 
