@@ -122,22 +122,71 @@ async fn check_secret_key(engine: &Engine, lifecycle: &Lifecycle) -> anyhow::Res
     Ok(true)
 }
 
+/// How often all secrets are looked at: as often as some were sealed under a former key meanwhile, this often at most.
+const PASSES: usize = 10;
+
 /// Seals anew, under the current key, every secret that is sealed under a former one, and has the deployment know its key by
 /// the current one from then on. Done in small steps: it may be stopped and begun again, and run beside processes that
-/// have both keys. Says how many secrets it sealed; `None` if the process is to stop first.
+/// have both keys. The deployment's key is another only once a look at all secrets has found none that is sealed otherwise.
+/// Says how many secrets it sealed; `None` if the process is to stop first.
 pub async fn reseal(engine: &Engine, lifecycle: &Lifecycle) -> anyhow::Result<Option<u64>> {
     let (sealer, store) = (&engine.sealer, &engine.store);
     if !check_secret_key(engine, lifecycle).await? {
         return Ok(None);
     }
-    let (mut after, mut done) = (None, 0);
+    let (mut done, mut passes) = (0, 0);
+    while let Some(sealed) = reseal_all(engine, lifecycle).await? {
+        done += sealed.anew;
+        if sealed.found > 0 {
+            passes += 1;
+            anyhow::ensure!(
+                passes < PASSES,
+                "secrets are still being sealed under a former key: set TRIGGERS_SECRET_KEY of every process to the current \
+                 one, restart it, and run this again"
+            );
+            continue;
+        }
+        let own = sealer.check_value();
+        let kept = || store.keeper.secret_check(own.clone());
+        let Some(kept) = patiently("the check value cannot be read", lifecycle, kept).await? else {
+            return Ok(None);
+        };
+        if !kept.0.starts_with(&sealer.key_id()) {
+            let replace = || store.keeper.replace_secret_check(&kept, own.clone());
+            if patiently("the check value cannot be written", lifecycle, replace)
+                .await?
+                .is_none()
+            {
+                return Ok(None);
+            }
+        }
+        return Ok(Some(done));
+    }
+    Ok(None)
+}
+
+/// What came of a look at all secrets.
+#[derive(Debug, Default)]
+struct Resealed {
+    /// How many were sealed under a former key.
+    found: u64,
+    /// How many of those this has sealed anew.
+    anew: u64,
+}
+
+/// Looks at all secrets once, and seals anew what is sealed under a former key; `None` if the process is to stop first.
+async fn reseal_all(engine: &Engine, lifecycle: &Lifecycle) -> anyhow::Result<Option<Resealed>> {
+    let (sealer, store) = (&engine.sealer, &engine.store);
+    let (mut after, mut resealed) = (None, Resealed::default());
     loop {
         let what = "secrets cannot be read";
         let read = || store.subscriptions.sealed_otherwise(sealer.key_id(), after, 100);
         let Some(found) = patiently(what, lifecycle, read).await? else {
             return Ok(None);
         };
-        let Some(last) = found.last() else { break };
+        let Some(last) = found.last() else {
+            return Ok(Some(resealed));
+        };
         after = Some(last.id);
         for subscription in &found {
             let (organization, id) = (subscription.organization, subscription.id);
@@ -145,32 +194,18 @@ pub async fn reseal(engine: &Engine, lifecycle: &Lifecycle) -> anyhow::Result<Op
                 if before.0.starts_with(&sealer.key_id()) {
                     continue;
                 }
+                resealed.found += 1;
                 let anew = sealer.reseal(organization, id.uuid(), before);
                 let anew = anew.map_err(|error| anyhow::anyhow!("subscription {id}: {error}"))?;
                 let put = || store.subscriptions.reseal(id, before, anew.clone());
                 match patiently("secrets cannot be written", lifecycle, put).await? {
                     None => return Ok(None),
-                    // Where it was rotated meanwhile, the new one is sealed under the current key.
-                    Some(resealed) => done += u64::from(resealed),
+                    // Where it was changed meanwhile, the next look finds what became of it.
+                    Some(put) => resealed.anew += u64::from(put),
                 }
             }
         }
     }
-    let own = sealer.check_value();
-    let kept = || store.keeper.secret_check(own.clone());
-    let Some(kept) = patiently("the check value cannot be read", lifecycle, kept).await? else {
-        return Ok(None);
-    };
-    if !kept.0.starts_with(&sealer.key_id()) {
-        let replace = || store.keeper.replace_secret_check(&kept, own.clone());
-        if patiently("the check value cannot be written", lifecycle, replace)
-            .await?
-            .is_none()
-        {
-            return Ok(None);
-        }
-    }
-    Ok(Some(done))
 }
 
 /// Makes a call to the store until it is answered; `None` if the process is to stop first.

@@ -2,6 +2,7 @@
 
 use harness::{Ended, Engine, Receiver, Spec, World};
 use serde_json::json;
+use sqlx::{Connection, Executor, PgConnection, query_scalar};
 
 const NEW: &str = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
 
@@ -78,4 +79,57 @@ async fn the_secret_key_is_changed_and_pushes_still_verify() {
             .verify(&subscription.secret)
             .expect("by the secret that was answered");
     }
+}
+
+/// As if a change by what was read before came meanwhile: once the last secret is sealed anew, the first is as it was.
+const PUT_BACK: &str = "
+    CREATE TABLE old AS SELECT id, secret FROM subscriptions WHERE secret IS NOT NULL ORDER BY id LIMIT 1;
+    CREATE FUNCTION put_back() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        WITH taken AS (DELETE FROM old RETURNING *)
+        UPDATE subscriptions s SET secret = taken.secret FROM taken WHERE s.id = taken.id;
+        RETURN NULL;
+    END $$;
+    CREATE TRIGGER put_back AFTER UPDATE ON subscriptions FOR EACH ROW
+        WHEN (NEW.description = 'the last') EXECUTE FUNCTION put_back();";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_comes_to_be_under_the_old_key_meanwhile_is_sealed_anew_too() {
+    let world = World::start(Engine::Servers).await;
+    let receiver = Receiver::start().await;
+    let client = world.organization().await;
+    for description in ["the first", "another", "the last"] {
+        client
+            .subscribe(&json!({"url": receiver.url("/hook"), "description": description}))
+            .await;
+    }
+    crate::starting::key_is_known(&world.database_url()).await;
+    let old = world
+        .settings()
+        .iter()
+        .find(|(name, _)| name == "TRIGGERS_SECRET_KEY");
+    let old = old.map(|(_, value)| value.clone()).expect("a key");
+    for node in world.nodes() {
+        assert!(node.terminate().await.success());
+    }
+    let mut database = PgConnection::connect(&world.database_url())
+        .await
+        .expect("it answers");
+    database.execute(PUT_BACK).await.expect("it is put back");
+    let both = [
+        ("TRIGGERS_SECRET_KEY", NEW),
+        ("TRIGGERS_FORMER_SECRET_KEYS", &old),
+    ];
+    let ended = run(&["reseal"], with(&world, &both)).await;
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert!(ended.out.contains("4 were not"), "{ended:?}");
+    let keys: i64 = query_scalar("SELECT count(DISTINCT substring(secret FROM 1 FOR 4)) FROM subscriptions")
+        .fetch_one(&mut database)
+        .await
+        .expect("there are subscriptions");
+    assert_eq!(keys, 1, "all are sealed under one key");
+    // Under the new one: the old one is not needed any more.
+    let alone = run(&["reseal"], with(&world, &both[..1])).await;
+    assert_eq!(alone.code, Some(0), "{alone:?}");
+    assert!(alone.out.contains("0 were not"), "{alone:?}");
 }

@@ -153,7 +153,9 @@ pub trait Subscriptions: Send + Sync {
         after: Option<SubscriptionId>,
         limit: u32,
     ) -> Result<Vec<SealedSecrets>>;
-    /// Puts what is sealed anew in place of what was, wherever the subscription has it; `false` if it has it no more.
+    /// Puts what is sealed anew in place of what was, wherever the subscription has it; `false` if it has it no more. Raises the
+    /// subscription's version, so that a change by what was read before does not put the old back; but not the organization's, and
+    /// announces nothing: it is sent as before.
     async fn reseal(&self, id: SubscriptionId, before: &Sealed, after: Sealed) -> Result<bool>;
     /// The organization's built-in push subscription that `POST /api/webhook/config` sets, if it has one.
     async fn webhook(&self, organization: OrganizationId) -> Result<Option<Subscription>>;

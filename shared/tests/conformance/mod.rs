@@ -33,7 +33,7 @@ macro_rules! conformance_tests {
             subscriptions: created_and_read_back, listed_in_pages, patched_by_version, changes_raise_the_version,
                 enabling_clears_the_reason, deleted_ones_are_gone, one_webhook_an_organization,
                 in_force_leaves_out_unknown_organizations, disabled_by_version, secrets_are_rotated,
-                secrets_are_sealed_anew;
+                secrets_are_sealed_anew, a_change_by_what_was_sealed_before_is_a_conflict;
             intake: payloads_are_kept_byte_for_byte, a_frame_delivered_twice_changes_nothing,
                 a_stale_plan_writes_nothing, an_unknown_organization_is_stale, duplicates_become_aliases,
                 duplicates_within_a_batch, keys_belong_to_an_organization, repeats_count_once,

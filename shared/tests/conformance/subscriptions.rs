@@ -503,6 +503,26 @@ pub(crate) async fn secrets_are_rotated(store: &Store) {
     assert!(nobody.is_empty(), "and it is gone from its row: {nobody:?}");
 }
 
+/// Who read it before would put back what was sealed under the old key.
+pub(crate) async fn a_change_by_what_was_sealed_before_is_a_conflict(store: &Store) {
+    let ours = organization(store).await.id;
+    let read = push(store, ours).await;
+    let planned_by = version(store, ours).await;
+    let subscriptions = &store.subscriptions;
+    let before = &read.push().unwrap().secret;
+    let resealed = subscriptions.reseal(read.id, before, Sealed(vec![9; 41]));
+    assert!(resealed.await.unwrap());
+    assert_eq!(version(store, ours).await, planned_by, "no plan is stale for it");
+    let change = SubscriptionPatch {
+        target: Some(read.target.clone()),
+        ..SubscriptionPatch::default()
+    };
+    let outcome = subscriptions.patch(ours, read.id, read.version, change).await;
+    assert!(matches!(outcome, Ok(PatchOutcome::Conflict)), "{outcome:?}");
+    let kept = subscriptions.get(ours, read.id).await.unwrap().unwrap();
+    assert_eq!(kept.push().unwrap().secret, Sealed(vec![9; 41]));
+}
+
 pub(crate) async fn secrets_are_sealed_anew(store: &Store) {
     let ours = organization(store).await.id;
     let mut ids = Vec::new();
@@ -549,7 +569,7 @@ pub(crate) async fn secrets_are_sealed_anew(store: &Store) {
     let one = subscriptions.get(ours, ids[0]).await.unwrap().unwrap();
     assert_eq!(
         (one.version, &one.push().unwrap().secret),
-        (1, &Sealed(vec![9; 41])),
+        (2, &Sealed(vec![9; 41])),
         "the same secret as before"
     );
     let other = subscriptions.get(ours, ids[1]).await.unwrap().unwrap();

@@ -202,11 +202,14 @@ const SEALED_OTHERWISE: &str = "
            OR substring(headers FROM 1 FOR 4) <> $1)
     ORDER BY id LIMIT $3";
 
+/// The organization's version stays: nothing that deliveries are planned by has changed, and thousands of these in a row would
+/// make every plan stale.
 const RESEAL: &str = "
     UPDATE subscriptions SET
         secret = CASE WHEN secret = $2 THEN $3 ELSE secret END,
         former_secret = CASE WHEN former_secret = $2 THEN $3 ELSE former_secret END,
-        headers = CASE WHEN headers = $2 THEN $3 ELSE headers END
+        headers = CASE WHEN headers = $2 THEN $3 ELSE headers END,
+        version = version + 1
     WHERE id = $1 AND (secret = $2 OR former_secret = $2 OR headers = $2) RETURNING organization_id";
 
 const GET: &str = concat!(

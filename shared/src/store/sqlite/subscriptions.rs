@@ -405,7 +405,7 @@ async fn reseal(tx: &mut Tx, id: SubscriptionId, before: Sealed, after: Sealed) 
     let done = sqlx::query(
         "UPDATE subscriptions SET secret = CASE WHEN secret = ?2 THEN ?3 ELSE secret END, \
          former_secret = CASE WHEN former_secret = ?2 THEN ?3 ELSE former_secret END, \
-         headers = CASE WHEN headers = ?2 THEN ?3 ELSE headers END \
+         headers = CASE WHEN headers = ?2 THEN ?3 ELSE headers END, version = version + 1 \
          WHERE id = ?1 AND (secret = ?2 OR former_secret = ?2 OR headers = ?2) RETURNING organization_id",
     )
     .bind(id.uuid())
