@@ -27,6 +27,7 @@ pub mod store;
 pub mod subscription;
 pub mod telemetry;
 pub mod timestamp;
+pub mod tls;
 
 pub use delivery::{DeliveryKey, EventStatus, FailureKind, State as DeliveryState, Status as DeliveryStatus};
 pub use event::{AcceptedEvent, DedupId, Entry, EventType, Payload, Repeat, Source, TraceParent};

@@ -47,7 +47,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub use crate::outbound::{Outbound, tls};
+pub use crate::outbound::Outbound;
 use crate::{
     awaited::Awaited,
     dispatch::Dispatch,

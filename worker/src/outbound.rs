@@ -21,11 +21,7 @@ use hyper_util::{
     client::legacy::{self, Client},
     rt::{TokioExecutor, TokioTimer},
 };
-use rustls::{
-    RootCertStore,
-    pki_types::{CertificateDer, pem::PemObject},
-};
-use shared::{config::SettingError, guard::TargetPolicy};
+use shared::{guard::TargetPolicy, tls};
 
 use self::connector::GuardedConnector;
 pub use self::{
@@ -71,7 +67,7 @@ pub struct Outbound {
 impl Outbound {
     /// Makes the client, which trusts the authorities of a PEM file, too; a wrong file is named.
     pub fn new(policy: TargetPolicy, extra_ca_file: Option<&Path>) -> anyhow::Result<Self> {
-        let tls = tls("TRIGGERS_EXTRA_CA_FILE", extra_ca_file)?;
+        let tls = tls::client("TRIGGERS_EXTRA_CA_FILE", extra_ca_file)?;
         let policy = Arc::new(policy);
         let connector = HttpsConnectorBuilder::new()
             .with_tls_config(tls)
@@ -118,39 +114,4 @@ fn client(connector: HttpsConnector<GuardedConnector>) -> HttpClient {
         .http2_keep_alive_timeout(PING)
         .http2_max_concurrent_reset_streams(RESET_STREAMS)
         .build(connector)
-}
-
-/// What a client of TLS trusts: the public authorities, and those of a PEM file that a setting names.
-pub fn tls(setting: &'static str, extra_ca_file: Option<&Path>) -> anyhow::Result<rustls::ClientConfig> {
-    let mut roots: RootCertStore = webpki_roots::TLS_SERVER_ROOTS.iter().cloned().collect();
-    if let Some(file) = extra_ca_file {
-        add_roots(&mut roots, setting, file)?;
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    Ok(rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_no_client_auth())
-}
-
-/// Trusts the authorities of a PEM file, too.
-fn add_roots(roots: &mut RootCertStore, setting: &'static str, file: &Path) -> Result<(), SettingError> {
-    let wrong = |rule: String| SettingError::new(setting, rule);
-    let name = file.display();
-    let certificates = CertificateDer::pem_file_iter(file)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|error| wrong(format!("({name}) cannot be read as PEM: {error}")))?;
-    if certificates.is_empty() {
-        return Err(wrong(format!(
-            "({name}) holds no certificate: it must be a PEM file of certificate authorities"
-        )));
-    }
-    for certificate in certificates {
-        roots.add(certificate).map_err(|error| {
-            wrong(format!(
-                "({name}) holds what is no certificate authority: {error}"
-            ))
-        })?;
-    }
-    Ok(())
 }
