@@ -9,6 +9,7 @@ use shared::{
     engine::Engine,
     http::server,
     process,
+    trace::TraceArgs,
 };
 
 #[global_allocator]
@@ -32,12 +33,14 @@ struct Args {
     #[command(flatten)]
     engine: EngineArgs,
     #[command(flatten)]
+    traces: TraceArgs,
+    #[command(flatten)]
     process: ProcessArgs,
 }
 
 fn main() -> ExitCode {
     let args: Args = config::parse_or_exit();
-    process::run(&args.process, async |lifecycle, metrics| {
+    process::run(&args.process, Some(&args.traces), async |lifecycle, metrics| {
         let targets = Targets {
             policy: args.outbound.policy()?,
             from_this_machine: None,

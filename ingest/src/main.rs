@@ -11,6 +11,7 @@ use shared::{
     http::{ops, reference, server},
     process,
     queue::Publisher,
+    trace::TraceArgs,
 };
 
 #[global_allocator]
@@ -28,12 +29,14 @@ struct Args {
     #[command(flatten)]
     engine: EngineArgs,
     #[command(flatten)]
+    traces: TraceArgs,
+    #[command(flatten)]
     process: ProcessArgs,
 }
 
 fn main() -> ExitCode {
     let args: Args = config::parse_or_exit();
-    process::run(&args.process, async |lifecycle, metrics| {
+    process::run(&args.process, Some(&args.traces), async |lifecycle, metrics| {
         let addresses = args.addresses.rules()?;
         let engine = Engine::open(&args.engine, None).await?;
         let (listener, _) = process::listen(args.listen).await?;

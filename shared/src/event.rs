@@ -149,6 +149,12 @@ impl TraceParent {
         let shaped = version == "00" && trace.len() == 32 && parent.len() == 16 && flags.len() == 2;
         (shaped && named(trace) && named(parent) && hex(flags)).then(|| Self(text.into()))
     }
+
+    /// That of a span: its trace's id and its own, neither of them zero, and its flags.
+    pub fn of(trace: [u8; 16], span: [u8; 8], flags: u8) -> Self {
+        let (trace, span) = (u128::from_be_bytes(trace), u64::from_be_bytes(span));
+        Self(format!("00-{trace:032x}-{span:016x}-{flags:02x}").into())
+    }
 }
 
 /// Any JSON value, as it was sent, byte for byte: at most [`MAX_PAYLOAD_BYTES`] and [`MAX_PAYLOAD_DEPTH`].

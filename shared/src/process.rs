@@ -1,4 +1,4 @@
-//! What every process does at its start: logs, metrics, a listener, and a schema that is up to date.
+//! What every process does at its start: logs, metrics, traces, a listener, and a schema that is up to date.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -10,15 +10,17 @@ use crate::{
     engine::Engine,
     lifecycle::Lifecycle,
     store, telemetry,
+    trace::{self, TraceArgs},
 };
 
 /// More than all connections that a process ever has: there are systems on which a limit of billions makes programs slow.
 const MAX_OPEN_FILES: u64 = 65_536;
 
-/// Runs a process: sets up logs and metrics, builds it by `start`, and waits until it is asked to stop and has drained.
-/// An error is one line on standard error, and the exit code 1 (2 for a wrong setting).
+/// Runs a process: sets up logs, metrics, and traces if it has any, builds it by `start`, and waits until it is asked to stop
+/// and has drained. An error is one line on standard error, and the exit code 1 (2 for a wrong setting).
 pub fn run<F>(
     args: &ProcessArgs,
+    traces: Option<&TraceArgs>,
     start: impl FnOnce(Lifecycle, PrometheusHandle) -> F,
 ) -> std::process::ExitCode
 where
@@ -39,6 +41,7 @@ where
                     "metrics",
                     telemetry::keep_metrics(metrics.clone(), lifecycle.clone()),
                 );
+                let spans = traces.map(trace::init).transpose()?.flatten();
                 // What starts may heed the signal itself, and is asked first. If it does not, it is dropped where it waits.
                 let engine = tokio::select! {
                     biased;
@@ -46,10 +49,18 @@ where
                     () = lifecycle.soft.cancelled() => None,
                 };
                 let stopped = lifecycle.run(args.shutdown_deadline()).await;
-                if let Some(engine) = engine {
-                    // Bounded, since a server that is away answers nothing.
-                    let _ = tokio::time::timeout(Duration::from_secs(5), engine.close()).await;
-                }
+                // Both are bounded, since a server that is away answers nothing. No span ends any more: all tasks have.
+                let engine_closed = async {
+                    if let Some(engine) = engine {
+                        let _ = tokio::time::timeout(Duration::from_secs(5), engine.close()).await;
+                    }
+                };
+                let spans_sent = async {
+                    if let Some(spans) = spans {
+                        spans.close().await;
+                    }
+                };
+                tokio::join!(engine_closed, spans_sent);
                 stopped
             })
         });

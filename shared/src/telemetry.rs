@@ -225,6 +225,8 @@ metrics! {
     counter attempts_uncounted = "triggers_attempts_uncounted_total", "Attempts that are missing in the statistics of their subscription: too many subscriptions had some within a minute.";
     gauge pulls_waiting = "triggers_pulls_waiting", "Pulls that wait for something to lease.";
     counter pulled = "triggers_events_pulled_total", "Events that were leased to who pulls, each time that they were.";
+    counter spans_exported = "triggers_spans_exported_total", "Spans that the collector took.";
+    counter spans_dropped = "triggers_spans_dropped_total", "Spans that were dropped: the collector did not take them, or more ended than it takes.";
     counter lease_lost = "triggers_worker_leases_lost_total", "Times that a worker stalled past its lease.";
 }
 

@@ -13,6 +13,7 @@ use shared::{
     guard::TargetPolicy,
     http::server,
     process, telemetry,
+    trace::TraceArgs,
 };
 
 use crate::dev;
@@ -38,6 +39,8 @@ pub struct Args {
     #[command(flatten)]
     retention: RetentionArgs,
     #[command(flatten)]
+    traces: TraceArgs,
+    #[command(flatten)]
     process: ProcessArgs,
 }
 
@@ -45,6 +48,7 @@ impl Args {
     /// Says what is wrong with the settings, as far as that can be told without starting.
     pub fn check(&self) -> anyhow::Result<()> {
         telemetry::log_filter(&self.process.log).map_err(SettingError::of("TRIGGERS_LOG"))?;
+        self.traces.check()?;
         self.control.admin_token()?;
         worker::Outbound::new(self.outbound.policy()?, self.worker.extra_ca_file.as_deref())?;
         Engine::check(&self.engine, Some(&self.data_dir.data_dir))?;
@@ -63,7 +67,7 @@ pub enum Mode {
 
 /// Runs until asked to stop.
 pub fn run(args: &Args, mode: Mode) -> ExitCode {
-    process::run(&args.process, async |lifecycle, metrics| {
+    process::run(&args.process, Some(&args.traces), async |lifecycle, metrics| {
         let admin_token = args.control.admin_token()?;
         // Conveniences are for whoever sits at this machine: they need a listener that only this machine reaches.
         let near = mode == Mode::Dev && args.listen.ip().is_loopback();
