@@ -12,6 +12,7 @@ mod post;
 mod posted;
 mod poster;
 mod recent;
+mod sending;
 
 use std::sync::Arc;
 
@@ -27,6 +28,7 @@ use shared::{
     },
     lifecycle::Lifecycle,
     queue::Publisher,
+    trace,
 };
 
 pub use limit::Limits;
@@ -57,7 +59,7 @@ impl Ingest {
 
 /// The routes that post events: `POST /v1/events`, `POST /v1/events/batch` and `POST /api/events`.
 pub fn routes(ingest: Arc<Ingest>) -> Router {
-    table().into_router().with_state(ingest)
+    trace::routes(table().into_router().with_state(ingest))
 }
 
 /// The routes, each with its description.

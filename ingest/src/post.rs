@@ -29,6 +29,7 @@ use crate::{
     posted::{self, Posted},
     poster::Poster,
     recent::{Claim, First},
+    sending::Sending,
 };
 
 /// An event that was accepted, as existing clients know it.
@@ -165,11 +166,12 @@ async fn enqueue(poster: &Poster<'_>, event: Posted, deadline: Instant) -> Resul
     };
     let (id, received_at) = (EventId::new(), Timestamp::now());
     let event_type = event.event_type.clone();
-    let entry = Entry::Event(event.under(id, grant.organization, received_at));
-    ingest
-        .publisher
-        .publish_by(frame::encode(&entry), deadline)
-        .await?;
+    let mut event = event.under(id, grant.organization, received_at);
+    let mut sending = Sending::begin(&mut event);
+    let entry = frame::encode(&Entry::Event(event));
+    let published = ingest.publisher.publish_by(entry, deadline).await;
+    sending.ended(published.as_ref());
+    published?;
     if let Some((pending, digest)) = pending {
         pending.confirm(First::new(id, received_at, digest));
     }

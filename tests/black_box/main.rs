@@ -32,5 +32,6 @@ mod streaming;
 mod subscriptions;
 mod targets;
 mod tested;
+mod traced;
 mod webhooks;
 mod zapier;

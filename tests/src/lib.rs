@@ -10,6 +10,7 @@
 )]
 
 mod client;
+mod collector;
 mod document;
 mod event_stream;
 mod ledger;
@@ -29,6 +30,7 @@ mod wait;
 mod world;
 
 pub use client::{Answer, Client, Subscription};
+pub use collector::{Collector, Traced};
 pub use document::{Access, Field, Operation, Parameter, Place};
 pub use event_stream::{EventStream, StreamedEvent};
 pub use ledger::{Ledger, Load, Post, is_keyed};

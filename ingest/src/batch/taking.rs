@@ -22,6 +22,7 @@ use crate::{
     posted::Posted,
     poster::Poster,
     recent::{Claim, First, Pending},
+    sending::Sending,
 };
 
 /// What came of an event.
@@ -126,6 +127,7 @@ struct Written<'a> {
     id: EventId,
     event_type: EventType,
     key: Option<NewKey<'a>>,
+    sending: Sending,
 }
 
 /// A key that the batch is the first to have.
@@ -183,14 +185,15 @@ impl<'a> Batch<'a> {
             NewKey { key, pending, digest }
         });
         let id = EventId::new();
+        let mut event = event.under(id, self.poster.grant.organization, self.received_at);
         let written = Written {
             place,
             id,
             event_type: event.event_type.clone(),
             key,
+            sending: Sending::begin(&mut event),
         };
-        let entry = Entry::Event(event.under(id, self.poster.grant.organization, self.received_at));
-        self.write(written, &entry).await;
+        self.write(written, &Entry::Event(event)).await;
         None
     }
 
@@ -202,6 +205,7 @@ impl<'a> Batch<'a> {
             let bytes = self.part.bytes.split_off(before);
             self.flush().await;
             if self.stopped {
+                written.sending.not_tried();
                 return;
             }
             self.part.bytes = bytes;
@@ -225,8 +229,9 @@ impl<'a> Batch<'a> {
             .publish_by(entries, self.deadline)
             .await;
         self.stopped |= published.is_err();
-        for written in events {
+        for mut written in events {
             let place = written.place;
+            written.sending.ended(published.as_ref());
             self.outcomes[place] = match published {
                 Ok(()) => Ok(self.confirm(written)),
                 Err(error) => Err(error.into()),

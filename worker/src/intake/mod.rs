@@ -11,6 +11,7 @@ mod batch;
 mod judging;
 mod plan;
 mod test_push;
+mod traced;
 mod tries;
 
 use std::{
@@ -28,6 +29,7 @@ use shared::{
     queue::{DynQueue, FrameSource, QueueError, Received, SourceLane, frame},
     store::{SetAside, Store, StoreError, is_missing_partition},
 };
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::aside::{Reason, frame_aside};
@@ -110,7 +112,7 @@ impl IntakeError {
 impl Intake {
     /// Takes in events that come from no queue.
     pub async fn take_in_events(&self, events: &[AcceptedEvent]) -> Result<(), String> {
-        let stored = self.store_batch(events, &[]).await;
+        let stored = self.store_batch(events, &[], Instant::now()).await;
         stored.map_err(|error| error.to_string())
     }
 
