@@ -49,6 +49,7 @@ fn main() -> ExitCode {
             Signup::AdminOnly
         };
         let addresses = args.addresses.rules()?;
+        let bounds = addresses.bounds();
         let engine = Engine::open(&args.engine, None).await?;
         let (listener, _) = process::listen(args.listen).await?;
         let (preparing, until) = (engine.clone(), lifecycle.clone());
@@ -67,7 +68,10 @@ fn main() -> ExitCode {
             addresses,
         };
         let routes = api::process::routes(&engine, settings, metrics, &lifecycle);
-        lifecycle.critical("http", server::serve(listener, routes, lifecycle.clone()));
+        lifecycle.critical(
+            "http",
+            server::serve_within(bounds, listener, routes, lifecycle.clone()),
+        );
         Ok(Some(engine))
     })
 }

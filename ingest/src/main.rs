@@ -35,6 +35,7 @@ fn main() -> ExitCode {
     let args: Args = config::parse_or_exit();
     process::run(&args.process, async |lifecycle, metrics| {
         let addresses = args.addresses.rules()?;
+        let bounds = addresses.bounds();
         let engine = Engine::open(&args.engine, None).await?;
         let (listener, _) = process::listen(args.listen).await?;
         if args.engine.migrate {
@@ -54,7 +55,10 @@ fn main() -> ExitCode {
             metrics,
         };
         let routes = server::with_fallbacks(routes.merge(ops::routes(ops)).merge(reference::routes()));
-        lifecycle.critical("http", server::serve(listener, routes, lifecycle.clone()));
+        lifecycle.critical(
+            "http",
+            server::serve_within(bounds, listener, routes, lifecycle.clone()),
+        );
         Ok(Some(engine))
     })
 }

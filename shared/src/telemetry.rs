@@ -223,6 +223,7 @@ metrics! {
     counter expired = "triggers_deliveries_expired_total", "Deliveries that were still open when their retention ended.";
     gauge oldest_undelivered = "triggers_backlog_oldest_undelivered_seconds", "How long the oldest event has waited, of those that are next in the lane of an enabled push subscription.";
     counter attempts_uncounted = "triggers_attempts_uncounted_total", "Attempts that are missing in the statistics of their subscription: too many subscriptions had some within a minute.";
+    counter turned_away = "triggers_connections_turned_away_total", "Connections for which there was no place, of all or of one address: answered with 503 or 429, or closed.";
     gauge pulls_waiting = "triggers_pulls_waiting", "Pulls that wait for something to lease.";
     counter pulled = "triggers_events_pulled_total", "Events that were leased to who pulls, each time that they were.";
     counter lease_lost = "triggers_worker_leases_lost_total", "Times that a worker stalled past its lease.";

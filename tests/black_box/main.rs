@@ -6,6 +6,7 @@ mod arriving;
 mod auditing;
 mod batch;
 mod cloud_events;
+mod crowded;
 mod deduplication;
 mod described;
 mod erasing;

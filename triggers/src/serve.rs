@@ -73,6 +73,7 @@ pub fn run(args: &Args, mode: Mode) -> ExitCode {
             _ => Signup::AdminOnly,
         };
         let addresses = args.addresses.rules()?;
+        let bounds = addresses.bounds();
         let policy = args.outbound.policy()?;
         let opened = TargetPolicy {
             this_machine: near && args.outbound.allow_private_targets.is_none(),
@@ -99,7 +100,10 @@ pub fn run(args: &Args, mode: Mode) -> ExitCode {
             addresses,
         };
         let routes = api::process::routes(&engine, settings, metrics, &lifecycle);
-        lifecycle.critical("http", server::serve(listener, routes, lifecycle.clone()));
+        lifecycle.critical(
+            "http",
+            server::serve_within(bounds, listener, routes, lifecycle.clone()),
+        );
         if mode == Mode::Dev {
             let key_file = dev::ready_made_key(&engine, &args.data_dir.data_dir).await?;
             dev::greet(address, &key_file);
