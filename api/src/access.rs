@@ -11,7 +11,7 @@ use shared::http::openapi::{Input, Operation, Security};
 use shared::{
     Grant, OrganizationId, Scope, Tier,
     audit::{self, Actor},
-    http::{ApiError, Code, server::Peer},
+    http::{ApiError, Code, body::OfOrganization, server::Peer},
 };
 use subtle::ConstantTimeEq;
 
@@ -86,6 +86,7 @@ impl<A: Access> FromRequestParts<Arc<Control>> for Caller<A> {
             .authenticate(&parts.headers, Peer::of(&parts.extensions))
             .await?;
         audit::made_by(Actor::Key(grant.key));
+        parts.extensions.insert(OfOrganization(grant.organization));
         if A::ANY_OF.is_empty() || A::ANY_OF.iter().any(|scope| grant.scopes.contains(*scope)) {
             return Ok(Self {
                 grant,

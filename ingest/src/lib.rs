@@ -21,9 +21,10 @@ use shared::{
     auth::Auth,
     engine::Engine,
     http::{
-        Code,
+        Code, body,
         openapi::{Routes, doc, post},
         ops::ReadyCheck,
+        room::Room,
     },
     lifecycle::Lifecycle,
     queue::Publisher,
@@ -38,7 +39,9 @@ pub struct Ingest {
     publisher: Publisher,
     limits: Arc<Limits>,
     recent: Recent,
-    room: batch::Room,
+    /// Room for the bodies of batches, and of events alone.
+    batches: Room,
+    bodies: Room,
 }
 
 impl Ingest {
@@ -50,7 +53,8 @@ impl Ingest {
             publisher,
             limits: Limits::start(&engine.store, lifecycle),
             recent: Recent::default(),
-            room: batch::Room::default(),
+            batches: Room::new(batch::ROOM, batch::NO_ROOM),
+            bodies: Room::new(post::ROOM, body::NO_ROOM),
         })
     }
 }

@@ -1,8 +1,10 @@
-//! Clients that take more than their part of connections, or of time for a head. They hear of it at once, and others do not.
+//! Clients that take more than their part: of connections, and of room for bodies. They hear of it at once, and others do not.
 
 use std::{net::SocketAddr, time::Duration};
 
-use harness::{Engine, Node, World, eventually, on_both_engines};
+use harness::{Client, Engine, Node, World, eventually, on_both_engines};
+use http::Method;
+use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpSocket, TcpStream},
@@ -12,6 +14,7 @@ use tokio::{
 on_both_engines!(
     an_address_has_so_many_connections,
     a_head_that_comes_slowly_ends_its_connection,
+    bodies_that_do_not_come_leave_others_room,
 );
 
 const LONG: Duration = Duration::from_secs(30);
@@ -165,4 +168,86 @@ async fn a_head_that_comes_slowly_ends_its_connection(engine: Engine) {
         .await
         .expect("an idle connection ends");
     assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
+}
+
+/// Announces a body, and sends nothing of it, once it is asked for it: then it has its room.
+async fn promise(client: &Client, node: &Node, path: &str, bytes: usize) -> TcpStream {
+    const GO_ON: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+    let mut stream = TcpStream::connect(address_of(node))
+        .await
+        .expect("the node listens");
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-type: application/json\r\n\
+         content-length: {bytes}\r\nexpect: 100-continue\r\n\r\n",
+        client.key
+    );
+    stream.write_all(head.as_bytes()).await.expect("it is open");
+    let mut answer = [0; GO_ON.len()];
+    let answered = timeout(LONG, stream.read_exact(&mut answer)).await;
+    answered.expect("an answer in time").expect("an answer");
+    assert_eq!(answer, GO_ON, "{}", String::from_utf8_lossy(&answer));
+    stream
+}
+
+async fn bodies_that_do_not_come_leave_others_room(engine: Engine) {
+    const MIB: usize = 1024 * 1024;
+    const MOST: usize = 327_680;
+    let world = World::start(engine).await;
+    let (client, other) = (world.organization().await, world.organization().await);
+    let large = json!({"type": "order.placed", "payload": "x".repeat(20_000)});
+    let small = json!({"type": "order.placed", "payload": 1});
+    let subscription = |description: usize| {
+        json!({"url": "http://127.0.0.1:9/hook", "metadata": {"a": "x".repeat(400)}, "event_types":
+            (0..description).map(|number| format!("a.{number}.{}", "x".repeat(200))).collect::<Vec<_>>()})
+    };
+    // The posting routes have room of their own, and so do all others.
+    for (node, path, share, large, small) in [
+        (world.ingest(), "/v1/events", 32 * MIB, &large, &small),
+        (
+            world.api(),
+            "/v1/subscriptions",
+            8 * MIB,
+            &subscription(60),
+            &subscription(1),
+        ),
+    ] {
+        let mut held = Vec::new();
+        // All of it but a little, in bodies as large as any and one that is less.
+        for bytes in (0..share / MOST).map(|_| MOST).chain([share % MOST - 9_000]) {
+            held.push(promise(&client, node, path, bytes).await);
+        }
+        let post = async |client: &Client, body| {
+            client
+                .at(node)
+                .send(client.at(node).request(Method::POST, path).json(body))
+                .await
+        };
+        let refused = post(&client, large).await;
+        let problem = refused.problem(503, "unavailable");
+        let detail = problem["detail"].as_str().expect("a text");
+        assert_eq!(
+            detail,
+            "more bodies are under way than there is room for; try again"
+        );
+        // What is small needs none, and another organization has its own.
+        for (client, body) in [(&client, small), (&other, large)] {
+            let answer = post(client, body).await;
+            assert!(
+                [201, 202].contains(&answer.status),
+                "{} {}",
+                answer.status,
+                answer.text
+            );
+        }
+        drop(held);
+        eventually("there is room again", LONG, async || {
+            let answer = post(&client, large).await;
+            if [201, 202].contains(&answer.status) {
+                Ok(())
+            } else {
+                Err(answer.text)
+            }
+        })
+        .await;
+    }
 }

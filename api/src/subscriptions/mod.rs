@@ -241,7 +241,7 @@ async fn create(
     local: FromThisMachine,
     body: JsonBody<NewSubscription>,
 ) -> Result<Made<SubscriptionView>, ApiError> {
-    let settings = Settings::read(body.0).await?;
+    let settings = Settings::read(body.bytes).await?;
     let kind = settings.kind.unwrap_or_default();
     settings.check(kind)?;
     let organization = caller.organization();
@@ -341,7 +341,7 @@ async fn change(
     let organization = caller.organization();
     let mut current = found(&control, organization, id).await?;
     refuse_inbox(&current)?;
-    let settings = Settings::read(body.0).await?;
+    let settings = Settings::read(body.bytes).await?;
     settings.check(Kind::of(&current.target))?;
     if settings
         .signature_scheme

@@ -13,6 +13,7 @@ mod places;
 pub mod problem;
 pub mod query;
 pub mod reference;
+pub mod room;
 pub mod server;
 mod spare;
 mod stall;
