@@ -105,7 +105,7 @@ pub fn routes(api: Arc<Api>) -> Router {
     let control = Control {
         followers,
         api,
-        waiters: waiting::Waiters::new(),
+        waiters: waiting::Waiters::default(),
         room: room::Room::new(),
         bodies: Room::new(BODIES, body::NO_ROOM),
         tests: subscriptions::Tests::default(),
