@@ -116,7 +116,7 @@ impl listing::Form for InboxForm {
     type Event = EventView;
     type Rest = Rest;
 
-    fn rest(&self, next: Option<i64>) -> Rest {
+    fn rest(&self, _: u64, next: Option<i64>) -> Rest {
         Rest {
             next_cursor: next.map(|place| List::Inbox.cursor(&place)),
         }

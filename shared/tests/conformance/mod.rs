@@ -42,7 +42,8 @@ macro_rules! conformance_tests {
                 a_former_id_of_a_repeat_leads_to_the_first, a_former_id_is_stored_with_its_event_or_not_at_all,
                 put_back_by_many_it_is_stored_once, room_is_made_for_what_is_kept, a_rehearsal_leaves_nothing;
             events: another_organizations_are_not_found, listed_both_ways, filtered_by_status, filtered_by_failure,
-                filtered_by_type, pages_are_bounded_in_bytes, counted_no_further_than_asked, readers_skip_nothing, set_aside_and_forgotten,
+                filtered_by_type, pages_are_bounded_in_bytes, counted_no_further_than_asked,
+                a_rare_status_takes_pages_and_none_looks_far, readers_skip_nothing, set_aside_and_forgotten,
                 set_aside_again_is_counted;
             deliveries: held_from_intake, leases_run_out, an_ended_lease_does_not_come_back, resigning_frees,
                 claimed_oldest_first, only_served_lanes_are_claimed, claims_never_overlap, lanes_go_round,
