@@ -52,8 +52,9 @@ accesses! {
     Subscriptions: SubscriptionsWrite;
     /// Looking subscriptions up: whoever reads deliveries must be able to tell to whom they went.
     SeeSubscriptions: SubscriptionsWrite | EventsRead;
-    /// Opening deliveries again and calling them off: as acknowledging, and as replaying.
-    Deliveries: SubscriptionsWrite | EventsRead;
+    /// Opening deliveries again and calling them off, one as well as many: it decides what a subscriber gets, so that whoever may
+    /// only read does not.
+    Deliveries: SubscriptionsWrite;
     /// Keys and the organization itself, and what cannot be undone.
     Administration: Admin;
 }

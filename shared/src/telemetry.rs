@@ -203,6 +203,7 @@ metrics! {
     gauge queue_age = "triggers_queue_age_seconds", "How long the oldest frame has waited at most: how long ago the newest event that was taken in was accepted, while frames wait; else zero.";
     histogram intake_events = "triggers_intake_batch_events", "Events an intake batch.";
     histogram intake_seconds = "triggers_intake_seconds", "Time of an intake transaction.";
+    counter filters_compiled = "triggers_filters_compiled_total", "Filters that intake had to compile: those that were not kept compiled.";
     counter filters_evaluated = "triggers_filters_evaluated_total", "Filters that were evaluated for an event at intake.";
     counter filters_failed = "triggers_filters_failed_total", "Filters that could not be evaluated for an event, and so did not match.";
     histogram filter_seconds = "triggers_filter_seconds", "Time that the filters of an intake batch took, where it had any.";

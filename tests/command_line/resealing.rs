@@ -1,6 +1,6 @@
 //! The secret key of a deployment is changed: what was sealed under the old one is sealed anew, and nothing is lost.
 
-use harness::{Ended, Engine, Receiver, Spec, World};
+use harness::{Client, Ended, Engine, Receiver, Spec, Subscription, World};
 use serde_json::json;
 
 const NEW: &str = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
@@ -22,6 +22,37 @@ async fn run(arguments: &[&str], settings: Vec<(String, String)>) -> Ended {
         settings,
     };
     spec.run().await
+}
+
+/// It was run twice and sealed everything once: so once each secret is in its organization's log, the former one of a rotation
+/// beside its successor, and in the deployment's that the key is another.
+async fn in_the_log(world: &World, client: &Client, subscriptions: &[Subscription]) {
+    let path = "/v1/audit-log?action=subscription.resealed";
+    let listed = client.get(path).await.expect(200);
+    let entries = listed["data"].as_array().expect("a page");
+    let mut targets: Vec<&str> = entries
+        .iter()
+        .map(|entry| entry["target"].as_str().expect("a target"))
+        .collect();
+    let mut expected: Vec<&str> = subscriptions.iter().map(|one| one.id.as_str()).collect();
+    expected.push(&subscriptions[0].id);
+    targets.sort_unstable();
+    expected.sort_unstable();
+    assert_eq!(targets, expected, "{listed}");
+    for entry in entries {
+        assert_eq!(entry["actor"]["kind"], "command", "{entry}");
+        assert_eq!(entry["organization"], client.organization.as_str(), "{entry}");
+    }
+    let path = "/v1/audit-log?action=deployment.secret_key_changed";
+    let listed = world.admin().get(path).await.expect(200);
+    let entries = listed["data"].as_array().expect("a page");
+    assert_eq!(entries.len(), 1, "{listed}");
+    assert_eq!(
+        (&entries[0]["actor"]["kind"], &entries[0]["organization"]),
+        (&json!("command"), &json!(null))
+    );
+    let listed = client.get(path).await.expect(200);
+    assert_eq!(listed["data"], json!([]), "that is the deployment's affair");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -70,6 +101,7 @@ async fn the_secret_key_is_changed_and_pushes_still_verify() {
     for node in world.nodes() {
         node.ready().await;
     }
+    in_the_log(&world, &client, &subscriptions).await;
     let id = client.event("order.placed").await;
     client.event_becomes(&id, "delivered").await;
     for (at, subscription) in subscriptions.iter().enumerate() {

@@ -84,7 +84,8 @@ async fn set(
             ..subscription
         };
         return match store.create(subscription).await {
-            Ok(subscription) => Ok(Some((subscription, Some(secret)))),
+            Ok(Ok(subscription)) => Ok(Some((subscription, Some(secret)))),
+            Ok(Err(full)) => Err(subscriptions::filters_full(full)),
             // There is one an organization: another request made it meanwhile.
             Err(StoreError::Refused(_)) if store.webhook(organization).await?.is_some() => Ok(None),
             Err(error) => Err(error.into()),
@@ -107,5 +108,6 @@ async fn set(
     {
         PatchOutcome::Changed(subscription) => Ok(Some((*subscription, None))),
         PatchOutcome::Conflict | PatchOutcome::NotFound => Ok(None),
+        PatchOutcome::FiltersFull(full) => Err(subscriptions::filters_full(full)),
     }
 }

@@ -63,9 +63,7 @@ pub use self::{
         BACKLOG_COUNTED, BacklogAge, COUNTED_FOR, CircuitReport, FLEET_COUNTED_FOR, Fleet, Minute,
         OpenCircuit, SubscriptionStats, SuccessBand,
     },
-    subscriptions::{
-        FiltersKept, InForce, NewSecret, PatchOutcome, SealedSecrets, SubscriptionPatch, Subscriptions,
-    },
+    subscriptions::{InForce, NewSecret, PatchOutcome, SealedSecrets, SubscriptionPatch, Subscriptions},
     test_pushes::{TEST_PUSH_KEPT, TestPush, TestPushes},
 };
 use crate::DeliveryState;

@@ -19,7 +19,7 @@ use super::{
 pub(super) async fn listener(store: &Store, organization: OrganizationId) {
     let mut subscription = new_push(organization);
     subscription.event_types = vec![EventPattern::parse("triggers.**").unwrap()];
-    store.subscriptions.create(subscription).await.unwrap();
+    store.subscriptions.create(subscription).await.unwrap().unwrap();
 }
 
 pub(super) fn dead(outcome: AttemptOutcome) -> AttemptOutcome {

@@ -28,12 +28,13 @@ macro_rules! conformance_tests {
         $crate::conformance::conformance_tests! { $run;
             organizations: created_with_inbox_and_key, renamed, keys_are_listed_newest_first,
                 keys_grant_until_they_end, rotating_without_overlap_ends_the_old_key,
-                rotating_with_overlap_ends_the_old_key_later, rotated_by_many_it_has_one_successor,
+                rotating_with_overlap_ends_the_old_key_later, rotated_by_many_it_has_one_successor, rotating_gives_no_scope_that_is_not_held,
                 the_last_use_is_noted_rarely, a_hash_belongs_to_one_key;
             subscriptions: created_and_read_back, listed_in_pages, patched_by_version, changes_raise_the_version,
                 enabling_clears_the_reason, deleted_ones_are_gone, one_webhook_an_organization,
                 in_force_leaves_out_unknown_organizations, disabled_by_version, secrets_are_rotated,
-                secrets_are_sealed_anew;
+                secrets_are_sealed_anew, filters_have_bounds_together, an_organization_has_so_many_filters,
+                filters_made_at_once_keep_the_bound;
             intake: payloads_are_kept_byte_for_byte, a_frame_delivered_twice_changes_nothing,
                 a_stale_plan_writes_nothing, an_unknown_organization_is_stale, duplicates_become_aliases,
                 duplicates_within_a_batch, keys_belong_to_an_organization, repeats_count_once,

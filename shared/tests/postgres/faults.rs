@@ -193,7 +193,7 @@ async fn word_of_changes_comes_back_after_the_connection_breaks() {
                 .create(crate::conformance::world::new_push(ours))
                 .await
             {
-                Ok(made) => break made.id,
+                Ok(made) => break made.expect("room").id,
                 Err(error) => assert!(error.is_transient(), "{error:?}"),
             }
         };

@@ -24,7 +24,7 @@ use std::{
 use backon::{BackoffBuilder, ExponentialBuilder};
 use shared::{
     AcceptedEvent, Entry, Repeat, Timestamp,
-    filter::Filters,
+    filter::{self, Filters},
     queue::{DynQueue, FrameSource, QueueError, Received, SourceLane, frame},
     store::{SetAside, Store, StoreError, is_missing_partition},
 };
@@ -94,6 +94,8 @@ enum IntakeError {
     Queue(#[from] QueueError),
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error(transparent)]
+    Filters(#[from] filter::NotNow),
     #[error("subscriptions change faster than deliveries can be planned")]
     NeverFresh,
     #[error("the worker is told to stop")]
@@ -104,6 +106,11 @@ impl IntakeError {
     /// Whether the store refuses the content. A missing partition is not the content's fault.
     fn is_refusal(&self) -> bool {
         matches!(self, Self::Store(StoreError::Refused(error)) if !is_missing_partition(error))
+    }
+
+    /// Whether it is this machine that lacks something: whatever the content is, it is to be tried again until that is there.
+    fn is_own(&self) -> bool {
+        matches!(self, Self::Filters(_))
     }
 }
 

@@ -4,7 +4,8 @@
 //! try, and no frame goes back to the queue, where each return would count towards the dead queue. If it can, the failure
 //! is the portion's own: it is parted, and its parts are tried at once. What is alone is tried a few times, with a pause,
 //! and then set aside, so that it never holds up what is behind it for longer than that. Tries are counted here, in memory:
-//! a worker that starts again begins anew.
+//! a worker that starts again begins anew. What the worker itself lacks, a thread to read filters on, is no failure of the portion
+//! either: it waits for that as for the store.
 
 use std::time::Duration;
 
@@ -131,7 +132,14 @@ impl Intake {
             let Err(error) = self.try_one(&mut portion).await else {
                 continue;
             };
-            if !error.is_refusal() && self.outlast(&error, since, soft).await? {
+            if error.is_own() {
+                if since.elapsed() > HOLD {
+                    return Err(error);
+                }
+                tracing::warn!(%error, "events wait for their filters; frames are held");
+                pause(BETWEEN_TRIES, soft).await?;
+                left.push(portion);
+            } else if !error.is_refusal() && self.outlast(&error, since, soft).await? {
                 left.push(portion);
             } else if portion.is_alone() {
                 portion.failures += 1;
