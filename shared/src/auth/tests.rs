@@ -213,7 +213,11 @@ async fn a_key_that_rests_is_looked_up_after_notices_were_missed() {
     auth.note_failure(None);
     auth.missed_notices();
     let refused = auth.authenticate(&request, None).await.unwrap_err();
-    assert_eq!(refused.code(), Code::Unauthorized, "that it has ended is never in doubt");
+    assert_eq!(
+        refused.code(),
+        Code::Unauthorized,
+        "that it has ended is never in doubt"
+    );
     assert_eq!(store.began.available_permits(), 1, "and nobody has to be asked");
 }
 
