@@ -11,7 +11,7 @@ use shared::http::openapi::{Input, Operation, Security};
 use shared::{
     Grant, OrganizationId, Scope, Tier,
     audit::{self, Actor},
-    http::{ApiError, Code, server::Peer},
+    http::{ApiError, Code, body::OfOrganization, server::Peer},
 };
 use subtle::ConstantTimeEq;
 
@@ -52,8 +52,9 @@ accesses! {
     Subscriptions: SubscriptionsWrite;
     /// Looking subscriptions up: whoever reads deliveries must be able to tell to whom they went.
     SeeSubscriptions: SubscriptionsWrite | EventsRead;
-    /// Opening deliveries again and calling them off: as acknowledging, and as replaying.
-    Deliveries: SubscriptionsWrite | EventsRead;
+    /// Opening deliveries again and calling them off, one as well as many: it decides what a subscriber gets, so that whoever may
+    /// only read does not.
+    Deliveries: SubscriptionsWrite;
     /// Keys and the organization itself, and what cannot be undone.
     Administration: Admin;
 }
@@ -86,6 +87,7 @@ impl<A: Access> FromRequestParts<Arc<Control>> for Caller<A> {
             .authenticate(&parts.headers, Peer::of(&parts.extensions))
             .await?;
         audit::made_by(Actor::Key(grant.key));
+        parts.extensions.insert(OfOrganization(grant.organization));
         if A::ANY_OF.is_empty() || A::ANY_OF.iter().any(|scope| grant.scopes.contains(*scope)) {
             return Ok(Self {
                 grant,

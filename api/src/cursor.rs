@@ -119,7 +119,7 @@ impl List {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use shared::{KeyId, SetAsideId, SubscriptionId};
+    use shared::{AuditEntryId, KeyId, OrganizationId, SetAsideId, SubscriptionId};
 
     use super::*;
 
@@ -136,10 +136,17 @@ mod tests {
             prop_assert_eq!(List::SetAside.place(&List::SetAside.cursor(&place)), Ok(place));
             let place = DeliveryPlace { seq, subscription: SubscriptionId::from_uuid(Uuid::from_u128(bits)) };
             prop_assert_eq!(List::Deliveries.place(&List::Deliveries.cursor(&place)), Ok(place));
+            let id = OrganizationId::from_uuid(Uuid::from_u128(bits));
+            prop_assert_eq!(List::Organizations.place(&List::Organizations.cursor(&id)), Ok(id));
+            let place = AuditPlace {
+                at: Timestamp::from_millis(seq),
+                id: AuditEntryId::from_uuid(Uuid::from_u128(bits)),
+            };
+            prop_assert_eq!(List::AuditLog.place(&List::AuditLog.cursor(&place)), Ok(place));
         }
 
         #[test]
-        fn what_is_read_is_what_was_written(text in prop_oneof![any::<String>(), "[a-zA-Z0-9_=-]{0,40}", "[acdeikswz][A-Za-z0-9_-]{10,22}"]) {
+        fn what_is_read_is_what_was_written(text in prop_oneof![any::<String>(), "[a-zA-Z0-9_=-]{0,40}", "[YZabce]([A-Za-z0-9_-]{11}|[A-Za-z0-9_-]{22}|[A-Za-z0-9_-]{33})"]) {
             if let Ok(place) = List::Keys.place::<KeyId>(&text) {
                 prop_assert_eq!(List::Keys.cursor(&place), text.clone());
             }
@@ -149,19 +156,31 @@ mod tests {
             if let Ok(place) = List::SetAside.place::<SetAsidePlace>(&text) {
                 prop_assert_eq!(List::SetAside.cursor(&place), text.clone());
             }
+            if let Ok(place) = List::Organizations.place::<OrganizationId>(&text) {
+                prop_assert_eq!(List::Organizations.cursor(&place), text.clone());
+            }
+            if let Ok(place) = List::AuditLog.place::<AuditPlace>(&text) {
+                prop_assert_eq!(List::AuditLog.cursor(&place), text.clone());
+            }
             if let Ok(place) = List::Inbox.place::<i64>(&text) {
                 prop_assert_eq!(List::Inbox.cursor(&place), text);
             }
         }
 
         #[test]
-        fn whatever_follows_a_lists_letter_is_a_place_or_refused(list in prop::sample::select(b"ksieadz".to_vec()), place: Vec<u8>) {
+        fn whatever_follows_a_lists_letter_is_a_place_or_refused(
+            list in prop::sample::select(b"koiseadlz".to_vec()),
+            place in prop::sample::select(vec![0, 7, 8, 9, 15, 16, 17, 23, 24, 25, 100])
+                .prop_flat_map(|length| prop::collection::vec(any::<u8>(), length)),
+        ) {
             let text = URL_SAFE_NO_PAD.encode([vec![list], place.clone()].concat());
             let has = |length| place.len() == length;
             prop_assert_eq!(List::Keys.place::<KeyId>(&text).is_ok(), list == b'k' && has(16));
             prop_assert_eq!(List::Events.place::<i64>(&text).is_ok(), list == b'e' && has(8));
             prop_assert_eq!(List::Deliveries.place::<DeliveryPlace>(&text).is_ok(), list == b'd' && has(24));
             prop_assert_eq!(List::SetAside.place::<SetAsidePlace>(&text).is_ok(), list == b'a' && has(24));
+            prop_assert_eq!(List::Organizations.place::<OrganizationId>(&text).is_ok(), list == b'o' && has(16));
+            prop_assert_eq!(List::AuditLog.place::<AuditPlace>(&text).is_ok(), list == b'l' && has(24));
         }
 
         #[test]
@@ -170,6 +189,12 @@ mod tests {
             let key = List::Keys.cursor(&KeyId::from_uuid(Uuid::from_u128(bits)));
             prop_assert!(List::SetAside.place::<SetAsidePlace>(&key).is_err());
             prop_assert!(List::Keys.place::<i64>(&key).is_err());
+            prop_assert!(List::Organizations.place::<OrganizationId>(&key).is_err());
+            let place = SetAsidePlace {
+                at: Timestamp::from_millis(seq),
+                id: SetAsideId::from_uuid(Uuid::from_u128(bits)),
+            };
+            prop_assert!(List::AuditLog.place::<AuditPlace>(&List::SetAside.cursor(&place)).is_err());
         }
     }
 }

@@ -116,7 +116,7 @@ impl listing::Form for InboxForm {
     type Event = EventView;
     type Rest = Rest;
 
-    fn rest(&self, next: Option<i64>) -> Rest {
+    fn rest(&self, _: u64, next: Option<i64>) -> Rest {
         Rest {
             next_cursor: next.map(|place| List::Inbox.cursor(&place)),
         }
@@ -176,7 +176,7 @@ async fn acknowledge(
     let mut seen = HashSet::with_capacity(events.len());
     missing.extend(events.iter().copied().filter(|event| seen.insert(*event)));
     let mut done = HashMap::with_capacity(missing.len());
-    let mut wait = control.waiters.wait(WAIT);
+    let mut wait = control.waiters.wait(organization, WAIT);
     loop {
         let outcomes = control
             .api

@@ -3,7 +3,7 @@
 //! A key's text is answered once, when it is made; only its hash is kept. A revoked key ends at once in this process
 //! and within seconds in others. Revoking the last key that may administer is allowed: a leaked key must go at once, and
 //! an organization left without one keeps working until its operator steps in. Rotating it is never so: the new key, with the
-//! same scopes, is there before the old one ends.
+//! same scopes, is there before the old one ends. Nobody gets a scope by rotating that the key that asks does not have.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,7 +11,7 @@ use axum::extract::State;
 use schemars::JsonSchema;
 use serde::Serialize;
 use shared::{
-    Invalid, Key, KeyId, KeyText, OrganizationId, Scope, Scopes, Timestamp,
+    Grant, Invalid, Key, KeyId, KeyText, OrganizationId, Scope, Scopes, Timestamp,
     auth::Ending,
     http::{
         ApiError, Code, FieldError, JsonBody, Query, Unknown, fields,
@@ -56,7 +56,7 @@ pub(crate) fn routes() -> Routes<Arc<Control>> {
             post(
                 rotate,
                 doc("rotateKey", "Rotate a key")
-                    .text("A new key that may do the same; the old one is good for `overlap_seconds` more.")
+                    .text("A new key that may do the same; the old one is good for `overlap_seconds` more. A key that may do more than the one that asks is 403.")
                     .header(201, Header::NoStore)
                     .problem(Code::Conflict, "the key has ended, or was rotated before"),
             ),
@@ -250,8 +250,8 @@ async fn rotate(
     let mut fields = body.fields(Unknown::Refuse)?;
     let overlap = fields.optional("overlap_seconds", fields::number(overlap));
     fields.finish(Some(()))?;
-    let (text, replacement) =
-        replace(&control, caller.organization(), key, overlap.unwrap_or(OVERLAP)).await?;
+    let rotated = replace(&control, &caller.grant, key, overlap.unwrap_or(OVERLAP));
+    let (text, replacement) = rotated.await?;
     match replacement {
         Rotated::Done { new, old_until } => Ok(Made::created(RotatedView {
             new: KeyView::of(new, Some(&text)),
@@ -267,17 +267,24 @@ async fn rotate(
             Code::Conflict,
             format!("the key was rotated before: rotate {by}, which took its place"),
         )),
+        Rotated::Beyond => Err(ApiError::new(
+            Code::Forbidden,
+            "the key may do more than the key making the request, which would have its successor's text: rotate it with a \
+             key that has all of its scopes, or revoke it",
+        )),
         Rotated::NotFound => Err(ApiError::not_found("key")),
     }
 }
 
-/// Puts a new key in another's place, here and wherever the old one is known.
+/// Puts a new key in another's place, here and wherever the old one is known. Whoever asks gets no scope by it that they do not
+/// have.
 pub(crate) async fn replace(
     control: &Control,
-    organization: OrganizationId,
+    asking: &Grant,
     old: KeyId,
     overlap: Duration,
 ) -> Result<(KeyText, Rotated), ApiError> {
+    let organization = asking.organization;
     let text = KeyText::generate();
     let rotation = Rotation {
         old,
@@ -286,6 +293,7 @@ pub(crate) async fn replace(
         hint: text.hint(),
         hash: text.hash(),
         overlap,
+        within: (old != asking.key).then_some(asking.scopes),
     };
     let rotated = control.api.store.organizations.rotate_key(rotation).await?;
     match &rotated {
@@ -301,7 +309,7 @@ pub(crate) async fn replace(
             key: old,
             ends_at: None,
         }),
-        Rotated::Replaced(_) | Rotated::NotFound => {}
+        Rotated::Replaced(_) | Rotated::Beyond | Rotated::NotFound => {}
     }
     Ok((text, rotated))
 }

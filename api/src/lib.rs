@@ -37,8 +37,10 @@ use shared::{
     auth::Auth,
     filter::Filters,
     http::{
+        body,
         openapi::{self, Routes},
         ops, reference,
+        room::Room,
     },
     lifecycle::Lifecycle,
     queue::Publisher,
@@ -74,14 +76,24 @@ pub struct Api {
     pub lifecycle: Lifecycle,
 }
 
+/// What all bodies may take together, but for those of the posting routes.
+const BODIES: usize = 32 * 1024 * 1024;
+
 /// An [`Api`], and what its routes share while they run.
 struct Control {
     api: Arc<Api>,
     waiters: waiting::Waiters,
     room: room::Room,
+    bodies: Room,
     followers: Arc<followers::Followers>,
     tests: subscriptions::Tests,
     filters: Arc<Filters>,
+}
+
+impl body::Bodies for Control {
+    fn bodies(&self) -> &Room {
+        &self.bodies
+    }
 }
 
 /// The routes, and what looks out for those who follow events. Problems, request ids, and 404 and 405 for what is not here are the server's
@@ -93,8 +105,9 @@ pub fn routes(api: Arc<Api>) -> Router {
     let control = Control {
         followers,
         api,
-        waiters: waiting::Waiters::new(),
+        waiters: waiting::Waiters::default(),
         room: room::Room::new(),
+        bodies: Room::new(BODIES, body::NO_ROOM),
         tests: subscriptions::Tests::default(),
         filters: Arc::default(),
     };

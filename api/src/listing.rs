@@ -30,6 +30,9 @@ use crate::room::Held;
 
 /// The most events that are read at once.
 const PAGE: u32 = 100;
+/// How many pages that show less than they might a list reads: what it asks for is rare there, and each has looked at 2,000
+/// events.
+const LOOKS: u32 = 16;
 /// How many bytes are handed on at once, about.
 const PIECE: usize = 64 * 1024;
 /// How long a list may take to be read to its end, from its first page on: its reader's time, for the most part.
@@ -64,8 +67,8 @@ pub(crate) trait Form: Send + 'static {
     type Event: TryFrom<EventRecord, Error = ApiError> + Serialize;
     /// The other members, of which there is at least one.
     type Rest: Serialize;
-    /// What they are; `next` is where another list would go on, if there is more.
-    fn rest(&self, next: Option<i64>) -> Self::Rest;
+    /// What they are, behind so many events; `next` is where another list would go on, if there is more.
+    fn rest(&self, shown: u64, next: Option<i64>) -> Self::Rest;
 }
 
 /// The answer that is this list. Its first page has been read by then.
@@ -80,7 +83,9 @@ pub(crate) async fn answer<F: Form>(
         wanted,
         form,
         page: Vec::new().into_iter(),
+        shown: 0,
         more: true,
+        looks: LOOKS,
         place: Place::Opening,
         deadline: Instant::now() + DEADLINE,
     };
@@ -134,8 +139,12 @@ struct List<F> {
     form: F,
     /// What was read and is not written yet.
     page: vec::IntoIter<EventRecord>,
+    /// How many were read.
+    shown: u64,
     /// Whether another page is to be read.
     more: bool,
+    /// How many pages more it may read in which what it asks for is rare.
+    looks: u32,
     place: Place,
     deadline: Instant,
 }
@@ -172,7 +181,10 @@ impl<F: Form> List<F> {
             } => {
                 let offset = std::mem::take(offset);
                 let read = events.list(organization, filter, *order, request, offset).await?;
-                (read, false)
+                // A page that has all it may have goes on after the last that it shows, not after one that it looked at.
+                let last = read.items.last().map(|event| event.seq);
+                self.looks -= u32::from(read.next.is_some() && read.next != last);
+                (read, self.looks == 0)
             }
             Source::Search { wanted, pages } => {
                 *pages = pages.saturating_sub(1);
@@ -182,6 +194,7 @@ impl<F: Form> List<F> {
         };
         let bytes = read.items.iter().map(|event| event.payload.len()).sum();
         let events = u32::try_from(read.items.len()).unwrap_or(u32::MAX);
+        self.shown += u64::from(events);
         wanted.page.limit = wanted.page.limit.saturating_sub(events);
         wanted.page.after = read.next;
         wanted.enough = wanted.enough.saturating_sub(bytes);
@@ -212,7 +225,7 @@ impl<F: Form> List<F> {
             } else {
                 text.extend(b"],");
                 let rest = text.len();
-                write(&mut text, &self.form.rest(self.wanted.page.after))?;
+                write(&mut text, &self.form.rest(self.shown, self.wanted.page.after))?;
                 // Its members go on where those of the list itself are.
                 debug_assert!(text[rest..].starts_with(b"{\""));
                 text.remove(rest);

@@ -8,7 +8,9 @@ use shared::{
     config::{self, AddressArgs, ControlArgs, EngineArgs, OutboundArgs, ProcessArgs, RetentionArgs},
     engine::Engine,
     http::server,
+    lookup::Lookups,
     process,
+    trace::TraceArgs,
 };
 
 #[global_allocator]
@@ -32,15 +34,18 @@ struct Args {
     #[command(flatten)]
     engine: EngineArgs,
     #[command(flatten)]
+    traces: TraceArgs,
+    #[command(flatten)]
     process: ProcessArgs,
 }
 
 fn main() -> ExitCode {
     let args: Args = config::parse_or_exit();
-    process::run(&args.process, async |lifecycle, metrics| {
+    process::run(&args.process, Some(&args.traces), async |lifecycle, metrics| {
         let targets = Targets {
             policy: args.outbound.policy()?,
             from_this_machine: None,
+            lookups: Lookups::default(),
         };
         let admin_token = args.control.admin_token()?;
         let signup = if args.control.open_signup == Some(true) {
@@ -49,6 +54,7 @@ fn main() -> ExitCode {
             Signup::AdminOnly
         };
         let addresses = args.addresses.rules()?;
+        let bounds = addresses.bounds();
         let engine = Engine::open(&args.engine, None).await?;
         let (listener, _) = process::listen(args.listen).await?;
         let (preparing, until) = (engine.clone(), lifecycle.clone());
@@ -67,7 +73,10 @@ fn main() -> ExitCode {
             addresses,
         };
         let routes = api::process::routes(&engine, settings, metrics, &lifecycle);
-        lifecycle.critical("http", server::serve(listener, routes, lifecycle.clone()));
+        lifecycle.critical(
+            "http",
+            server::serve_within(bounds, listener, routes, lifecycle.clone()),
+        );
         Ok(Some(engine))
     })
 }

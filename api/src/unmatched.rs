@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use shared::{
     EventType, Filter, OrganizationId, SubscriptionId,
-    filter::{Filters, Subject, Verdict, steps_each},
+    filter::{Filters, NotNow, Subject, Verdict, steps_each},
     http::ApiError,
     store::{EventRecord, PageRequest},
     subscription::NoMatch,
@@ -106,10 +106,13 @@ async fn verdicts(
     let judging = tokio::task::spawn_blocking(move || {
         let subject = Subject::new(&event_type, source.as_deref(), occurred_at, &payload);
         let steps = steps_each(asked.len());
-        let judge = |(id, filter)| (id, filters.judge(&filter, &subject, steps));
-        asked.into_iter().map(judge).collect()
+        let (ids, asked): (Vec<SubscriptionId>, Vec<Filter>) = asked.into_iter().unzip();
+        let ready = filters.ready(&asked)?;
+        let judge = |(place, id)| (id, ready.judge(place, &subject, steps));
+        Ok::<_, NotNow>(ids.into_iter().enumerate().map(judge).collect())
     });
-    judging
+    let judged = judging
         .await
-        .map_err(|error| ApiError::internal(&format!("filters were not evaluated: {error}")))
+        .map_err(|error| ApiError::internal(&format!("filters were not evaluated: {error}")))?;
+    Ok(judged?)
 }

@@ -2,15 +2,21 @@
 //!
 //! An id is good from the moment it is answered, which may be before intake has stored its event. Whoever asks for an
 //! id younger than a minute therefore waits a little; an id of another organization waits just the same, so that the
-//! time tells nothing. Waits are bounded in length and number: past [`MAX_WAITERS`] the answer comes at once.
+//! time tells nothing. Waits are bounded in length and number, over all and for an organization: past that the answer comes
+//! at once.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::HashMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
 
-use shared::{EventId, Timestamp};
-use tokio::sync::{Semaphore, SemaphorePermit};
+use shared::{EventId, OrganizationId, Timestamp};
 
 /// The most requests that wait at once.
 const MAX_WAITERS: usize = 1_024;
+/// The most of one organization.
+const SHARE: usize = MAX_WAITERS / 4;
 /// How old an event may be that is not stored yet.
 const FRESH: Duration = Duration::from_mins(1);
 /// The first pause between two looks; each is twice the one before.
@@ -26,28 +32,73 @@ pub(crate) fn is_fresh(id: EventId) -> bool {
 }
 
 /// The room for requests that wait.
-pub(crate) struct Waiters(Semaphore);
+#[derive(Default)]
+pub(crate) struct Waiters(Mutex<Waiting>);
+
+/// Those who wait.
+#[derive(Default)]
+struct Waiting {
+    all: usize,
+    of: HashMap<OrganizationId, usize>,
+}
 
 impl Waiters {
-    pub(crate) const fn new() -> Self {
-        Self(Semaphore::const_new(MAX_WAITERS))
-    }
-
-    /// A wait of `limit` at most, from now.
-    pub(crate) fn wait(&self, limit: Duration) -> Wait<'_> {
+    /// A wait of `limit` at most, from now, of somebody of this organization.
+    pub(crate) fn wait(&self, organization: OrganizationId, limit: Duration) -> Wait<'_> {
         Wait {
-            room: &self.0,
-            permit: None,
+            room: self,
+            organization,
+            seat: None,
             deadline: Instant::now() + limit,
             pause: FIRST_PAUSE,
+        }
+    }
+
+    /// A place to wait at, if there is one left.
+    fn seat(&self, organization: OrganizationId) -> Option<Seat<'_>> {
+        let mut waiting = self.waiting();
+        let share = waiting.of.get(&organization).copied().unwrap_or_default();
+        if waiting.all >= MAX_WAITERS || share >= SHARE {
+            return None;
+        }
+        waiting.all += 1;
+        waiting.of.insert(organization, share + 1);
+        drop(waiting);
+        Some(Seat {
+            room: self,
+            organization,
+        })
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A place to wait at. It is given up when dropped, as when the client is gone.
+struct Seat<'a> {
+    room: &'a Waiters,
+    organization: OrganizationId,
+}
+
+impl Drop for Seat<'_> {
+    fn drop(&mut self) {
+        let mut waiting = self.room.waiting();
+        waiting.all -= 1;
+        if let Some(share) = waiting.of.get_mut(&self.organization) {
+            *share -= 1;
+            if *share == 0 {
+                waiting.of.remove(&self.organization);
+            }
         }
     }
 }
 
 /// One request's wait.
 pub(crate) struct Wait<'a> {
-    room: &'a Semaphore,
-    permit: Option<SemaphorePermit<'a>>,
+    room: &'a Waiters,
+    organization: OrganizationId,
+    seat: Option<Seat<'a>>,
     deadline: Instant,
     pause: Duration,
 }
@@ -59,10 +110,10 @@ impl Wait<'_> {
         if left.is_zero() {
             return false;
         }
-        if self.permit.is_none() {
-            self.permit = self.room.try_acquire().ok();
+        if self.seat.is_none() {
+            self.seat = self.room.seat(self.organization);
         }
-        if self.permit.is_none() {
+        if self.seat.is_none() {
             return false;
         }
         tokio::time::sleep(self.pause.min(left)).await;
@@ -77,28 +128,50 @@ mod tests {
 
     #[tokio::test]
     async fn a_wait_ends_and_gives_its_room_back() {
-        let waiters = Waiters::new();
+        let waiters = Waiters::default();
+        let ours = OrganizationId::new();
         let started = Instant::now();
-        let mut wait = waiters.wait(Duration::from_millis(40));
+        let mut wait = waiters.wait(ours, Duration::from_millis(40));
         let mut looks = 0;
         while wait.pause().await {
             looks += 1;
         }
         assert_eq!(looks, 3, "after 10, 30 and 40 ms");
         assert!(started.elapsed() >= Duration::from_millis(40));
+        assert_eq!(waiters.waiting().all, 1);
         drop(wait);
-        assert_eq!(waiters.0.available_permits(), MAX_WAITERS);
-        assert!(!waiters.wait(Duration::ZERO).pause().await);
+        assert!(waiters.waiting().all == 0 && waiters.waiting().of.is_empty());
+        assert!(!waiters.wait(ours, Duration::ZERO).pause().await);
     }
 
     #[tokio::test]
-    async fn past_the_bound_nobody_waits() {
-        let waiters = Waiters::new();
-        let _all = waiters
-            .0
-            .try_acquire_many(u32::try_from(MAX_WAITERS).unwrap())
-            .unwrap();
-        assert!(!waiters.wait(Duration::from_secs(30)).pause().await);
+    async fn an_organization_has_a_quarter_and_past_the_bound_nobody_waits() {
+        let waiters = Waiters::default();
+        let organizations: Vec<_> = (0..5).map(|_| OrganizationId::new()).collect();
+        let mut seats = Vec::new();
+        for organization in &organizations[..4] {
+            seats.extend(std::iter::from_fn(|| waiters.seat(*organization)));
+            let mut wait = waiters.wait(*organization, Duration::from_secs(30));
+            assert!(!wait.pause().await, "it has as many as it may");
+            if seats.len() < MAX_WAITERS {
+                let mut another = waiters.wait(organizations[4], Duration::from_millis(10));
+                assert!(another.pause().await, "others wait all the same");
+            }
+        }
+        assert_eq!(seats.len(), MAX_WAITERS);
+        assert!(
+            !waiters
+                .wait(organizations[4], Duration::from_secs(30))
+                .pause()
+                .await
+        );
+        seats.pop();
+        assert!(
+            waiters
+                .wait(organizations[4], Duration::from_millis(10))
+                .pause()
+                .await
+        );
     }
 
     #[test]

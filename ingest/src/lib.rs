@@ -12,6 +12,7 @@ mod post;
 mod posted;
 mod poster;
 mod recent;
+mod sending;
 
 use std::sync::Arc;
 
@@ -21,12 +22,14 @@ use shared::{
     auth::Auth,
     engine::Engine,
     http::{
-        Code,
+        Code, body,
         openapi::{Routes, doc, post},
         ops::ReadyCheck,
+        room::Room,
     },
     lifecycle::Lifecycle,
     queue::Publisher,
+    trace,
 };
 
 pub use limit::Limits;
@@ -38,7 +41,9 @@ pub struct Ingest {
     publisher: Publisher,
     limits: Arc<Limits>,
     recent: Recent,
-    room: batch::Room,
+    /// Room for the bodies of batches, and of events alone.
+    batches: Room,
+    bodies: Room,
 }
 
 impl Ingest {
@@ -50,14 +55,15 @@ impl Ingest {
             publisher,
             limits: Limits::start(&engine.store, lifecycle),
             recent: Recent::default(),
-            room: batch::Room::default(),
+            batches: Room::new(batch::ROOM, batch::NO_ROOM),
+            bodies: Room::new(post::ROOM, body::NO_ROOM),
         })
     }
 }
 
 /// The routes that post events: `POST /v1/events`, `POST /v1/events/batch` and `POST /api/events`.
 pub fn routes(ingest: Arc<Ingest>) -> Router {
-    table().into_router().with_state(ingest)
+    trace::routes(table().into_router().with_state(ingest))
 }
 
 /// The routes, each with its description.

@@ -11,6 +11,7 @@ use shared::{
     http::{ops, reference, server},
     process,
     queue::Publisher,
+    trace::TraceArgs,
 };
 
 #[global_allocator]
@@ -28,13 +29,16 @@ struct Args {
     #[command(flatten)]
     engine: EngineArgs,
     #[command(flatten)]
+    traces: TraceArgs,
+    #[command(flatten)]
     process: ProcessArgs,
 }
 
 fn main() -> ExitCode {
     let args: Args = config::parse_or_exit();
-    process::run(&args.process, async |lifecycle, metrics| {
+    process::run(&args.process, Some(&args.traces), async |lifecycle, metrics| {
         let addresses = args.addresses.rules()?;
+        let bounds = addresses.bounds();
         let engine = Engine::open(&args.engine, None).await?;
         let (listener, _) = process::listen(args.listen).await?;
         if args.engine.migrate {
@@ -54,7 +58,10 @@ fn main() -> ExitCode {
             metrics,
         };
         let routes = server::with_fallbacks(routes.merge(ops::routes(ops)).merge(reference::routes()));
-        lifecycle.critical("http", server::serve(listener, routes, lifecycle.clone()));
+        lifecycle.critical(
+            "http",
+            server::serve_within(bounds, listener, routes, lifecycle.clone()),
+        );
         Ok(Some(engine))
     })
 }

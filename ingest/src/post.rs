@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use axum::{
-    extract::{FromRequest, Request, State},
+    extract::{Request, State},
     response::{IntoResponse, Response},
 };
 use http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -14,7 +14,7 @@ use serde::Serialize;
 use shared::{
     Entry, EventId, EventType, Timestamp,
     event::Digest16,
-    http::{ApiError, Code, Fields, JsonBody, Unknown, body, server::Peer},
+    http::{ApiError, Code, Fields, JsonBody, Unknown, body, room::Held, server::Peer},
     queue::{PublishError, frame},
     telemetry::{self, Refusal},
 };
@@ -26,10 +26,15 @@ use crate::{
     batch,
     cloud_event::{self, Form},
     describing::NewEvent,
+    limit::Taken,
     posted::{self, Posted},
     poster::Poster,
     recent::{Claim, First},
+    sending::Sending,
 };
+
+/// What the bodies of events that are posted alone may take together.
+pub(crate) const ROOM: usize = 128 * 1024 * 1024;
 
 /// An event that was accepted, as existing clients know it.
 #[derive(Serialize, JsonSchema)]
@@ -103,46 +108,57 @@ async fn accept_from(
     unknown: Unknown,
 ) -> Result<(Accepted, HeaderMap), ApiError> {
     poster.may_post()?;
-    let event = match unknown {
-        Unknown::Refuse => read(request).await?,
-        Unknown::Ignore => read_plain(request, unknown).await?,
+    // Its bytes are the payload's until that is in the queue.
+    let (event, _held) = match unknown {
+        Unknown::Refuse => read(poster, request).await?,
+        Unknown::Ignore => read_plain(poster, request, unknown).await?,
     };
     let deadline = poster.deadline();
-    let limit = poster.take_room().inspect_err(|_| poster.count(0, 1))?;
-    let accepted = enqueue(poster, event, deadline).await;
-    if accepted.is_ok() {
-        poster.count(1, 0);
-    } else {
-        poster.give_back(1);
-    }
-    accepted.map(|accepted| (accepted, limit))
+    let (taken, limit) = poster.take_room().inspect_err(|_| poster.count_refused(1))?;
+    let accepted = enqueue(poster, event, taken, deadline).await?;
+    Ok((accepted, limit))
 }
 
 /// The event, in whichever form it comes.
-async fn read(request: Request) -> Result<Posted, ApiError> {
+async fn read(poster: &Poster<'_>, request: Request) -> Result<(Posted, Held), ApiError> {
     let form = Form::of(request.headers())?;
     if form == Form::Plain {
-        return read_plain(request, Unknown::Refuse).await;
+        return read_plain(poster, request, Unknown::Refuse).await;
     }
     let (parts, body) = request.into_parts();
     let rule = "must not be sent with a CloudEvent, whose source and id are its key";
     posted::refuse_idempotency_key(&parts.headers, rule)?;
     body::refuse_compressed(&parts.headers)?;
-    let body = body::read(body, body::CAP, |_| Ok(())).await?;
-    match form {
+    let (room, whose) = (&poster.ingest.bodies, Some(poster.grant.organization));
+    let (body, held) = body::read_within(body, room, whose).await?;
+    let event = match form {
         Form::Binary => cloud_event::binary(&parts.headers, &body),
         _ => cloud_event::structured("the body", &body, &body, posted::trace(&parts.headers)),
-    }
+    }?;
+    Ok((event, held))
 }
 
-async fn read_plain(request: Request, unknown: Unknown) -> Result<Posted, ApiError> {
+async fn read_plain(
+    poster: &Poster<'_>,
+    request: Request,
+    unknown: Unknown,
+) -> Result<(Posted, Held), ApiError> {
     let idempotency_key = posted::idempotency_key(request.headers());
     let trace = posted::trace(request.headers());
-    let body = JsonBody::<NewEvent>::from_request(request, &()).await?.0;
-    Posted::from_fields(Fields::parse(&body, unknown)?, &body, idempotency_key, trace)
+    let (room, whose) = (&poster.ingest.bodies, Some(poster.grant.organization));
+    let body = JsonBody::<NewEvent>::read(request, room, whose).await?;
+    let fields = Fields::parse(&body.bytes, unknown)?;
+    let event = Posted::from_fields(fields, &body.bytes, idempotency_key, trace)?;
+    Ok((event, body.into_held()))
 }
 
-async fn enqueue(poster: &Poster<'_>, event: Posted, deadline: Instant) -> Result<Accepted, ApiError> {
+/// Puts an event into the queue. What was `taken` for it is settled there: whoever posts it may hang up meanwhile.
+async fn enqueue(
+    poster: &Poster<'_>,
+    event: Posted,
+    mut taken: Taken,
+    deadline: Instant,
+) -> Result<Accepted, ApiError> {
     let Poster { ingest, grant, .. } = poster;
     let pending = match &event.dedup_id {
         None => None,
@@ -157,6 +173,7 @@ async fn enqueue(poster: &Poster<'_>, event: Posted, deadline: Instant) -> Resul
                 Claim::Known(first) => {
                     let (accepted, note) =
                         Accepted::again(&first, grant.organization, event.event_type, &event.payload);
+                    taken.accept(1);
                     ingest.publisher.publish_unconfirmed(frame::encode(&note));
                     return Ok(accepted);
                 }
@@ -165,11 +182,15 @@ async fn enqueue(poster: &Poster<'_>, event: Posted, deadline: Instant) -> Resul
     };
     let (id, received_at) = (EventId::new(), Timestamp::now());
     let event_type = event.event_type.clone();
-    let entry = Entry::Event(event.under(id, grant.organization, received_at));
-    ingest
+    let mut event = event.under(id, grant.organization, received_at);
+    let mut sending = Sending::begin(&mut event);
+    let entry = frame::encode(&Entry::Event(event));
+    let published = ingest
         .publisher
-        .publish_by(frame::encode(&entry), deadline)
-        .await?;
+        .publish_for(entry, Box::new(taken), deadline)
+        .await;
+    sending.ended(published.as_ref());
+    published?;
     if let Some((pending, digest)) = pending {
         pending.confirm(First::new(id, received_at, digest));
     }
@@ -199,3 +220,6 @@ pub(crate) fn count_refusal(error: &ApiError) {
     };
     telemetry::refused(reason).increment(1);
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,7 +10,10 @@ use shared::{
 };
 use tokio::time::Instant;
 
-use crate::{Ingest, limit::Room};
+use crate::{
+    Ingest,
+    limit::{Room, Taken},
+};
 
 /// How long a producer waits for what we wait for, in all: it is to see a 202 or a 503 within two seconds of the head of
 /// its request. How long its body takes is its own time.
@@ -64,8 +67,8 @@ impl<'a> Poster<'a> {
         Instant::now() + PATIENCE.saturating_sub(self.looked_up)
     }
 
-    /// Takes one event's worth from the limit.
-    pub(crate) fn take_room(&self) -> Result<HeaderMap, ApiError> {
+    /// Takes one event's worth from the limit; with it, how that stands.
+    pub(crate) fn take_room(&self) -> Result<(Taken, HeaderMap), ApiError> {
         let mut headers = HeaderMap::new();
         match self.ingest.limits.take(&self.grant) {
             Room::Unlimited => {}
@@ -78,17 +81,17 @@ impl<'a> Poster<'a> {
                 return Err(ApiError::rate_limited(detail, retry_after).with_headers(headers));
             }
         }
-        Ok(headers)
+        Ok((self.taken(1), headers))
     }
 
-    /// Gives back so many events' worth: they were not accepted.
-    pub(crate) fn give_back(&self, events: usize) {
-        self.ingest.limits.give_back(&self.grant, events);
+    /// So many events' worth that were taken.
+    pub(crate) fn taken(&self, events: usize) -> Taken {
+        self.ingest.limits.taken(&self.grant, events)
     }
 
-    /// Counts what became of events, for the organization's usage.
-    pub(crate) fn count(&self, accepted: usize, refused: usize) {
-        self.ingest.limits.count(&self.grant, accepted, refused);
+    /// Counts events that the limit refused, for the organization's usage.
+    pub(crate) fn count_refused(&self, events: usize) {
+        self.ingest.limits.count_refused(&self.grant, events);
     }
 
     /// How the limit stands.

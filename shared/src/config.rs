@@ -264,7 +264,7 @@ impl OutboundArgs {
     }
 }
 
-/// What addresses may do whose requests have no valid key.
+/// What one address may do.
 #[derive(Debug, Clone, Args)]
 pub struct AddressArgs {
     /// How many requests without a valid API key an address may make in a minute, at each process; 0 is no limit. A minute's
@@ -272,6 +272,12 @@ pub struct AddressArgs {
     #[arg(long, env = "TRIGGERS_KEYLESS_PER_MINUTE", default_value_t = 600, value_name = "NUMBER",
           value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
     pub keyless_per_minute: u32,
+
+    /// How many connections an address may have at once, at each process; 0 is no limit but that of all, which is 16,384.
+    /// Trusted proxies have as many as they like.
+    #[arg(long, env = "TRIGGERS_CONNECTIONS_PER_ADDRESS", default_value_t = 1_024, value_name = "NUMBER",
+          value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+    pub connections_per_address: u32,
 
     /// Networks of proxies in front of this process that add to X-Forwarded-For from whom they have a request, separated by commas, as
     /// `10.0.0.0/8`. Unless set, whoever connects is whom a request is from.
@@ -285,6 +291,7 @@ impl AddressArgs {
         let networks = self.trusted_proxies.as_deref().unwrap_or_default();
         Ok(AddressRules {
             per_minute: Some(self.keyless_per_minute).filter(|limit| *limit > 0),
+            connections: Some(self.connections_per_address as usize).filter(|most| *most > 0),
             trusted_proxies: TargetPolicy::parse_networks(networks)
                 .map_err(SettingError::of("TRIGGERS_TRUSTED_PROXIES"))?,
         })

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
-use crate::{EventId, Invalid, OrganizationId, Timestamp, invalid};
+use crate::{EventId, Invalid, OrganizationId, Timestamp, announcement, invalid};
 
 /// The most bytes of a payload, as sent.
 pub const MAX_PAYLOAD_BYTES: usize = 256 * 1024;
@@ -65,12 +65,17 @@ impl EventType {
     /// A type that a producer may post.
     pub fn parse(text: &str) -> Result<Self, Invalid> {
         let event_type = Self::parse_any(text)?;
-        if text.starts_with("triggers.") {
+        if event_type.is_system() {
             return Err(Invalid::new(
                 "must not begin with `triggers.`, which is the system's own",
             ));
         }
         Ok(event_type)
+    }
+
+    /// Whether it is of the system's own events: those are for whoever asks for them by name, and beget no others.
+    pub fn is_system(&self) -> bool {
+        self.0.starts_with(announcement::SYSTEM)
     }
 
     /// A type that a producer or the system itself may post.
@@ -148,6 +153,12 @@ impl TraceParent {
         let (version, trace, parent, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
         let shaped = version == "00" && trace.len() == 32 && parent.len() == 16 && flags.len() == 2;
         (shaped && named(trace) && named(parent) && hex(flags)).then(|| Self(text.into()))
+    }
+
+    /// That of a span: its trace's id and its own, neither of them zero, and its flags.
+    pub fn of(trace: [u8; 16], span: [u8; 8], flags: u8) -> Self {
+        let (trace, span) = (u128::from_be_bytes(trace), u64::from_be_bytes(span));
+        Self(format!("00-{trace:032x}-{span:016x}-{flags:02x}").into())
     }
 }
 

@@ -4,11 +4,17 @@
 //! and 443, and plain `http`, are refused likewise; in an opened network both are allowed. The same policy is asked
 //! when a URL is saved (an early 422) and, what counts, for every connection, of the very address that is connected to.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
 
 use ipnet::IpNet;
 
-use crate::{Invalid, SubscriptionUrl};
+use crate::{Invalid, OrganizationId, SubscriptionUrl, lookup::Lookups};
+
+/// How long the early check waits for a host's addresses.
+const EARLY: Duration = Duration::from_secs(2);
 
 /// What a deployment lets pushes reach.
 #[derive(Debug, Clone, Default)]
@@ -92,15 +98,20 @@ impl TargetPolicy {
     }
 
     /// The early check: the host is resolved and each address checked. A name that does not resolve now is judged by the
-    /// URL alone, since it may resolve at the attempt, where it is checked again.
-    pub async fn check_early(&self, url: &SubscriptionUrl) -> Result<(), Blocked> {
+    /// URL alone, since it may resolve at the attempt, where it is checked again. `whose` it is bounds what it takes of the
+    /// look-ups.
+    pub async fn check_early(
+        &self,
+        url: &SubscriptionUrl,
+        lookups: &Lookups,
+        whose: Option<OrganizationId>,
+    ) -> Result<(), Blocked> {
         let addresses: Vec<IpAddr> = match url.url().host() {
             Some(url::Host::Ipv4(address)) => vec![address.into()],
             Some(url::Host::Ipv6(address)) => vec![address.into()],
             Some(url::Host::Domain(name)) => {
-                let look_up = tokio::net::lookup_host((name, 0));
-                match tokio::time::timeout(std::time::Duration::from_secs(2), look_up).await {
-                    Ok(Ok(found)) => found.map(|address| address.ip()).collect(),
+                match tokio::time::timeout(EARLY, lookups.addresses(whose, name)).await {
+                    Ok(Ok(found)) => found.to_vec(),
                     _ => Vec::new(),
                 }
             }
@@ -244,39 +255,39 @@ mod tests {
 
     #[tokio::test]
     async fn a_policy_opens_what_it_names() {
+        async fn early(policy: &TargetPolicy, url: &SubscriptionUrl) -> Result<(), Blocked> {
+            policy.check_early(url, &Lookups::default(), None).await
+        }
         let url = |text: &str| SubscriptionUrl::parse(text).unwrap();
         let closed = TargetPolicy::default();
         let loopback = "http://127.0.0.1:9/x";
         assert_eq!(
-            closed.check_early(&url(loopback)).await,
+            early(&closed, &url(loopback)).await,
             Err(Blocked::Address([127, 0, 0, 1].into()))
         );
-        assert!(closed.check_early(&url("http://[::ffff:7f00:1]/")).await.is_err());
+        assert!(early(&closed, &url("http://[::ffff:7f00:1]/")).await.is_err());
         assert!(
-            closed.check_early(&url("http://2130706433/")).await.is_err(),
+            early(&closed, &url("http://2130706433/")).await.is_err(),
             "decimal forms are read as addresses"
         );
-        assert!(closed.check_early(&url("https://0x7f.1/")).await.is_err());
+        assert!(early(&closed, &url("https://0x7f.1/")).await.is_err());
         assert_eq!(
-            closed.check_early(&url("https://8.8.8.8:8443/")).await,
+            early(&closed, &url("https://8.8.8.8:8443/")).await,
             Err(Blocked::Port(8443))
         );
-        assert_eq!(
-            closed.check_early(&url("http://8.8.8.8/")).await,
-            Err(Blocked::Http)
-        );
-        assert_eq!(closed.check_early(&url("https://8.8.8.8/")).await, Ok(()));
+        assert_eq!(early(&closed, &url("http://8.8.8.8/")).await, Err(Blocked::Http));
+        assert_eq!(early(&closed, &url("https://8.8.8.8/")).await, Ok(()));
         let networks = TargetPolicy::parse_networks("127.0.0.0/8, ::1").unwrap();
         let open = TargetPolicy {
             private: networks,
             ..TargetPolicy::default()
         };
-        assert_eq!(open.check_early(&url(loopback)).await, Ok(()));
+        assert_eq!(early(&open, &url(loopback)).await, Ok(()));
         assert_eq!(
-            open.check_early(&url("http://[::ffff:127.0.0.1]:8000/")).await,
+            early(&open, &url("http://[::ffff:127.0.0.1]:8000/")).await,
             Ok(())
         );
-        assert!(open.check_early(&url("http://10.0.0.1/")).await.is_err());
+        assert!(early(&open, &url("http://10.0.0.1/")).await.is_err());
         assert!(TargetPolicy::parse_networks("localhost").is_err());
     }
 

@@ -16,6 +16,7 @@ pub mod http;
 pub mod id;
 pub mod invalid;
 pub mod lifecycle;
+pub mod lookup;
 pub mod organization;
 pub mod process;
 pub mod queue;
@@ -27,6 +28,8 @@ pub mod store;
 pub mod subscription;
 pub mod telemetry;
 pub mod timestamp;
+pub mod tls;
+pub mod trace;
 
 pub use delivery::{DeliveryKey, EventStatus, FailureKind, State as DeliveryState, Status as DeliveryStatus};
 pub use event::{AcceptedEvent, DedupId, Entry, EventType, Payload, Repeat, Source, TraceParent};

@@ -168,6 +168,11 @@ impl Scopes {
         self.0 & (1 << scope as u8) != 0
     }
 
+    /// Whether all of `others` are in it.
+    pub const fn contains_all(self, others: Self) -> bool {
+        self.0 & others.0 == others.0
+    }
+
     /// Whether there is none in it.
     pub const fn is_empty(self) -> bool {
         self.0 == 0

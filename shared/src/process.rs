@@ -1,4 +1,4 @@
-//! What every process does at its start: logs, metrics, a listener, and a schema that is up to date.
+//! What every process does at its start: logs, metrics, traces, a listener, and a schema that is up to date.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -10,15 +10,17 @@ use crate::{
     engine::Engine,
     lifecycle::Lifecycle,
     store, telemetry,
+    trace::{self, TraceArgs},
 };
 
 /// More than all connections that a process ever has: there are systems on which a limit of billions makes programs slow.
 const MAX_OPEN_FILES: u64 = 65_536;
 
-/// Runs a process: sets up logs and metrics, builds it by `start`, and waits until it is asked to stop and has drained.
-/// An error is one line on standard error, and the exit code 1 (2 for a wrong setting).
+/// Runs a process: sets up logs, metrics, and traces if it has any, builds it by `start`, and waits until it is asked to stop
+/// and has drained. An error is one line on standard error, and the exit code 1 (2 for a wrong setting).
 pub fn run<F>(
     args: &ProcessArgs,
+    traces: Option<&TraceArgs>,
     start: impl FnOnce(Lifecycle, PrometheusHandle) -> F,
 ) -> std::process::ExitCode
 where
@@ -39,6 +41,7 @@ where
                     "metrics",
                     telemetry::keep_metrics(metrics.clone(), lifecycle.clone()),
                 );
+                let spans = traces.map(trace::init).transpose()?.flatten();
                 // What starts may heed the signal itself, and is asked first. If it does not, it is dropped where it waits.
                 let engine = tokio::select! {
                     biased;
@@ -46,10 +49,18 @@ where
                     () = lifecycle.soft.cancelled() => None,
                 };
                 let stopped = lifecycle.run(args.shutdown_deadline()).await;
-                if let Some(engine) = engine {
-                    // Bounded, since a server that is away answers nothing.
-                    let _ = tokio::time::timeout(Duration::from_secs(5), engine.close()).await;
-                }
+                // Both are bounded, since a server that is away answers nothing. No span ends any more: all tasks have.
+                let engine_closed = async {
+                    if let Some(engine) = engine {
+                        let _ = tokio::time::timeout(Duration::from_secs(5), engine.close()).await;
+                    }
+                };
+                let spans_sent = async {
+                    if let Some(spans) = spans {
+                        spans.close().await;
+                    }
+                };
+                tokio::join!(engine_closed, spans_sent);
                 stopped
             })
         });
@@ -122,22 +133,71 @@ async fn check_secret_key(engine: &Engine, lifecycle: &Lifecycle) -> anyhow::Res
     Ok(true)
 }
 
+/// How often all secrets are looked at: as often as some were sealed under a former key meanwhile, this often at most.
+const PASSES: usize = 10;
+
 /// Seals anew, under the current key, every secret that is sealed under a former one, and has the deployment know its key by
 /// the current one from then on. Done in small steps: it may be stopped and begun again, and run beside processes that
-/// have both keys. Says how many secrets it sealed; `None` if the process is to stop first.
+/// have both keys. The deployment's key is another only once a look at all secrets has found none that is sealed otherwise.
+/// Says how many secrets it sealed; `None` if the process is to stop first.
 pub async fn reseal(engine: &Engine, lifecycle: &Lifecycle) -> anyhow::Result<Option<u64>> {
     let (sealer, store) = (&engine.sealer, &engine.store);
     if !check_secret_key(engine, lifecycle).await? {
         return Ok(None);
     }
-    let (mut after, mut done) = (None, 0);
+    let (mut done, mut passes) = (0, 0);
+    while let Some(sealed) = reseal_all(engine, lifecycle).await? {
+        done += sealed.anew;
+        if sealed.found > 0 {
+            passes += 1;
+            anyhow::ensure!(
+                passes < PASSES,
+                "secrets are still being sealed under a former key: set TRIGGERS_SECRET_KEY of every process to the current \
+                 one, restart it, and run this again"
+            );
+            continue;
+        }
+        let own = sealer.check_value();
+        let kept = || store.keeper.secret_check(own.clone());
+        let Some(kept) = patiently("the check value cannot be read", lifecycle, kept).await? else {
+            return Ok(None);
+        };
+        if !kept.0.starts_with(&sealer.key_id()) {
+            let replace = || store.keeper.replace_secret_check(&kept, own.clone());
+            if patiently("the check value cannot be written", lifecycle, replace)
+                .await?
+                .is_none()
+            {
+                return Ok(None);
+            }
+        }
+        return Ok(Some(done));
+    }
+    Ok(None)
+}
+
+/// What came of a look at all secrets.
+#[derive(Debug, Default)]
+struct Resealed {
+    /// How many were sealed under a former key.
+    found: u64,
+    /// How many of those this has sealed anew.
+    anew: u64,
+}
+
+/// Looks at all secrets once, and seals anew what is sealed under a former key; `None` if the process is to stop first.
+async fn reseal_all(engine: &Engine, lifecycle: &Lifecycle) -> anyhow::Result<Option<Resealed>> {
+    let (sealer, store) = (&engine.sealer, &engine.store);
+    let (mut after, mut resealed) = (None, Resealed::default());
     loop {
         let what = "secrets cannot be read";
         let read = || store.subscriptions.sealed_otherwise(sealer.key_id(), after, 100);
         let Some(found) = patiently(what, lifecycle, read).await? else {
             return Ok(None);
         };
-        let Some(last) = found.last() else { break };
+        let Some(last) = found.last() else {
+            return Ok(Some(resealed));
+        };
         after = Some(last.id);
         for subscription in &found {
             let (organization, id) = (subscription.organization, subscription.id);
@@ -145,32 +205,18 @@ pub async fn reseal(engine: &Engine, lifecycle: &Lifecycle) -> anyhow::Result<Op
                 if before.0.starts_with(&sealer.key_id()) {
                     continue;
                 }
+                resealed.found += 1;
                 let anew = sealer.reseal(organization, id.uuid(), before);
                 let anew = anew.map_err(|error| anyhow::anyhow!("subscription {id}: {error}"))?;
                 let put = || store.subscriptions.reseal(id, before, anew.clone());
                 match patiently("secrets cannot be written", lifecycle, put).await? {
                     None => return Ok(None),
-                    // Where it was rotated meanwhile, the new one is sealed under the current key.
-                    Some(resealed) => done += u64::from(resealed),
+                    // Where it was changed meanwhile, the next look finds what became of it.
+                    Some(put) => resealed.anew += u64::from(put),
                 }
             }
         }
     }
-    let own = sealer.check_value();
-    let kept = || store.keeper.secret_check(own.clone());
-    let Some(kept) = patiently("the check value cannot be read", lifecycle, kept).await? else {
-        return Ok(None);
-    };
-    if !kept.0.starts_with(&sealer.key_id()) {
-        let replace = || store.keeper.replace_secret_check(&kept, own.clone());
-        if patiently("the check value cannot be written", lifecycle, replace)
-            .await?
-            .is_none()
-        {
-            return Ok(None);
-        }
-    }
-    Ok(Some(done))
 }
 
 /// Makes a call to the store until it is answered; `None` if the process is to stop first.

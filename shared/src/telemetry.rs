@@ -203,6 +203,7 @@ metrics! {
     gauge queue_age = "triggers_queue_age_seconds", "How long the oldest frame has waited at most: how long ago the newest event that was taken in was accepted, while frames wait; else zero.";
     histogram intake_events = "triggers_intake_batch_events", "Events an intake batch.";
     histogram intake_seconds = "triggers_intake_seconds", "Time of an intake transaction.";
+    counter filters_compiled = "triggers_filters_compiled_total", "Filters that intake had to compile: those that were not kept compiled.";
     counter filters_evaluated = "triggers_filters_evaluated_total", "Filters that were evaluated for an event at intake.";
     counter filters_failed = "triggers_filters_failed_total", "Filters that could not be evaluated for an event, and so did not match.";
     histogram filter_seconds = "triggers_filter_seconds", "Time that the filters of an intake batch took, where it had any.";
@@ -216,6 +217,7 @@ metrics! {
     histogram delivery_seconds = "triggers_delivery_seconds", "Time from accepting an event to its delivery.";
     gauge attempts_in_flight = "triggers_attempts_in_flight", "Attempts under way.";
     gauge suspect_attempts_in_flight = "triggers_suspect_attempts_in_flight", "Attempts under way in the suspect pool: of subscribers that take long or fail.";
+    gauge lookups_in_flight = "triggers_lookups_in_flight", "Look-ups of hosts under way, each with a thread.";
     gauge open_circuits = "triggers_open_circuits", "Lanes whose circuit is open: nothing but probes is sent.";
     gauge lanes_busy = "triggers_lanes_busy", "Lanes with deliveries waiting or in flight.";
     gauge lane_deliveries = "triggers_lane_deliveries", "Deliveries that wait in lanes.";
@@ -223,8 +225,11 @@ metrics! {
     counter expired = "triggers_deliveries_expired_total", "Deliveries that were still open when their retention ended.";
     gauge oldest_undelivered = "triggers_backlog_oldest_undelivered_seconds", "How long the oldest event has waited, of those that are next in the lane of an enabled push subscription.";
     counter attempts_uncounted = "triggers_attempts_uncounted_total", "Attempts that are missing in the statistics of their subscription: too many subscriptions had some within a minute.";
+    counter turned_away = "triggers_connections_turned_away_total", "Connections for which there was no place, of all or of one address: answered with 503 or 429, or closed.";
     gauge pulls_waiting = "triggers_pulls_waiting", "Pulls that wait for something to lease.";
     counter pulled = "triggers_events_pulled_total", "Events that were leased to who pulls, each time that they were.";
+    counter spans_exported = "triggers_spans_exported_total", "Spans that the collector took.";
+    counter spans_dropped = "triggers_spans_dropped_total", "Spans that were dropped: the collector did not take them, or more ended than it takes.";
     counter lease_lost = "triggers_worker_leases_lost_total", "Times that a worker stalled past its lease.";
 }
 

@@ -8,7 +8,10 @@ use serde_json::{Value, json};
 on_both_engines!(
     a_dead_letter_is_announced_and_begets_no_other,
     gone_is_announced,
+    a_listener_that_is_gone_begets_no_other,
     nobody_who_has_not_asked_is_told,
+    who_begins_to_listen_later_is_told_of_what_happens_then,
+    what_a_filter_leaves_to_nobody_is_not_kept,
     days_of_failure_disable_and_recovery_is_announced,
     what_ends_five_days_of_failure,
 );
@@ -76,6 +79,40 @@ async fn gone_is_announced(engine: Engine) {
     assert_eq!(receiver.count("/stranger"), 0);
 }
 
+async fn a_listener_that_is_gone_begets_no_other(engine: Engine) {
+    let world = World::start(engine).await;
+    let receiver = Receiver::start().await;
+    let client = world.organization().await;
+    receiver.always("/hook", Reply::Status(422));
+    client
+        .subscribe(
+            &json!({"url": receiver.url("/hook"), "event_types": ["order.*"], "retry_schedule_seconds": []}),
+        )
+        .await;
+    receiver.always("/gone", Reply::Status(410));
+    let gone = listen(&client, &receiver, "/gone").await;
+    listen(&client, &receiver, "/told").await;
+    let first = client.event("order.placed").await;
+    let path = format!("/v1/subscriptions/{}", gone.id);
+    eventually("it is disabled", Duration::from_secs(10), async || {
+        let shown = client.get(&path).await.expect(200);
+        if shown["enabled"] == false {
+            Ok(())
+        } else {
+            Err(shown.to_string())
+        }
+    })
+    .await;
+    // What is announced is taken in in order: nothing was between these.
+    let second = client.event("order.placed").await;
+    let told = receiver.wait_for("/told", 2).await;
+    let of: Vec<_> = told
+        .iter()
+        .map(|webhook| data(webhook)["event"].clone())
+        .collect();
+    assert_eq!(of, [first, second]);
+}
+
 async fn nobody_who_has_not_asked_is_told(engine: Engine) {
     let world = World::start(engine).await;
     let receiver = Receiver::start().await;
@@ -110,6 +147,62 @@ async fn nobody_who_has_not_asked_is_told(engine: Engine) {
         }
     })
     .await;
+}
+
+async fn who_begins_to_listen_later_is_told_of_what_happens_then(engine: Engine) {
+    let world = World::start(engine).await;
+    let receiver = Receiver::start().await;
+    let client = world.organization().await;
+    receiver.always("/hook", Reply::Status(422));
+    let subscription = client
+        .subscribe(
+            &json!({"url": receiver.url("/hook"), "event_types": ["order.*"], "retry_schedule_seconds": [6]}),
+        )
+        .await;
+    // What the worker knows of subscriptions, it knows from this event; none comes after it.
+    let id = client.event("order.placed").await;
+    client.delivery_becomes(&id, &subscription.id, "retrying").await;
+    listen(&client, &receiver, "/told").await;
+    client
+        .delivery_becomes(&id, &subscription.id, "dead_letter")
+        .await;
+    let told = receiver.wait_for("/told", 1).await.remove(0);
+    assert_eq!(told.envelope().r#type, "triggers.delivery.dead_lettered");
+    assert_eq!(data(&told)["event"], id);
+}
+
+async fn what_a_filter_leaves_to_nobody_is_not_kept(engine: Engine) {
+    let world = World::start(engine).await;
+    let receiver = Receiver::start().await;
+    let client = world.organization().await;
+    receiver.script("/hook", [Reply::Status(422), Reply::Status(404)]);
+    let subscription = client
+        .subscribe(
+            &json!({"url": receiver.url("/hook"), "event_types": ["order.*"], "retry_schedule_seconds": []}),
+        )
+        .await;
+    client
+        .subscribe(&json!({
+            "url": receiver.url("/told"), "event_types": ["triggers.**"], "filter": "payload.status_code == 404",
+        }))
+        .await;
+    for _ in 0..2 {
+        let id = client.event("order.placed").await;
+        client
+            .delivery_becomes(&id, &subscription.id, "dead_letter")
+            .await;
+    }
+    // They are taken in in order: the first has been looked at.
+    let told = receiver.wait_for("/told", 1).await.remove(0);
+    assert_eq!(data(&told)["status_code"], 404);
+    let kept = client.get("/v1/events?type=triggers.**").await.expect(200);
+    let ids: Vec<_> = kept["data"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|event| &event["id"])
+        .collect();
+    assert_eq!(ids, [told.webhook_id()], "{kept}");
 }
 
 async fn days_of_failure_disable_and_recovery_is_announced(engine: Engine) {

@@ -1,8 +1,8 @@
 //! Filters: which events a subscription gets, and what is said of those that it does not get.
 
-use std::time::Duration;
+use std::{process::Command, time::Duration};
 
-use harness::{Client, Engine, Receiver, World, on_both_engines};
+use harness::{Client, Engine, Node, Receiver, World, eventually, on_both_engines};
 use serde_json::{Value, json};
 
 on_both_engines!(
@@ -13,6 +13,7 @@ on_both_engines!(
     tests_and_retries_ask_no_filter,
     an_erased_event_is_not_judged,
     a_hostile_filter_holds_up_nobody,
+    an_organization_has_room_for_so_many_filters,
 );
 
 async fn posted(client: &Client, event_type: &str, payload: Value) -> String {
@@ -238,20 +239,53 @@ async fn an_erased_event_is_not_judged(engine: Engine) {
     assert!(detail.contains("erased"), "{detail}");
 }
 
-/// An organization whose filters and payloads cost as much as they may, and another one that posts meanwhile.
+/// A filter of the most characters that a filter may have, another one for each number.
+fn long(number: usize, within: &str) -> String {
+    let before = format!("'{number}' == '' || {within}[");
+    let part = "payload==payload";
+    let room = 2_048 - before.len() - "] == []".len();
+    let parts = vec![part; (room + 1) / (part.len() + 1)].join(",");
+    let text = format!("{before}{parts}{}] == []", " ".repeat(room - parts.len()));
+    assert_eq!(text.len(), 2_048);
+    text
+}
+
+async fn make_pull(client: &Client, filter: &str) -> String {
+    let body = json!({"kind": "pull", "filter": filter});
+    let made = client.post("/v1/subscriptions", &body).await.expect(201);
+    made["id"].as_str().expect("an id").to_owned()
+}
+
+/// How many filters intake has compiled.
+async fn compiled(world: &World) -> usize {
+    let metrics = world.get(world.worker(), "/metrics").await.text;
+    let mut counts = metrics
+        .lines()
+        .filter_map(|line| line.strip_prefix("triggers_filters_compiled_total "));
+    let count = counts
+        .next()
+        .unwrap_or_else(|| panic!("it is not counted: {metrics}"));
+    count.parse().expect("a count")
+}
+
+/// An organization whose filters and payloads cost as much as they may, and another one that posts meanwhile. The filters are
+/// compiled once, not for each event: that costs far more than asking them.
 async fn a_hostile_filter_holds_up_nobody(engine: Engine) {
     let world = World::start(engine).await;
     let receiver = Receiver::start().await;
     let (hostile, other) = (world.organization().await, world.organization().await);
+    // As many and as long as an organization may have, each with patterns.
+    for number in 0..61 {
+        let pattern = r"type.matches('^([a-z]{4})+$') && ";
+        make_pull(&hostile, &long(number, pattern)).await;
+    }
     let mut last = String::new();
     for filter in [
         "payload.all(a, payload.all(b, payload.all(c, payload.all(d, true))))",
         "payload.map(a, payload.map(b, payload)) == payload.map(a, payload.map(b, payload))",
         "payload.exists(a, string(payload[a]).matches('(a|aa)+$')) || payload == payload + payload",
     ] {
-        let body = json!({"kind": "pull", "filter": filter});
-        let made = hostile.post("/v1/subscriptions", &body).await.expect(201);
-        made["id"].as_str().expect("an id").clone_into(&mut last);
+        last = make_pull(&hostile, filter).await;
     }
     other
         .subscribe(&json!({"url": receiver.url("/other"), "filter": "payload.of == 'order.placed'"}))
@@ -274,9 +308,112 @@ async fn a_hostile_filter_holds_up_nobody(engine: Engine) {
             .await;
     };
     let (flooded, ()) = tokio::join!(flooding, posting);
+    // All of it was asked, again and again.
+    for id in &flooded {
+        hostile.look_up(id).await;
+    }
+    assert_eq!(compiled(&world).await, 65);
     for id in flooded.iter().take(2) {
         let (reason, detail) = why(&hostile, id, &last).await;
         assert_eq!(reason, "filter_failed");
         assert!(detail.contains("too costly"), "{detail}");
     }
+}
+
+async fn an_organization_has_room_for_so_many_filters(engine: Engine) {
+    let world = World::start(engine).await;
+    let (client, other) = (world.organization().await, world.organization().await);
+    let create = async |filter: String| {
+        let body = json!({"kind": "pull", "filter": filter});
+        client.post("/v1/subscriptions", &body).await
+    };
+    let refused = |answer: &harness::Answer, rule: &str| {
+        answer.problem(422, "invalid_request");
+        assert_eq!(answer.pointers(), ["/filter"], "{}", answer.text);
+        assert!(answer.text.contains(rule), "{}", answer.text);
+    };
+    let calls = |count: usize| vec!["type.matches('a')"; count].join(" || ");
+    refused(&create(calls(9)).await, "must call `matches` at most 8 times");
+    let mut last = String::new();
+    for _ in 0..8 {
+        last = make_pull(&client, &calls(8)).await;
+    }
+    refused(&create(calls(1)).await, "`matches` stands at most 64 times");
+    let path = format!("/v1/subscriptions/{last}");
+    client
+        .patch(&path, &json!({"filter": calls(7)}))
+        .await
+        .expect(200);
+    create(calls(1)).await.expect(201);
+    let more = client.patch(&path, &json!({"filter": calls(8)})).await;
+    refused(&more, "`matches` stands at most 64 times");
+    assert_eq!(client.get(&path).await.expect(200)["filter"], calls(7));
+
+    // What comes at once does not come to more than that either.
+    let have: usize = 7 * calls(8).len() + calls(7).len() + calls(1).len();
+    let room = (131_072 - have) / 2_048;
+    for number in 0..room - 4 {
+        create(long(number, "")).await.expect(201);
+    }
+    let together = (room..room + 16).map(|number| create(long(number, "")));
+    let answers = futures_util::future::join_all(together).await;
+    let (made, others): (Vec<_>, Vec<_>) = answers.into_iter().partition(|answer| answer.status == 201);
+    assert_eq!((made.len(), others.len()), (4, 12));
+    for answer in &others {
+        refused(answer, "at most 131072 characters together");
+    }
+    // Another organization's room is its own.
+    make_pull(&other, &calls(8)).await;
+}
+
+/// Lets a process have so much more memory than it has, or as much as it likes.
+fn limit_memory(node: &Node, more: Option<u64>) {
+    let id = node.id().expect("the node runs");
+    let limit = more.map_or("unlimited".to_owned(), |more| {
+        let status = std::fs::read_to_string(format!("/proc/{id}/status")).expect("the process is ours");
+        let size = status.lines().find_map(|line| line.strip_prefix("VmSize:"));
+        let kilobytes: u64 = size
+            .and_then(|size| size.trim().trim_end_matches(" kB").parse().ok())
+            .expect("a process has a size");
+        (kilobytes * 1024 + more).to_string()
+    });
+    let limited = Command::new("prlimit")
+        .args(["--pid", &id.to_string(), &format!("--as={limit}:")])
+        .status()
+        .expect("prlimit is needed, to take memory from a process: install util-linux");
+    assert!(limited.success(), "the limit of process {id} cannot be set");
+}
+
+/// There is no memory for the thread on which filters are read: saving one says so, and events wait for theirs, however long.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_filter_that_cannot_be_read_now_is_read_later() {
+    const SCARCE: Option<u64> = Some(20 * 1024 * 1024);
+    let world = World::start(Engine::Servers).await;
+    let client = world.organization().await;
+    let body = json!({"kind": "pull", "filter": "payload.n == 1"});
+    limit_memory(world.api(), SCARCE);
+    let refused = client.post("/v1/subscriptions", &body).await;
+    refused.problem(503, "unavailable");
+    assert_eq!(refused.header("retry-after"), "1");
+    limit_memory(world.api(), None);
+    let made = client.post("/v1/subscriptions", &body).await.expect(201);
+    let subscription = made["id"].as_str().expect("an id");
+
+    limit_memory(world.worker(), SCARCE);
+    let event = posted(&client, "a", json!({"n": 1})).await;
+    // More often than what fails by itself is tried before it is set aside.
+    eventually("the event waits", Duration::from_mins(1), async || {
+        let output = world.worker().output();
+        match output.matches("events wait for their filters").count() {
+            0..8 => Err(output),
+            _ => Ok(()),
+        }
+    })
+    .await;
+    let aside = world.admin().get("/v1/set-aside").await.expect(200);
+    assert_eq!(aside["data"], json!([]));
+    limit_memory(world.worker(), None);
+    client.delivery_becomes(&event, subscription, "pending").await;
+    let event = posted(&client, "a", json!({"n": 2})).await;
+    assert_eq!(why(&client, &event, subscription).await.0, "filter");
 }

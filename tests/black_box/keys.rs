@@ -108,6 +108,47 @@ async fn scopes_limit_a_key(engine: Engine) {
         .post("/v1/keys", &json!({"name": "more", "scopes": ["events:write"]}))
         .await;
     more.problem(422, "invalid_request");
+    // Nor by rotating one that has it: the answer holds the new key's text.
+    let first = client.get("/v1/keys").await.expect(200);
+    let first = text(
+        first["data"]
+            .as_array()
+            .and_then(|keys| keys.last())
+            .expect("a key"),
+        "id",
+    )
+    .to_owned();
+    let rotate = format!("/v1/keys/{first}/rotate");
+    let body = json!({"overlap_seconds": 0});
+    administers.post(&rotate, &body).await.problem(403, "forbidden");
+    client.get("/v1/organization").await.expect(200);
+    // One that has no more may be rotated by it, as by itself; and whoever has all of its scopes may rotate any.
+    let mut administers = administers;
+    for rotated_by in ["another", "itself"] {
+        let own = administers.get("/v1/keys").await.expect(200);
+        let keys = own["data"].as_array().expect("a page");
+        let admin = keys
+            .iter()
+            .find(|key| key["scopes"] == json!(["admin"]) && key["revoked_at"].is_null())
+            .expect("a key with one scope");
+        let rotate = format!("/v1/keys/{}/rotate", text(admin, "id"));
+        let by = if rotated_by == "itself" {
+            &administers
+        } else {
+            &client
+        };
+        let rotated = by.post(&rotate, &body).await.expect(201);
+        assert_eq!(rotated["scopes"], json!(["admin"]), "{rotated_by}");
+        administers = client.with_key(text(&rotated, "key"));
+    }
+    // What is sent again or called off is for those who say what is sent.
+    for act in ["retry", "cancel"] {
+        let path = format!("/v1/events/{id}/deliveries/{}/{act}", made.id);
+        for other in [&writes, &reads, &administers] {
+            other.post(&path, &json!({})).await.problem(403, "forbidden");
+        }
+        subscribes.post(&path, &json!({})).await.problem(404, "not_found");
+    }
 }
 
 async fn a_revoked_key_ends_within_seconds(engine: Engine) {

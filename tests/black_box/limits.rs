@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use harness::{Client, Engine, World, eventually, on_both_engines};
+use harness::{Client, Engine, Link, Node, Proxy, Spec, World, eventually, on_both_engines};
 use http::Method;
 use serde_json::json;
 
@@ -153,6 +153,60 @@ async fn usage_is_what_was_answered(engine: Engine) {
         })
         .await;
     }
+}
+
+/// An event whose confirmation comes too late for its producer is in the queue, and counts as what it is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_confirmed_after_its_answer_is_counted() {
+    let world = World::start(Engine::Servers).await;
+    let mut url: reqwest::Url = world.queues().0.parse().expect("a URL");
+    let host = (
+        url.host_str().expect("a host").to_owned(),
+        url.port().unwrap_or(5672),
+    );
+    let mut brokers = tokio::net::lookup_host(host).await.expect("the broker is known");
+    let proxy = Proxy::start(brokers.next().expect("an address")).await;
+    let way = proxy.address();
+    url.set_ip_host(way.ip()).expect("the URL has a host");
+    url.set_port(Some(way.port())).expect("the URL may have a port");
+    let mut settings = world.settings().to_vec();
+    settings.retain(|(name, _)| name != "TRIGGERS_AMQP_URL");
+    settings.push(("TRIGGERS_AMQP_URL".to_owned(), url.to_string()));
+    let node = Node::start(Spec {
+        program: "ingest",
+        arguments: Vec::new(),
+        settings,
+    })
+    .await;
+    node.ready().await;
+    let client = world.organization_of("free").await.posting_to(&node);
+    client.event("order.placed").await;
+    // The broker gets what is sent, and nobody hears of it.
+    proxy.set(Link::HalfOpen);
+    let late = client
+        .post("/v1/events", &json!({"type": "order.placed", "payload": 2}))
+        .await;
+    let problem = late.problem(503, "unavailable");
+    let detail = problem["detail"].as_str().expect("a text");
+    assert!(detail.contains("it may be accepted all the same"), "{detail}");
+    eventually("it is stored", Duration::from_secs(20), async || {
+        let stored = client.get("/v1/events").await.expect(200);
+        match stored["data"].as_array().map(Vec::len) {
+            Some(2) => Ok(()),
+            _ => Err(stored.to_string()),
+        }
+    })
+    .await;
+    proxy.set(Link::Open);
+    eventually("both are counted", Duration::from_secs(20), async || {
+        let usage = client.get("/v1/usage").await.expect(200);
+        if usage["accepted"] == 2 {
+            Ok(())
+        } else {
+            Err(usage.to_string())
+        }
+    })
+    .await;
 }
 
 async fn addresses_without_a_key_are_limited(engine: Engine) {

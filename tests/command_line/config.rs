@@ -33,6 +33,11 @@ async fn what_is_in_force_is_shown_with_where_it_is_from() {
             ("TRIGGERS_AMQP_URL", "amqp://ada:the-word@broker/%2f"),
             ("TRIGGERS_API_KEY", "trg_live_0000"),
             ("TRIGGERS_RETENTION_DAY", "9"),
+            (
+                "OTEL_EXPORTER_OTLP_ENDPOINT",
+                "https://collector/in?token=the-word",
+            ),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "authorization=the-word"),
         ],
     )
     .await;
@@ -62,6 +67,13 @@ async fn what_is_in_force_is_shown_with_where_it_is_from() {
             "environment",
         ),
         ("TRIGGERS_URL", json!("http://127.0.0.1:8080"), "default"),
+        (
+            "OTEL_EXPORTER_OTLP_ENDPOINT",
+            json!("https://collector/in?********"),
+            "environment",
+        ),
+        ("OTEL_EXPORTER_OTLP_HEADERS", json!("********"), "environment"),
+        ("OTEL_TRACES_SAMPLER", json!("parentbased_always_on"), "default"),
     ] {
         let setting = setting(name);
         assert_eq!(
@@ -100,6 +112,7 @@ async fn a_wrong_setting_is_named() {
         ("TRIGGERS_QUEUES", "2"),
         ("TRIGGERS_DATABASE_URL", "mysql://x/y"),
         ("TRIGGERS_URL", "ftp://x"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "ftp://x"),
         ("TRIGGERS_CA_FILE", "/nowhere/ca.pem"),
     ] {
         let mut settings = vec![("TRIGGERS_DATA_DIR", data.as_str()), (name, value)];

@@ -51,12 +51,36 @@ async fn a_wrong_setting_is_one_line_that_names_it() {
         ("TRIGGERS_QUEUES", "0"),
         ("TRIGGERS_QUEUES", "65"),
         ("TRIGGERS_QUEUES", "two"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "localhost:4318"),
+        ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://user:word@localhost"),
+        ("OTEL_SDK_DISABLED", "perhaps"),
         // The embedded engine has one.
         ("TRIGGERS_QUEUES", "2"),
     ] {
         let line = refused("triggers", &["serve"], &[(name, value)]).await;
         assert!(line.contains(name), "{name}={value}: {line}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wrong_setting_of_traces_is_named_where_there_is_a_collector() {
+    let collector = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318");
+    for (name, value) in [
+        ("OTEL_EXPORTER_OTLP_HEADERS", "a-word"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+        ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/nowhere/ca.pem"),
+        ("OTEL_RESOURCE_ATTRIBUTES", "a-word"),
+        ("OTEL_TRACES_SAMPLER", "sometimes"),
+    ] {
+        for (program, arguments) in [("triggers", &["serve"][..]), ("ingest", &[]), ("worker", &[])] {
+            let line = refused(program, arguments, &[collector, (name, value)]).await;
+            assert!(line.contains(name), "{program} {name}={value}: {line}");
+        }
+    }
+    let ratio = ("OTEL_TRACES_SAMPLER", "traceidratio");
+    let share = ("OTEL_TRACES_SAMPLER_ARG", "half");
+    let line = refused("api", &[], &[collector, ratio, share]).await;
+    assert!(line.contains("OTEL_TRACES_SAMPLER_ARG"), "{line}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -105,7 +129,12 @@ async fn engines_are_not_mixed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn help_explains_every_setting() {
-    const EVERYWHERE: [&str; 2] = ["TRIGGERS_LOG", "TRIGGERS_SHUTDOWN_SECONDS"];
+    const EVERYWHERE: [&str; 4] = [
+        "TRIGGERS_LOG",
+        "TRIGGERS_SHUTDOWN_SECONDS",
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        "OTEL_TRACES_SAMPLER",
+    ];
     const ENGINE: [&str; 6] = [
         "TRIGGERS_DATABASE_URL",
         "TRIGGERS_AMQP_URL",

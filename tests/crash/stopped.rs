@@ -7,6 +7,7 @@ use std::{
 
 use harness::{Engine, Load, Node, Receiver, Reply, Turn, World, eventually, on_both_engines};
 use nix::sys::signal::Signal;
+use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -131,3 +132,55 @@ async fn finish_what_is_under_way(engine: Engine) {
 }
 
 on_both_engines!(finish_what_is_under_way);
+
+/// What waits in a worker that is told to stop, and its lanes that have one owner, are another's long before its slowest attempt ends.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_worker_goes_on_while_the_last_attempts_end() {
+    let _turn = Turn::wait().await;
+    let world = World::with(Engine::Servers)
+        .set("TRIGGERS_SHUTDOWN_SECONDS", 60)
+        .start()
+        .await;
+    let receiver = Receiver::start().await;
+    let client = world.organization().await;
+    let in_order = client
+        .subscribe(&json!({
+            "url": receiver.url("/in-order"),
+            "event_types": ["order.*"],
+            "ordering": "fifo",
+        }))
+        .await;
+    let first = client.event("order.placed").await;
+    client.delivery_becomes(&first, &in_order.id, "delivered").await;
+    receiver.script("/hook", [Reply::Hang, Reply::Hang]);
+    let subscription = client
+        .subscribe(&json!({
+            "url": receiver.url("/hook"),
+            "event_types": ["user.*"],
+            "max_in_flight": 2,
+            "timeout_ms": 30_000,
+        }))
+        .await;
+    let mut waiting = Vec::new();
+    for _ in 0..8 {
+        waiting.push(client.event("user.created").await);
+    }
+    receiver.wait_for("/hook", 2).await;
+    for id in &waiting {
+        client.delivery_becomes(id, &subscription.id, "in_flight").await;
+    }
+    let other = world.start_another("worker").await;
+    other.ready().await;
+    world.worker().signal(Signal::SIGTERM);
+    let next = client.event("order.placed").await;
+    for (path, count) in [("/hook", 8), ("/in-order", 2)] {
+        receiver
+            .wait_for_within(path, count, Duration::from_secs(28))
+            .await;
+    }
+    assert!(
+        world.worker().is_running(),
+        "those that hang are not over: nothing of this had to wait for them"
+    );
+    assert_eq!(receiver.ids("/in-order"), [first, next]);
+}

@@ -41,6 +41,7 @@ pub enum Fault {
     SubscriberRedirects,
     SubscriberWithBadTls,
     SubscriberMoves,
+    DnsHangs,
     OneOfAThousandDead,
     AllOfAThousandDeadButOne,
     ClockAhead,
@@ -172,7 +173,7 @@ const fn lasting(least_seconds: u64, about: About) -> About {
 }
 
 /// Every fault, and what is known of it.
-const CATALOGUE: [(Fault, About); 49] = [
+const CATALOGUE: [(Fault, About); 50] = [
     (
         Fault::IngestKilled,
         about("ingest-killed", Row::Kill, &[Ingest, Broker, Database], BOTH),
@@ -356,6 +357,10 @@ const CATALOGUE: [(Fault, About); 49] = [
             &[Subscriber, Workers],
             NOTHING,
         ),
+    ),
+    (
+        Fault::DnsHangs,
+        about("dns-hangs", Row::Subscriber, &[Subscriber, Workers], NOTHING),
     ),
     // A thousand attempts at once can keep a small machine from confirming in time.
     (

@@ -8,19 +8,15 @@ use std::{
 };
 
 use harness::{
-    Client, Engine, Load, Node, PrivatePostgres, PrivateRabbit, Proxy, Receiver, Reply, SmallDisk,
-    Subscription, World, eventually,
+    Client, Engine, Load, MOVING_HOST, Node, PrivatePostgres, PrivateRabbit, Proxy, Receiver, Reply,
+    SmallDisk, Subscription, Told, World, eventually,
 };
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
 use tokio::net::TcpStream;
 
-use crate::{
-    crowd::Crowd,
-    resources::Beside,
-    told::{MOVING_HOST, Told},
-};
+use crate::{crowd::Crowd, resources::Beside};
 
 /// Events that each organization posts a second, repeats not counted.
 const RATE: u32 = 15;

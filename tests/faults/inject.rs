@@ -76,7 +76,8 @@ impl Fault {
             | Self::SubscriberAnswersHugely
             | Self::SubscriberRedirects
             | Self::SubscriberWithBadTls
-            | Self::SubscriberMoves => subscriber::inject(self, d).await,
+            | Self::SubscriberMoves
+            | Self::DnsHangs => subscriber::inject(self, d).await,
             Self::OneOfAThousandDead => crowd::one_dead(d).await,
             Self::AllOfAThousandDeadButOne => crowd::all_dead_but_one(d).await,
             Self::ClockAhead => processes::step_clocks(d, true),
@@ -139,7 +140,8 @@ impl Fault {
             | Self::SubscriberAnswersHugely
             | Self::SubscriberRedirects
             | Self::SubscriberWithBadTls
-            | Self::SubscriberMoves => {
+            | Self::SubscriberMoves
+            | Self::DnsHangs => {
                 subscriber::shows(self, d).await;
                 subscriber::heal(self, d).await;
             }
@@ -184,7 +186,8 @@ impl Fault {
             | Self::SubscriberAnswersHugely
             | Self::SubscriberRedirects
             | Self::SubscriberWithBadTls
-            | Self::SubscriberMoves => subscriber::is_served_again(d).await,
+            | Self::SubscriberMoves
+            | Self::DnsHangs => subscriber::is_served_again(d).await,
             Self::OneOfAThousandDead | Self::AllOfAThousandDeadButOne => crowd::has_all(d).await,
             Self::ClockAhead | Self::ClockBehind => processes::no_storm(d),
             Self::WorkerStalls => processes::lease_was_lost(d).await,

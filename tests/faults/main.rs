@@ -21,7 +21,6 @@ mod resources;
 mod run;
 mod showing;
 mod subscriber;
-mod told;
 
 use std::{str::FromStr, time::Duration};
 

@@ -9,7 +9,7 @@ use std::{
 use harness::Node;
 use tokio::task::JoinHandle;
 
-/// What a process may hold at most, in MiB: the 280 MiB that payloads can take of a worker (`docs/operations.md`), and what
+/// What a process may hold at most, in MiB: the 280 MiB that payloads can take of a worker (`docs/architecture.md`), and what
 /// it is beside them, unoptimized.
 pub const MOST_MEBIBYTES: u64 = 400;
 /// How many files it may have open at most: connections of a load like this one's, and of a thousand subscribers.

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use harness::{Link, Reply, eventually};
+use harness::{Link, MOVING_HOST, Reply, eventually};
 use serde_json::json;
 use sqlx::query_scalar;
 use uuid::Uuid;
 
-use crate::{catalogue::Fault, deployment::Deployment, invariants::uuid_of, told::MOVING_HOST};
+use crate::{catalogue::Fault, deployment::Deployment, invariants::uuid_of};
 
 /// How long it may take until an attempt is made again: probes are a few seconds apart by the end of a fault.
 const AGAIN: Duration = Duration::from_secs(45);
@@ -18,17 +18,25 @@ fn kinds(fault: Fault) -> &'static [&'static str] {
     match fault {
         Fault::SubscriberRefuses => &["connect"],
         Fault::SubscriberResets => &["connect", "body"],
-        Fault::SubscriberHangs | Fault::SubscriberDrips => &["timeout"],
+        Fault::SubscriberHangs | Fault::SubscriberDrips | Fault::DnsHangs => &["timeout"],
         Fault::SubscriberRedirects => &["status"],
         Fault::SubscriberWithBadTls => &["tls"],
         _ => &[],
     }
 }
 
+/// What each of those failures says of itself, as SQL's LIKE has it.
+fn detail(fault: Fault) -> &'static str {
+    match fault {
+        Fault::DnsHangs => "the host's name did not resolve%",
+        _ => "%",
+    }
+}
+
 pub async fn inject(fault: Fault, deployment: &mut Deployment) {
     deployment.marks.target = match kinds(fault) {
         [] => deployment.receiver.count(&path(deployment)) as u64,
-        kinds => recorded(deployment, kinds).await,
+        kinds => recorded(deployment, kinds, detail(fault)).await,
     };
     let always = |reply| deployment.receiver.always(&path(deployment), reply);
     match fault {
@@ -43,6 +51,11 @@ pub async fn inject(fault: Fault, deployment: &mut Deployment) {
         }
         // What answers there speaks no TLS.
         Fault::SubscriberWithBadTls => point(deployment, "https").await,
+        Fault::DnsHangs => {
+            look_up_hangs(deployment, true);
+            // A connection that there is needs no look-up.
+            deployment.target_links[0].set(Link::Cut);
+        }
         _ => {
             deployment.marks.target = deployment.target_links[1].taken();
             for worker in &deployment.workers {
@@ -60,7 +73,7 @@ pub async fn shows(fault: Fault, deployment: &Deployment) {
         let now = match (fault, kinds(fault)) {
             (Fault::SubscriberMoves, _) => deployment.target_links[1].taken(),
             (_, []) => deployment.receiver.count(&path(deployment)) as u64,
-            (_, kinds) => recorded(deployment, kinds).await,
+            (_, kinds) => recorded(deployment, kinds, detail(fault)).await,
         };
         if now > deployment.marks.target {
             Ok(())
@@ -88,6 +101,10 @@ pub async fn heal(fault: Fault, deployment: &Deployment) {
             deployment.receiver.always(&path(deployment), Reply::Status(200));
         }
         Fault::SubscriberWithBadTls => point(deployment, "http").await,
+        Fault::DnsHangs => {
+            deployment.target_links[0].set(Link::Open);
+            look_up_hangs(deployment, false);
+        }
         Fault::SubscriberMoves => {
             deployment.target_links[0].set(Link::Open);
             for worker in &deployment.workers {
@@ -95,6 +112,12 @@ pub async fn heal(fault: Fault, deployment: &Deployment) {
             }
         }
         _ => deployment.target_links[0].set(Link::Open),
+    }
+}
+
+fn look_up_hangs(deployment: &Deployment, hangs: bool) {
+    for worker in &deployment.workers {
+        deployment.told.let_lookups_hang(worker, hangs);
     }
 }
 
@@ -132,17 +155,19 @@ async fn point(deployment: &Deployment, scheme: &str) {
         .expect(200);
 }
 
-/// How many attempts at the target have failed in one of these ways.
-async fn recorded(deployment: &Deployment, kinds: &[&str]) -> u64 {
+/// How many attempts at the target have failed in one of these ways, and say so.
+async fn recorded(deployment: &Deployment, kinds: &[&str], detail: &str) -> u64 {
     let kinds: Vec<String> = kinds.iter().map(|kind| (*kind).to_owned()).collect();
     let subscription: Uuid = uuid_of(&deployment.target.id);
     let mut database = deployment.sql().await;
-    let count: i64 =
-        query_scalar("SELECT count(*) FROM attempts WHERE subscription_id = $1 AND failure = ANY($2)")
-            .bind(subscription)
-            .bind(kinds)
-            .fetch_one(&mut database)
-            .await
-            .expect("the table is there");
+    let count: i64 = query_scalar(
+        "SELECT count(*) FROM attempts WHERE subscription_id = $1 AND failure = ANY($2) AND detail LIKE $3",
+    )
+    .bind(subscription)
+    .bind(kinds)
+    .bind(detail)
+    .fetch_one(&mut database)
+    .await
+    .expect("the table is there");
     u64::try_from(count).expect("a count")
 }

@@ -6,7 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use harness::{Answer, Client, Engine, Node, PrivatePostgres, PrivateRabbit, Turn, World, eventually};
+use harness::{
+    Answer, Client, Engine, Link, Node, PrivatePostgres, PrivateRabbit, Proxy, Spec, Turn, World, eventually,
+};
 use serde_json::json;
 
 /// Within which a revoked key ends everywhere, and a second for a busy test machine.
@@ -134,6 +136,146 @@ async fn a_key_is_revoked_just_before_the_database_hangs() {
             post(&ended.posting_to(node)).await.problem(401, "unauthorized");
         }
     }
+}
+
+/// Removing an organization ends its keys as revoking each of them would.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_organization_is_removed_just_before_the_database_hangs() {
+    let _turn = Turn::wait().await;
+    let database = PrivatePostgres::start().await;
+    let world = World::with(Engine::Servers)
+        .database_server(&database.url())
+        .start()
+        .await;
+    let second = world.start_another("ingest").await;
+    second.ready().await;
+    let nodes = [world.ingest(), &second, world.api()];
+    let (first, kept) = (world.organization().await, world.organization().await);
+    let (_, other) = make(&first, "another of its keys").await;
+    for node in nodes {
+        for key in [&first, &other, &kept] {
+            post(&key.posting_to(node)).await.expect(202);
+        }
+    }
+    let path = format!("/v1/organizations/{}", first.organization);
+    world.admin().delete(&path).await.expect(202);
+    let begun = Instant::now();
+    database.pause();
+    for key in [&first, &other] {
+        ends(key, &nodes, begun).await;
+    }
+    store_is(&kept, 503).await;
+    for node in nodes {
+        post(&kept.posting_to(node)).await.expect(202);
+        for key in [&first, &other] {
+            post(&key.posting_to(node)).await.problem(401, "unauthorized");
+        }
+    }
+    database.resume();
+    store_is(&kept, 200).await;
+    for node in nodes {
+        post(&kept.posting_to(node)).await.expect(202);
+        for key in [&first, &other] {
+            post(&key.posting_to(node)).await.problem(401, "unauthorized");
+        }
+    }
+}
+
+/// How often a node has printed this, once it is as often as that.
+async fn printed(node: &Node, text: &str, times: usize) {
+    eventually("the node says so", Duration::from_secs(40), async || {
+        let output = node.output();
+        match output.matches(text).count() {
+            count if count >= times => Ok(()),
+            count => Err(format!("{text:?} {count} times")),
+        }
+    })
+    .await;
+}
+
+/// A node whose way to the broker goes through a proxy.
+async fn another_behind(world: &World, program: &'static str) -> (Arc<Node>, Proxy) {
+    let name = "TRIGGERS_AMQP_URL";
+    let mut settings = world.settings().to_vec();
+    let (_, way) = settings
+        .iter_mut()
+        .find(|(given, _)| given == name)
+        .expect("there is a broker");
+    let mut url = reqwest::Url::parse(way).expect("a broker's URL is one");
+    let target = (url.host_str().expect("a host"), url.port().unwrap_or(5672));
+    let target = tokio::net::lookup_host(target)
+        .await
+        .expect("the broker has an address")
+        .next()
+        .expect("the broker has an address");
+    let proxy = Proxy::start(target).await;
+    url.set_ip_host(proxy.address().ip()).expect("the URL has a host");
+    url.set_port(Some(proxy.address().port()))
+        .expect("the URL may have a port");
+    *way = url.into();
+    let node = Node::start(Spec {
+        program,
+        arguments: Vec::new(),
+        settings,
+    })
+    .await;
+    node.ready().await;
+    (node, proxy)
+}
+
+/// A node is cut off from the broker for a moment, and in that moment a key is revoked that nobody uses there. When the database
+/// goes away later, the key must not be good there again: broker and database were never both away.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_is_revoked_while_a_node_that_knows_it_does_not_hear() {
+    let _turn = Turn::wait().await;
+    let database = PrivatePostgres::start().await;
+    let world = World::with(Engine::Servers)
+        .database_server(&database.url())
+        .start()
+        .await;
+    let (node, broker) = another_behind(&world, "ingest").await;
+    let client = world.organization().await;
+    let (leaked_id, leaked) = make(&client, "leaked").await;
+    let (_, good) = make(&client, "good").await;
+    for key in [&leaked, &good] {
+        post(&key.posting_to(&node)).await.expect(202);
+    }
+    // A use is written down in the round after it, which looks the key up once more. From then on both rest.
+    eventually("the uses are written down", Duration::from_secs(20), async || {
+        let listed = client.get("/v1/keys").await.expect(200);
+        let keys = listed["data"].as_array().expect("a page").iter();
+        match keys.filter(|key| !key["last_used_at"].is_null()).count() {
+            // The client's own among them.
+            3 => Ok(()),
+            count => Err(format!("{count} were used")),
+        }
+    })
+    .await;
+
+    broker.set(Link::Cut);
+    printed(&node, "revocations of keys are not heard", 1).await;
+    post(&leaked).await.expect(202);
+    revoke(&client, &leaked_id).await;
+    ends(&leaked, &[world.ingest(), world.api()], Instant::now()).await;
+    broker.set(Link::Open);
+    printed(&node, "revocations of keys are heard", 2).await;
+    printed(&node, "every known key was looked up again", 2).await;
+
+    database.pause();
+    store_is(&client, 503).await;
+    eventually(
+        "known keys go on",
+        Duration::from_secs(40),
+        async || match post(&good.posting_to(&node)).await {
+            answer if answer.status == 202 => Ok(()),
+            answer => Err(answer.text),
+        },
+    )
+    .await;
+    post(&leaked.posting_to(&node)).await.problem(401, "unauthorized");
+    database.resume();
+    store_is(&client, 200).await;
+    post(&leaked.posting_to(&node)).await.problem(401, "unauthorized");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -10,6 +10,7 @@
 )]
 
 mod client;
+mod collector;
 mod document;
 mod event_stream;
 mod ledger;
@@ -24,11 +25,13 @@ mod scratch;
 mod servers;
 mod small_disk;
 mod tls;
+mod told;
 mod turn;
 mod wait;
 mod world;
 
 pub use client::{Answer, Client, Subscription};
+pub use collector::{Collector, Traced};
 pub use document::{Access, Field, Operation, Parameter, Place};
 pub use event_stream::{EventStream, StreamedEvent};
 pub use ledger::{Ledger, Load, Post, is_keyed};
@@ -43,6 +46,7 @@ pub use scratch::Scratch;
 pub use servers::{amqp_url, database_url};
 pub use small_disk::SmallDisk;
 pub use tls::{Authority, Flaw};
+pub use told::{HANGING_HOSTS, MOVING_HOST, Told};
 pub use turn::Turn;
 pub use wait::eventually;
 pub use world::{ADMIN_TOKEN, Engine, World, WorldBuilder};

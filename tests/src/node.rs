@@ -47,7 +47,7 @@ pub struct Spec {
     pub program: &'static str,
     /// Its arguments.
     pub arguments: Vec<String>,
-    /// Its settings. No `TRIGGERS_…` variable of the test's own environment reaches it.
+    /// Its settings. No `TRIGGERS_…` or `OTEL_…` variable of the test's own environment reaches it.
     pub settings: Vec<(String, String)>,
 }
 
@@ -56,8 +56,9 @@ impl Spec {
     pub fn command(&self) -> Command {
         let mut command = Command::new(binary(self.program));
         for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("TRIGGERS_") {
-                command.env_remove(name);
+            let text = name.to_string_lossy();
+            if text.starts_with("TRIGGERS_") || text.starts_with("OTEL_") {
+                command.env_remove(&name);
             }
         }
         command
@@ -280,6 +281,11 @@ impl Node {
         .await;
         *self.running.lock().unwrap() = None;
         status
+    }
+
+    /// Whether it has not ended.
+    pub fn is_running(&self) -> bool {
+        self.id().is_some() && self.exit_status().is_none()
     }
 
     fn exit_status(&self) -> Option<ExitStatus> {

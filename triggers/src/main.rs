@@ -75,7 +75,7 @@ fn main() -> ExitCode {
             engine,
             data_dir,
             process,
-        } => process::run(&process, async |lifecycle, _| {
+        } => process::run(&process, None, async |lifecycle, _| {
             let engine = Engine::open(&engine, Some(&data_dir.data_dir)).await?;
             if process::migrate(&engine, &lifecycle).await? {
                 println!("the schema is up to date");
@@ -87,7 +87,7 @@ fn main() -> ExitCode {
             engine,
             data_dir,
             process,
-        } => process::run(&process, async |lifecycle, _| {
+        } => process::run(&process, None, async |lifecycle, _| {
             let engine = Engine::open(&engine, Some(&data_dir.data_dir)).await?;
             if process::migrate(&engine, &lifecycle).await?
                 && let Some(done) =

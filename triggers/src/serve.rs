@@ -12,7 +12,9 @@ use shared::{
     engine::Engine,
     guard::TargetPolicy,
     http::server,
+    lookup::Lookups,
     process, telemetry,
+    trace::TraceArgs,
 };
 
 use crate::dev;
@@ -38,6 +40,8 @@ pub struct Args {
     #[command(flatten)]
     retention: RetentionArgs,
     #[command(flatten)]
+    traces: TraceArgs,
+    #[command(flatten)]
     process: ProcessArgs,
 }
 
@@ -45,6 +49,7 @@ impl Args {
     /// Says what is wrong with the settings, as far as that can be told without starting.
     pub fn check(&self) -> anyhow::Result<()> {
         telemetry::log_filter(&self.process.log).map_err(SettingError::of("TRIGGERS_LOG"))?;
+        self.traces.check()?;
         self.control.admin_token()?;
         worker::Outbound::new(self.outbound.policy()?, self.worker.extra_ca_file.as_deref())?;
         Engine::check(&self.engine, Some(&self.data_dir.data_dir))?;
@@ -63,7 +68,7 @@ pub enum Mode {
 
 /// Runs until asked to stop.
 pub fn run(args: &Args, mode: Mode) -> ExitCode {
-    process::run(&args.process, async |lifecycle, metrics| {
+    process::run(&args.process, Some(&args.traces), async |lifecycle, metrics| {
         let admin_token = args.control.admin_token()?;
         // Conveniences are for whoever sits at this machine: they need a listener that only this machine reaches.
         let near = mode == Mode::Dev && args.listen.ip().is_loopback();
@@ -73,6 +78,7 @@ pub fn run(args: &Args, mode: Mode) -> ExitCode {
             _ => Signup::AdminOnly,
         };
         let addresses = args.addresses.rules()?;
+        let bounds = addresses.bounds();
         let policy = args.outbound.policy()?;
         let opened = TargetPolicy {
             this_machine: near && args.outbound.allow_private_targets.is_none(),
@@ -82,6 +88,7 @@ pub fn run(args: &Args, mode: Mode) -> ExitCode {
         let targets = Targets {
             policy,
             from_this_machine: opened.this_machine.then(|| opened.clone()),
+            lookups: Lookups::default(),
         };
         let engine = Engine::open(&args.engine, Some(&args.data_dir.data_dir)).await?;
         if !process::prepare(&engine, args.engine.migrate, &lifecycle).await? {
@@ -99,7 +106,10 @@ pub fn run(args: &Args, mode: Mode) -> ExitCode {
             addresses,
         };
         let routes = api::process::routes(&engine, settings, metrics, &lifecycle);
-        lifecycle.critical("http", server::serve(listener, routes, lifecycle.clone()));
+        lifecycle.critical(
+            "http",
+            server::serve_within(bounds, listener, routes, lifecycle.clone()),
+        );
         if mode == Mode::Dev {
             let key_file = dev::ready_made_key(&engine, &args.data_dir.data_dir).await?;
             dev::greet(address, &key_file);

@@ -88,11 +88,20 @@ mod tests {
             let Some(name) = arg.get_env().and_then(|name| name.to_str()) else {
                 continue;
             };
-            let secret = ["KEY", "TOKEN", "SECRET", "PASSWORD", "DATABASE_URL", "AMQP_URL"]
-                .iter()
-                .any(|word| name.replace("KEYLESS", "").contains(word));
+            let secret = [
+                "KEY",
+                "TOKEN",
+                "SECRET",
+                "PASSWORD",
+                "DATABASE_URL",
+                "AMQP_URL",
+                "HEADERS",
+                "ENDPOINT",
+            ]
+            .iter()
+            .any(|word| name.replace("KEYLESS", "").contains(word));
             assert_eq!(secret, hidden.contains(&name), "{name}");
         }
-        assert_eq!(hidden.len(), 6, "{hidden:?}");
+        assert_eq!(hidden.len(), 9, "{hidden:?}");
     }
 }

@@ -1,7 +1,9 @@
 //! Events of the system's own: taken in as any event is, for whoever subscribes to them.
 //!
 //! What they tell of writes them into the store in its own transaction; here they are taken in and forgotten. An id is
-//! taken in once, however often that is tried, so a crash between the two repeats nothing.
+//! taken in once, however often that is tried, so a crash between the two repeats nothing. Whether anybody wants one, its
+//! plan says, which the store holds against the subscriptions as they are: what is remembered of those may be from before
+//! whoever listens began to.
 
 use std::time::Duration;
 
@@ -33,22 +35,9 @@ async fn batch(intake: &Intake) -> Result<bool, String> {
     if waiting.is_empty() {
         return Ok(false);
     }
-    let mut organizations: Vec<_> = waiting.iter().map(|waiting| waiting.organization).collect();
-    organizations.sort_unstable();
-    organizations.dedup();
-    let in_force = intake.registry.in_force(&organizations).await.map_err(failed)?;
     let ids: Vec<_> = waiting.iter().map(|waiting| waiting.id).collect();
     let count = waiting.len();
-    let events: Vec<AcceptedEvent> = waiting
-        .into_iter()
-        .filter_map(event)
-        .filter(|event| {
-            in_force.get(&event.organization).is_some_and(|known| {
-                let mut subscriptions = known.subscriptions.iter();
-                subscriptions.any(|subscription| subscription.wants(&event.event_type))
-            })
-        })
-        .collect();
+    let events: Vec<AcceptedEvent> = waiting.into_iter().filter_map(event).collect();
     if !events.is_empty() {
         intake.take_in_events(&events).await?;
     }

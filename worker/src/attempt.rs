@@ -3,6 +3,8 @@
 //! Follows [Standard Webhooks](https://www.standardwebhooks.com): 2xx is success, anything else is not, redirects are
 //! not followed. DNS, connecting, TLS, sending, and the answer with its body share one deadline.
 
+mod traced;
+
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
@@ -10,9 +12,10 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use shared::{
-    Builtin, FailureKind, Timestamp, VERSION,
+    Builtin, FailureKind, Timestamp, TraceParent, VERSION,
     announcement::{self, Announcement},
     delivery::{AttemptOutcome, AttemptResult, Failure, Next},
+    trace::Open,
 };
 use tokio::time::Instant;
 
@@ -46,13 +49,14 @@ pub async fn attempt(client: &Outbound, way: Way, route: &Route, job: Job) -> Re
     let (delivery, organization) = (job.key, job.organization);
     let event_type = Arc::clone(&job.event.event_type);
     let of_schedule = number.saturating_sub(job.attempts_before);
-    let request = request(route, &job, number, started_at);
+    let mut span = traced::begin(route, &job, number);
+    let request = request(route, &job, number, started_at, span.as_ref());
     // The envelope holds the payload: one copy is enough for as long as the subscriber takes.
     drop(job);
     let sent = match request {
         Ok(mut request) => {
             let deadline = route.push.timeout.duration();
-            let progress = Progress::of(&mut request);
+            let progress = Progress::of(&mut request, organization);
             let sending = progress.follow(send(client, way, request));
             tokio::time::timeout(deadline, sending).await.unwrap_or_else(|_| {
                 let detail = progress.phase().overdue(deadline);
@@ -63,7 +67,10 @@ pub async fn attempt(client: &Outbound, way: Way, route: &Route, job: Job) -> Re
     };
     let (result, ending) = match sent {
         Ok(status_code) => (AttemptResult::Delivered { status_code }, Ending::Delivered),
-        Err(Refused { lack: Some(lack), .. }) => return Err(lack),
+        Err(Refused { lack: Some(lack), .. }) => {
+            traced::not_made(span);
+            return Err(lack);
+        }
         Err(Refused {
             failure, wait_for, ..
         }) => {
@@ -84,6 +91,9 @@ pub async fn attempt(client: &Outbound, way: Way, route: &Route, job: Job) -> Re
             (AttemptResult::Failed { failure, next }, ending)
         }
     };
+    if let Some(span) = &mut span {
+        traced::ended(span, &result);
+    }
     let announcement = match &result {
         AttemptResult::Failed {
             failure,
@@ -196,7 +206,13 @@ fn shown(answer: &[u8]) -> String {
     String::from_utf8_lossy(answer).replace('\0', "\u{fffd}")
 }
 
-fn request(route: &Route, job: &Job, number: u32, at: Timestamp) -> Result<Request<Full<Bytes>>, String> {
+fn request(
+    route: &Route,
+    job: &Job,
+    number: u32,
+    at: Timestamp,
+    span: Option<&Open>,
+) -> Result<Request<Full<Bytes>>, String> {
     let uri = route.uri.clone()?;
     let keys = route.signing.as_ref().map_err(Clone::clone)?;
     let id = job.event.id.to_string();
@@ -222,7 +238,9 @@ fn request(route: &Route, job: &Job, number: u32, at: Timestamp) -> Result<Reque
     let mut text = |name: &'static str, value: &str| insert(headers, name, value);
     text("webhook-id", &id)?;
     text("webhook-signature", &signature)?;
-    if let Some(trace) = &job.event.trace {
+    let context = span.map(Open::context);
+    let trace = context.as_ref().map(TraceParent::as_str);
+    if let Some(trace) = trace.or(job.event.trace.as_deref()) {
         text("traceparent", trace)?;
     }
     if route.subscription.builtin == Some(Builtin::Webhook) {

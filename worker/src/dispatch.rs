@@ -51,6 +51,9 @@ pub struct Ended {
     pub asked_to_wait: Option<Duration>,
     /// Whether it was a test push; that one fails says nothing of how the subscription fares.
     pub is_test: bool,
+    /// Whether what follows from it may be announced. What follows from events of the system's own may not, but for test pushes,
+    /// which somebody asked for.
+    pub begets: bool,
     /// When the front took the event.
     pub received_at: shared::Timestamp,
 }
@@ -178,7 +181,7 @@ impl Dispatch {
                 let (holding, received_at) = (Arc::clone(&job.holding), job.event.received_at);
                 let (key, version) = (job.key, route.subscription.version);
                 let in_order = place.taken.in_order();
-                let is_test = is_test(&job);
+                let (is_test, begets) = (is_test(&job), begets(&job));
                 let event = key.event;
                 let way = if place.taken.is_trusted() {
                     Way::Quick
@@ -214,6 +217,7 @@ impl Dispatch {
                     in_order,
                     asked_to_wait: ending.asked_to_wait(),
                     is_test,
+                    begets,
                     received_at,
                 });
                 drop(place);
@@ -255,6 +259,7 @@ impl Dispatch {
                         in_order: false,
                         asked_to_wait: ending.asked_to_wait(),
                         is_test: true,
+                        begets: true,
                         received_at,
                     }),
                     Err(lack) => {
@@ -300,6 +305,13 @@ impl Dispatch {
         for same in jobs.chunk_by(|one, other| one.holding.worker() == other.holding.worker()) {
             let keys: Vec<DeliveryKey> = same.iter().map(|job| job.key).collect();
             self.release(&same[0].holding, &keys).await;
+        }
+    }
+
+    /// These lanes may have something due in the store.
+    pub fn feed(&self, lanes: impl IntoIterator<Item = SubscriptionId>) {
+        for lane in lanes {
+            self.wake.feed(lane);
         }
     }
 
@@ -352,9 +364,11 @@ impl Dispatch {
         }
     }
 
-    /// Sends nothing more, and waits for the attempts under way.
-    pub async fn finish(&self) {
-        self.lanes().close();
+    /// Sends nothing more, gives back what waited, so that others need not wait for the slowest attempt, and waits for the
+    /// attempts under way.
+    pub async fn finish(self: &Arc<Self>) {
+        let waiting = self.lanes().close();
+        self.give_back_soon(waiting);
         self.attempts.close();
         self.attempts.wait().await;
     }
@@ -362,6 +376,10 @@ impl Dispatch {
 
 fn is_test(job: &Job) -> bool {
     &*job.event.event_type == announcement::TEST
+}
+
+fn begets(job: &Job) -> bool {
+    !job.event.event_type.starts_with(announcement::SYSTEM) || is_test(job)
 }
 
 /// An attempt's place in its lane and in the pool.
@@ -375,8 +393,9 @@ impl Place {
     /// Its attempt takes long: it leaves its place among the quick ones to another.
     fn turned_slow(&mut self) {
         let mut lanes = self.dispatch.lanes();
-        lanes.turned_slow(&mut self.taken);
+        let goes_back = lanes.turned_slow(&mut self.taken);
         self.dispatch.start(lanes);
+        self.dispatch.give_back_soon(goes_back);
     }
 }
 

@@ -4,6 +4,9 @@
 //! nothing is written: each worker remembers for a minute what it has told the store of each subscription. A success that
 //! was not told of, because the last one was, is owed: another worker may have written the row since. It is told before the
 //! next failure, or when the minute is over.
+//!
+//! Events of the system's own count like others: whoever listens and fails for days is disabled. But they beget no others: what
+//! nothing but attempts at those have led to is not announced.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -28,6 +31,8 @@ pub struct Went {
     pub version: i64,
     /// Whether the subscriber took it.
     pub well: bool,
+    /// Whether what follows from it may be announced: it was no event of the system's own.
+    pub begets: bool,
 }
 
 /// What the store was told of a subscription, and is yet to be told.
@@ -39,6 +44,18 @@ struct Told {
     at: Option<Instant>,
     /// A success that the store was not told of.
     owed: Option<Went>,
+    /// Where it went ill: whether what follows from that may be announced.
+    begets: bool,
+}
+
+impl Went {
+    /// This one, of which may be announced what may be of either.
+    fn and(self, before: Option<&Self>) -> Self {
+        Self {
+            begets: self.begets || before.is_some_and(|before| before.begets),
+            ..self
+        }
+    }
 }
 
 impl Told {
@@ -109,9 +126,11 @@ impl Failing {
         let mut last: HashMap<SubscriptionId, Went> = HashMap::new();
         let mut well: HashMap<SubscriptionId, Went> = HashMap::new();
         for one in went {
-            last.insert(one.subscription, *one);
+            let alike = last.get(&one.subscription).filter(|last| last.well == one.well);
+            last.insert(one.subscription, one.and(alike));
             if one.well {
-                well.insert(one.subscription, *one);
+                let before = well.get(&one.subscription);
+                well.insert(one.subscription, one.and(before));
             }
         }
         let mut ill = Vec::new();
@@ -121,11 +140,13 @@ impl Failing {
             let known = told.filter(|told| told.is_fresh(remembered));
             match known {
                 Some(told) if one.well && told.well => {
-                    told.owed = Some(one);
+                    told.owed = Some(one.and(told.owed.as_ref()));
                     well.remove(&subscription);
                 }
                 // Nothing has succeeded since the store was told of a failure.
-                Some(told) if !one.well && !told.well && !well.contains_key(&subscription) => {}
+                Some(told) if !one.well && !told.well && !well.contains_key(&subscription) => {
+                    told.begets |= one.begets;
+                }
                 _ if one.well => {}
                 _ => {
                     if let Some(owed) = owed {
@@ -147,18 +168,23 @@ impl Failing {
         if let Err(error) = &told {
             tracing::debug!(%error, "the store could not be told what succeeds");
         }
-        let of: HashMap<SubscriptionId, Went> = well.iter().map(|one| (one.subscription, *one)).collect();
+        let mut of = HashMap::with_capacity(well.len());
         for one in well {
+            // What recovers has failed before.
+            let begets = one.begets || self.fails_and_begets(one.subscription);
+            let one = Went { begets, ..one };
+            of.insert(one.subscription, one);
             // What the store could not be told is still owed.
             let entry = Told {
                 well: true,
                 at: told.is_ok().then_some(now),
                 owed: told.is_err().then_some(one),
+                begets: false,
             };
             self.told.insert(one.subscription, entry);
         }
         for (subscription, age) in told.unwrap_or_default() {
-            if age >= WORTH_A_WORD.min(self.disable_after / 2) {
+            if age >= WORTH_A_WORD.min(self.disable_after / 2) && of[&subscription].begets {
                 recovered(store, of[&subscription], age).await;
             }
         }
@@ -186,14 +212,17 @@ impl Failing {
                 return;
             }
         };
-        let of: HashMap<SubscriptionId, Went> = ill.iter().map(|one| (one.subscription, *one)).collect();
-        for subscription in of.keys() {
+        let mut of = HashMap::with_capacity(ill.len());
+        for one in ill {
+            let begets = one.begets || self.fails_and_begets(one.subscription);
+            of.insert(one.subscription, Went { begets, ..one });
             let entry = Told {
                 well: false,
                 at: Some(now),
                 owed: None,
+                begets,
             };
-            self.told.insert(*subscription, entry);
+            self.told.insert(one.subscription, entry);
         }
         for (subscription, age) in ages {
             if age >= self.disable_after {
@@ -201,6 +230,12 @@ impl Failing {
                 disable(store, of[&subscription], age, self.disable_after).await;
             }
         }
+    }
+
+    /// Whether it went ill the last time that the store was told, and what follows from that may be announced.
+    fn fails_and_begets(&self, subscription: SubscriptionId) -> bool {
+        let told = self.told.get(&subscription);
+        told.is_some_and(|told| !told.well && told.begets)
     }
 }
 
@@ -216,7 +251,14 @@ async fn disable(store: &Store, of: Went, age: Duration, after: Duration) {
     let reason = format!("every attempt has failed for {} hours", age.as_secs() / 3_600);
     let disabled = store
         .announcements
-        .disable_failing(of.organization, of.subscription, of.version, after, &reason)
+        .disable_failing(
+            of.organization,
+            of.subscription,
+            of.version,
+            after,
+            &reason,
+            of.begets,
+        )
         .await;
     match disabled {
         Ok(true) => tracing::warn!(subscription.id = %of.subscription, reason, "a subscription is disabled"),

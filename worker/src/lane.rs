@@ -1,7 +1,7 @@
 //! Lanes: what this worker holds and has yet to send, one lane a subscription.
 //!
 //! A pure state machine: the time is given to it, nothing is awaited. A slow subscriber fills its own lane and delays only
-//! itself. Memory is bounded: room is reserved before a delivery is taken, and what finds none stays in the store, from
+//! itself. Memory is bounded: [room] is reserved before a delivery is taken, and what finds none stays in the store, from
 //! where the scheduler feeds it back. Lanes that have something to send take turns, by organization and then by lane.
 //!
 //! Attempts are made in two pools. In the trusted one are those of subscribers that answer; one that takes longer than a
@@ -12,13 +12,15 @@ mod health;
 mod job;
 mod pace;
 mod pool;
+mod remembered;
+mod room;
 mod single;
 mod terms;
 mod turns;
 
 use std::{
     cmp::Reverse,
-    collections::{BinaryHeap, HashMap, HashSet},
+    collections::{BinaryHeap, HashMap, HashSet, hash_map::Entry},
     time::Duration,
 };
 
@@ -27,12 +29,13 @@ use tokio::time::Instant;
 
 pub use self::{
     health::{CircuitState, Ending, LONGEST_PAUSE},
-    job::{EventBody, Job},
+    job::{EventBody, Job, weight_of},
     pool::Place,
     terms::{Bounds, Terms},
 };
 use self::{
     pool::{In, Pool},
+    remembered::Remembered,
     single::{Lane, Pause},
     turns::Turns,
 };
@@ -41,12 +44,10 @@ use self::{
 pub const SLOW: Duration = Duration::from_secs(1);
 /// How many times as many attempts as begin in it the suspect pool may have with those that turn slow.
 const OVERFLOW: usize = 4;
-/// How long a lane with nothing to send remembers that its circuit is open, after its last probe was due.
-const REMEMBERED: Duration = Duration::from_mins(10);
 /// The most pauses that are known of. Those of lanes that are there count beyond that.
 const MAX_PAUSES: usize = 50_000;
-/// A lane with fewer waiting than this counts as nearly empty.
-const NEARLY_EMPTY: usize = 16;
+/// What a delivery is taken to weigh before there was any.
+const FIRST_WEIGHS: usize = 16 * 1024;
 
 /// What follows from the end of an attempt.
 #[derive(Debug, Default)]
@@ -90,6 +91,8 @@ pub struct OpenedCircuit {
 pub struct Lanes {
     bounds: Bounds,
     by_subscription: HashMap<SubscriptionId, Lane>,
+    /// Of subscribers that have no lane just now.
+    remembered: Remembered,
     /// For lanes that are not there yet.
     pauses: HashMap<SubscriptionId, Pause>,
     /// Those for which the store may hold more than was taken.
@@ -98,11 +101,16 @@ pub struct Lanes {
     suspect_turns: Turns,
     alarms: BinaryHeap<Reverse<(Instant, SubscriptionId)>>,
     held: usize,
+    /// Of what waits, and of room that is promised.
     bytes: usize,
+    /// What a delivery weighs, on the average of the last ones.
+    weighs: usize,
     trusted: Pool,
     suspect: Pool,
+    /// Of lanes that are there.
     open_circuits: usize,
-    /// What was taken out of order for lanes that are in order by now. It goes back to the store.
+    /// What was taken out of order for lanes that are in order by now, and what came after all was closed. It goes back to the
+    /// store.
     strays: Vec<Job>,
     closed: bool,
 }
@@ -113,6 +121,7 @@ impl Lanes {
         Self {
             bounds,
             by_subscription: HashMap::new(),
+            remembered: Remembered::default(),
             pauses: HashMap::new(),
             hungry: HashSet::new(),
             trusted_turns: Turns::default(),
@@ -120,6 +129,7 @@ impl Lanes {
             alarms: BinaryHeap::new(),
             held: 0,
             bytes: 0,
+            weighs: FIRST_WEIGHS,
             trusted: Pool::default(),
             suspect: Pool::default(),
             open_circuits: 0,
@@ -128,32 +138,30 @@ impl Lanes {
         }
     }
 
-    /// Promises room for one delivery. Where there is none, the lane is hungry from now on: the store holds more for it.
-    pub fn reserve(&mut self, subscription: SubscriptionId, terms: Terms, now: Instant) -> bool {
-        let bounds = self.bounds;
-        self.agree(subscription, terms);
-        let lane = self
-            .by_subscription
-            .entry(subscription)
-            .or_insert_with(|| Lane::new(terms));
-        lane.heed(self.pauses.get(&subscription), now);
-        let total = if lane.held() < NEARLY_EMPTY {
-            bounds.total * 2
+    /// Promises room for one delivery that weighs so much. Where there is none, the lane is hungry from now on: the store
+    /// holds more for it.
+    pub fn reserve(
+        &mut self,
+        subscription: SubscriptionId,
+        terms: Terms,
+        weight: usize,
+        now: Instant,
+    ) -> bool {
+        self.prepare(subscription, terms, now);
+        let worth_it = |lane: &Lane| !terms.in_order && !lane.is_put_off_for_long(now);
+        let has_room = !self.closed
+            // What waits in the store is older: nothing may pass it by.
+            && !self.hungry.contains(&subscription)
+            && self
+                .by_subscription
+                .get(&subscription)
+                .is_some_and(|lane| worth_it(lane) && self.room(lane, now) > 0);
+        if has_room {
+            self.promise(subscription, 1, weight);
         } else {
-            bounds.total
-        };
-        let room = !self.closed && self.held < total && self.bytes < bounds.bytes;
-        let worth_it = !terms.in_order
-            && !lane.is_put_off_for_long(now)
-            && lane.held() < lane.health.worth_holding(bounds.lane);
-        // What waits in the store is older: nothing may pass it by.
-        if !room || !worth_it || self.hungry.contains(&subscription) {
             self.set_hungry(subscription, true);
-            return false;
         }
-        lane.reserved += 1;
-        self.held += 1;
-        true
+        has_room
     }
 
     /// Promises room for as many deliveries as there may be, `most` at most, to be claimed from the store.
@@ -167,31 +175,16 @@ impl Lanes {
         if self.closed {
             return 0;
         }
-        self.agree(subscription, terms);
-        let lane = self
-            .by_subscription
-            .entry(subscription)
-            .or_insert_with(|| Lane::new(terms));
-        lane.heed(self.pauses.get(&subscription), now);
-        let of_lane = lane
-            .health
-            .worth_holding(self.bounds.lane)
-            .saturating_sub(lane.held());
-        let of_all = self.bounds.total.saturating_sub(self.held);
-        // A nearly empty lane may go over the total, up to twice as much.
-        let of_nearly_empty = NEARLY_EMPTY
-            .saturating_sub(lane.held())
-            .min((2 * self.bounds.total).saturating_sub(self.held));
+        self.prepare(subscription, terms, now);
         // What is in order comes in order: the next are claimed when none is left.
-        let has_to_wait = lane.is_put_off_for_long(now) || (terms.in_order && lane.is_busy());
-        let room = if self.bytes < self.bounds.bytes && !has_to_wait {
-            of_all.max(of_nearly_empty).min(of_lane).min(most)
-        } else {
-            0
+        let has_to_wait = |lane: &Lane| lane.is_put_off_for_long(now) || (terms.in_order && lane.is_busy());
+        let (room, weight) = match self.by_subscription.get(&subscription) {
+            Some(lane) if !has_to_wait(lane) => (self.room(lane, now).min(most), self.weight_of_one(lane)),
+            _ => (0, 0),
         };
-        lane.reserved += room;
-        self.held += room;
-        if room == 0 {
+        if room > 0 {
+            self.promise(subscription, room, weight);
+        } else {
             // It is fed once there is room, or its time has come.
             self.set_hungry(subscription, true);
             self.see_to(subscription, now);
@@ -199,12 +192,33 @@ impl Lanes {
         room
     }
 
+    /// Sees to it that the lane is there, and keeps to what it has to.
+    fn prepare(&mut self, subscription: SubscriptionId, terms: Terms, now: Instant) {
+        self.agree(subscription, terms);
+        let lane = match self.by_subscription.entry(subscription) {
+            Entry::Occupied(lane) => lane.into_mut(),
+            Entry::Vacant(none) => {
+                let health = self.remembered.recall(subscription, terms.version, now);
+                self.open_circuits += usize::from(health.is_open());
+                none.insert(Lane::new(terms, health))
+            }
+        };
+        lane.heed(self.pauses.get(&subscription), now);
+    }
+
+    fn promise(&mut self, subscription: SubscriptionId, count: usize, weight: usize) {
+        if let Some(lane) = self.by_subscription.get_mut(&subscription) {
+            self.bytes += lane.promise(count, weight);
+            self.held += count;
+        }
+    }
+
     /// Gives back room that was promised and is not needed.
     pub fn unreserve(&mut self, subscription: SubscriptionId, count: usize) {
         if let Some(lane) = self.by_subscription.get_mut(&subscription) {
-            lane.reserved -= count;
+            self.bytes -= lane.redeem(count);
             self.held -= count;
-            self.forget_if_idle(subscription);
+            self.put_away_if_idle(subscription);
         }
     }
 
@@ -212,21 +226,23 @@ impl Lanes {
     pub fn set_hungry(&mut self, subscription: SubscriptionId, hungry: bool) {
         if !hungry {
             self.hungry.remove(&subscription);
-            self.forget_if_idle(subscription);
+            self.put_away_if_idle(subscription);
         } else if self.by_subscription.contains_key(&subscription) {
             self.hungry.insert(subscription);
         }
     }
 
-    /// Takes a delivery for which room was reserved. Once closed, it is dropped: the lease ends with the worker.
+    /// Takes a delivery for which room was reserved.
     pub fn push(&mut self, mut job: Job, now: Instant) {
         let subscription = job.key.subscription;
         let Some(lane) = self.by_subscription.get_mut(&subscription) else {
+            self.strays.push(job);
             return;
         };
-        lane.reserved = lane.reserved.saturating_sub(1);
+        self.bytes -= lane.redeem(1);
         if self.closed {
             self.held -= 1;
+            self.strays.push(job);
             return;
         }
         if lane.terms.in_order && !job.in_order {
@@ -238,8 +254,10 @@ impl Lanes {
         }
         // In a lane that is not in order any more it is one among others.
         job.in_order &= lane.terms.in_order;
-        self.bytes += job.weight();
-        lane.waiting.push_back(job);
+        let weight = job.weight();
+        self.bytes += weight;
+        self.weighs = (63 * self.weighs + weight) / 64;
+        lane.put(job, weight);
         self.see_to(subscription, now);
     }
 
@@ -261,13 +279,12 @@ impl Lanes {
             lane.queued = None;
             if lane.pool() != pool || !lane.can_send(now) {
                 self.see_to(subscription, now);
-                self.forget_if_idle(subscription);
+                self.put_away_if_idle(subscription);
                 continue;
             }
-            let Some(job) = lane.waiting.pop_front() else {
+            let Some((job, weight)) = lane.take() else {
                 continue;
             };
-            let weight = job.weight();
             lane.in_flight += 1;
             let in_order = lane.terms.in_order;
             lane.unsettled = in_order;
@@ -291,10 +308,12 @@ impl Lanes {
         None
     }
 
-    /// An attempt takes long: it goes on in the suspect pool, and its lane with it.
-    pub fn turned_slow(&mut self, place: &mut Place) {
+    /// An attempt takes long: it goes on in the suspect pool, and its lane with it. Gives what goes back to the store.
+    pub fn turned_slow(&mut self, place: &mut Place) -> Vec<Job> {
         place.is_slow = true;
+        let mut was_trusted = false;
         if let Some(lane) = self.by_subscription.get_mut(&place.subscription) {
+            was_trusted = lane.health.is_trusted();
             lane.health.turned_slow();
         }
         // Beyond that it stays where it is: memory is bounded before anything else is.
@@ -306,6 +325,16 @@ impl Lanes {
             self.trusted.remove(place.weight);
             self.suspect.add(place.weight);
         }
+        self.make_room(place.subscription, was_trusted)
+    }
+
+    /// While room is short, a lane that is not trusted any more lets go of what may be in the room of those that are.
+    fn make_room(&mut self, subscription: SubscriptionId, was_trusted: bool) -> Vec<Job> {
+        let turned = |lane: &Lane| was_trusted && !lane.health.is_trusted() && Self::is_nearly_empty(lane);
+        if !self.is_short() || !self.by_subscription.get(&subscription).is_some_and(turned) {
+            return Vec::new();
+        }
+        self.send_back(subscription)
     }
 
     /// An attempt ended; `random`, in [0, 1), spreads probes.
@@ -316,6 +345,7 @@ impl Lanes {
             return Finished::default();
         };
         lane.in_flight -= 1;
+        let was_trusted = lane.health.is_trusted();
         let changed = lane
             .health
             .ended(ending, place.is_probe, place.is_slow, now, random);
@@ -332,17 +362,13 @@ impl Lanes {
             self.hungry.insert(subscription);
         }
         let put_off = if starts_anew || lane.is_put_off_for_long(now) {
-            let waiting = self.take_out(subscription, |_| true);
-            if !waiting.is_empty() {
-                self.set_hungry(subscription, true);
-            }
-            waiting
+            self.send_back(subscription)
         } else {
-            Vec::new()
+            self.make_room(subscription, was_trusted)
         };
         let feed = self.wants_food(subscription, now);
         self.see_to(subscription, now);
-        self.forget_if_idle(subscription);
+        self.put_away_if_idle(subscription);
         Finished {
             feed,
             put_off,
@@ -363,11 +389,11 @@ impl Lanes {
             Vec::new()
         } else {
             self.hungry.insert(subscription);
-            self.take_out(subscription, |_| true)
+            self.send_back(subscription)
         };
         let feed = self.wants_food(subscription, now);
         self.see_to(subscription, now);
-        self.forget_if_idle(subscription);
+        self.put_away_if_idle(subscription);
         Finished {
             feed,
             put_off,
@@ -375,11 +401,12 @@ impl Lanes {
         }
     }
 
-    /// Whether a lane has nothing to send or under way; `None` if there is no such lane.
-    pub fn is_quiet(&self, subscription: SubscriptionId) -> Option<bool> {
+    /// Whether a lane has nothing to send or under way, and could send at once by its rate: another worker may go on with it.
+    /// `None` if there is no such lane.
+    pub fn is_quiet(&self, subscription: SubscriptionId, now: Instant) -> Option<bool> {
         self.by_subscription
             .get(&subscription)
-            .map(|lane| !lane.is_busy())
+            .map(|lane| !lane.is_busy() && lane.paced(now).is_none())
     }
 
     /// Takes out all that waits in a lane: its subscription is disabled or gone.
@@ -387,17 +414,29 @@ impl Lanes {
         self.take_out(subscription, |_| true)
     }
 
-    /// Takes out what waits of an event: it was acknowledged or called off.
-    pub fn drain_event(&mut self, event: EventId) {
+    /// Takes out what waits of an event: it was acknowledged or called off. Word of that may be late, and it may have been
+    /// opened again and taken since: give it back.
+    pub fn call_off_event(&mut self, event: EventId) -> Vec<Job> {
         let lanes: Vec<_> = self.by_subscription.keys().copied().collect();
-        for subscription in lanes {
-            self.take_out(subscription, |job| job.key.event == event);
-        }
+        let called_off = lanes
+            .into_iter()
+            .flat_map(|lane| self.call_off_in(lane, |job| job.key.event == event));
+        called_off.collect()
     }
 
-    /// Takes out one delivery, if it waits: it was cancelled.
-    pub fn drain_delivery(&mut self, delivery: DeliveryKey) {
-        self.take_out(delivery.subscription, |job| job.key == delivery);
+    /// Takes out one delivery, if it waits: it was cancelled. Give it back, as above.
+    pub fn call_off(&mut self, delivery: DeliveryKey) -> Vec<Job> {
+        self.call_off_in(delivery.subscription, |job| job.key == delivery)
+    }
+
+    fn call_off_in(&mut self, subscription: SubscriptionId, goes: impl Fn(&Job) -> bool) -> Vec<Job> {
+        match self.by_subscription.get(&subscription) {
+            // Should it be open all the same, nothing in order may pass it by.
+            Some(lane) if lane.terms.in_order && lane.waiting.iter().any(&goes) => {
+                self.send_back(subscription)
+            }
+            _ => self.take_out(subscription, goes),
+        }
     }
 
     /// Takes out all that waits and is not held as `worker`: the lease by which it was held is lost, or on its way out.
@@ -409,13 +448,12 @@ impl Lanes {
         gone.collect()
     }
 
-    /// Sends nothing more and takes nothing more.
-    pub fn close(&mut self) {
+    /// Sends nothing more and takes nothing more. What waited goes back to the store, and so does what comes yet, as strays.
+    pub fn close(&mut self) -> Vec<Job> {
         self.closed = true;
         let lanes: Vec<_> = self.by_subscription.keys().copied().collect();
-        for subscription in lanes {
-            self.drain(subscription);
-        }
+        let waiting = lanes.into_iter().flat_map(|lane| self.drain(lane));
+        waiting.collect()
     }
 
     /// A subscription has changed; its subscriber may be another.
@@ -424,7 +462,7 @@ impl Lanes {
         self.see_to(subscription, now);
     }
 
-    /// What was taken for lanes before they came to be in order, and is to go back to the store.
+    /// What was taken for lanes before they came to be in order, or came after all was closed, and is to go back to the store.
     pub fn take_strays(&mut self) -> Vec<Job> {
         std::mem::take(&mut self.strays)
     }
@@ -447,13 +485,10 @@ impl Lanes {
         };
         lane.heed(Some(&pause), now);
         let waiting = if lane.is_put_off_for_long(now) {
-            self.take_out(subscription, |_| true)
+            self.send_back(subscription)
         } else {
             Vec::new()
         };
-        if !waiting.is_empty() {
-            self.set_hungry(subscription, true);
-        }
         self.see_to(subscription, now);
         waiting
     }
@@ -485,7 +520,7 @@ impl Lanes {
             {
                 lane.alarm = None;
                 self.see_to(subscription, now);
-                self.forget_if_idle(subscription);
+                self.put_away_if_idle(subscription);
             }
         }
         let hungry = self.hungry.iter().copied();
@@ -494,25 +529,25 @@ impl Lanes {
             .collect()
     }
 
-    /// Forgets lanes that have nothing to send, and of whose subscribers nothing is known that still means anything.
+    /// Puts lanes away that have nothing to send, and forgets of subscribers what means nothing any more.
     pub fn forget_old(&mut self, now: Instant) {
         self.pauses.retain(|_, pause| pause.until > now);
         let old = self.by_subscription.iter().filter(|(id, lane)| {
-            !lane.is_busy()
-                && !self.hungry.contains(id)
-                && lane.queued.is_none()
-                && lane.paced(now).is_none()
-                && lane.health.is_stale(now, REMEMBERED)
+            !lane.is_busy() && !self.hungry.contains(id) && lane.queued.is_none() && lane.paced(now).is_none()
         });
         let old: Vec<_> = old.map(|(id, _)| *id).collect();
         for subscription in old {
-            if self
-                .by_subscription
-                .remove(&subscription)
-                .is_some_and(|lane| lane.health.is_open())
-            {
-                self.open_circuits -= 1;
-            }
+            self.put_away(subscription);
+        }
+        self.remembered.forget_old(now);
+    }
+
+    /// The lane is not there any more; what is known of its subscriber is.
+    fn put_away(&mut self, subscription: SubscriptionId) {
+        if let Some(lane) = self.by_subscription.remove(&subscription) {
+            self.open_circuits -= usize::from(lane.health.is_open());
+            self.remembered
+                .keep(subscription, lane.terms.version, lane.health);
         }
     }
 
@@ -523,27 +558,20 @@ impl Lanes {
             held: self.held,
             trusted: self.trusted.in_flight,
             suspect: self.suspect.in_flight,
-            open_circuits: self.open_circuits,
+            open_circuits: self.open_circuits + self.remembered.open_circuits(),
         }
     }
 
-    /// The circuits that are open. Where there is none it costs nothing, else a look at every lane.
+    /// The circuits that are open. Where there is none it costs nothing, else a look at every lane and all that is remembered.
     pub fn opened_circuits(&self) -> Vec<OpenedCircuit> {
-        if self.open_circuits == 0 {
+        if self.load().open_circuits == 0 {
             return Vec::new();
         }
-        let opened =
-            self.by_subscription
-                .iter()
-                .filter_map(|(subscription, lane)| match lane.health.circuit() {
-                    CircuitState::Open { next_probe, since } => Some(OpenedCircuit {
-                        subscription: *subscription,
-                        since,
-                        next_probe,
-                    }),
-                    CircuitState::Closed => None,
-                });
-        opened.collect()
+        let lanes = self.by_subscription.iter();
+        lanes
+            .filter_map(|(subscription, lane)| lane.health.opened(*subscription))
+            .chain(self.remembered.opened_circuits())
+            .collect()
     }
 
     fn pool(&self, pool: In) -> Pool {
@@ -565,6 +593,7 @@ impl Lanes {
     /// to be taken again in order.
     fn agree(&mut self, subscription: SubscriptionId, terms: Terms) {
         let Some(lane) = self.by_subscription.get_mut(&subscription) else {
+            self.remembered.forget_before(subscription, terms.version);
             return;
         };
         if terms.version < lane.terms.version {
@@ -587,29 +616,39 @@ impl Lanes {
         }
     }
 
-    /// Whether a lane for which the store holds more has room, and may be sent to.
+    /// Whether a lane for which the store holds more has room for at least as much again as it holds, and may be sent to.
     fn wants_food(&self, subscription: SubscriptionId, now: Instant) -> bool {
-        self.hungry.contains(&subscription)
+        !self.closed
+            && self.hungry.contains(&subscription)
             && self.by_subscription.get(&subscription).is_some_and(|lane| {
-                let most = lane.health.worth_holding(self.bounds.lane);
-                let has_room = if lane.terms.in_order {
-                    !lane.is_busy()
-                } else {
-                    lane.held() <= most / 2
-                };
-                has_room && !lane.is_put_off_for_long(now)
+                let room = self.room(lane, now);
+                room > 0
+                    && room >= lane.held()
+                    && !(lane.terms.in_order && lane.is_busy())
+                    && !lane.is_put_off_for_long(now)
             })
+    }
+
+    /// Takes out all that waits, for the store, from where the lane is fed again.
+    fn send_back(&mut self, subscription: SubscriptionId) -> Vec<Job> {
+        if self
+            .by_subscription
+            .get(&subscription)
+            .is_some_and(|lane| !lane.waiting.is_empty())
+        {
+            self.hungry.insert(subscription);
+        }
+        self.take_out(subscription, |_| true)
     }
 
     fn take_out(&mut self, subscription: SubscriptionId, goes: impl Fn(&Job) -> bool) -> Vec<Job> {
         let Some(lane) = self.by_subscription.get_mut(&subscription) else {
             return Vec::new();
         };
-        let (gone, kept): (Vec<Job>, Vec<Job>) = lane.waiting.drain(..).partition(goes);
-        lane.waiting = kept.into();
+        let (gone, weight) = lane.take_out(goes);
         self.held -= gone.len();
-        self.bytes -= gone.iter().map(Job::weight).sum::<usize>();
-        self.forget_if_idle(subscription);
+        self.bytes -= weight;
+        self.put_away_if_idle(subscription);
         gone
     }
 
@@ -633,7 +672,7 @@ impl Lanes {
         }
     }
 
-    fn forget_if_idle(&mut self, subscription: SubscriptionId) {
+    fn put_away_if_idle(&mut self, subscription: SubscriptionId) {
         if !self.hungry.contains(&subscription)
             && self.by_subscription.get(&subscription).is_some_and(|lane| {
                 !lane.is_busy()
@@ -641,14 +680,15 @@ impl Lanes {
                     && lane.alarm.is_none()
                     // Else its pace would begin anew.
                     && lane.terms.rate_per_second.is_none()
-                    && lane.health.is_spotless()
             })
         {
-            self.by_subscription.remove(&subscription);
+            self.put_away(subscription);
         }
     }
 }
 
+#[cfg(test)]
+mod crowding;
 #[cfg(test)]
 mod ordering;
 #[cfg(test)]

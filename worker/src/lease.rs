@@ -97,6 +97,19 @@ impl Lease {
         Arc::clone(&lock(&self.current))
     }
 
+    /// Whether what is taken now is taken by this.
+    pub fn is_current(&self, holding: &Holding) -> bool {
+        lock(&self.current).worker == holding.worker
+    }
+
+    /// As whom this worker holds what it took before, and is not done with.
+    pub fn retiring(&self) -> Vec<WorkerId> {
+        lock(&self.retiring)
+            .iter()
+            .map(|holding| holding.worker)
+            .collect()
+    }
+
     /// The store may think that this worker holds something that it does not know of.
     pub fn doubt(&self) {
         self.doubt.store(true, Ordering::Relaxed);

@@ -8,6 +8,7 @@
 mod announcing;
 mod attempt;
 mod awaited;
+mod changes;
 mod dispatch;
 mod envelope;
 mod failing;
@@ -29,27 +30,26 @@ mod rounds;
 mod scheduler;
 mod statistics;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use shared::{
+    SubscriptionId,
     config::WorkerArgs,
     engine::Engine,
     http::ops::{ReadyCheck, StoreReady},
     lifecycle::Lifecycle,
     queue::{DynQueue, SourceLane},
-    store::{self, Change, Store},
+    store::{self, Store},
     telemetry,
 };
-use tokio::{
-    sync::broadcast::error::RecvError,
-    time::{Instant, MissedTickBehavior},
-};
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-pub use crate::outbound::{Outbound, tls};
+pub use crate::outbound::Outbound;
 use crate::{
     awaited::Awaited,
+    changes::Changes,
     dispatch::Dispatch,
     failing::Failing,
     intake::{Intake, Progress},
@@ -60,9 +60,6 @@ use crate::{
     scheduler::Scheduler,
     statistics::Statistics,
 };
-
-/// How often the subscriptions that have a lane are read anew, whatever word has come.
-const POLL: Duration = Duration::from_secs(1);
 
 /// Starts a worker; it drains and ends with the lifecycle.
 pub fn start(
@@ -201,26 +198,35 @@ async fn work(
         "intake of dead frames",
         intake.run(SourceLane::Dead, soft.clone()),
     );
-    lifecycle.critical(
-        "changes",
-        heed_changes(
-            registry,
-            ownership,
-            awaited,
-            Arc::clone(&dispatch),
-            wake,
-            store.clone(),
-            soft.clone(),
-        ),
-    );
-    let finishing = Arc::clone(&dispatch);
-    lifecycle.critical("attempts", async move {
-        soft.cancelled().await;
-        finishing.finish().await;
-        drained.cancel();
-        Ok(())
-    });
-    hold(&lease, &dispatch, &store, recorded).await;
+    let owning = Arc::clone(&ownership);
+    let changes = Changes {
+        registry,
+        ownership,
+        awaited,
+        dispatch: Arc::clone(&dispatch),
+        wake,
+        store: store.clone(),
+    };
+    lifecycle.critical("changes", changes.heed(store.keeper.changes(), soft.clone()));
+    let finishing = finish(Arc::clone(&dispatch), Arc::clone(&owning), soft, drained);
+    lifecycle.critical("attempts", finishing);
+    hold(&lease, &owning, &dispatch, &store, recorded).await;
+    Ok(())
+}
+
+/// Once the worker is told to stop: leaves to others what it can, while the last attempts end.
+async fn finish(
+    dispatch: Arc<Dispatch>,
+    ownership: Arc<Ownership>,
+    soft: CancellationToken,
+    drained: CancellationToken,
+) -> anyhow::Result<()> {
+    soft.cancelled().await;
+    tokio::select! {
+        () = dispatch.finish() => {}
+        never = ownership.leave(&dispatch) => match never {},
+    }
+    drained.cancel();
     Ok(())
 }
 
@@ -264,7 +270,13 @@ async fn enlisted(store: &Store, soft: &CancellationToken) -> Option<(Arc<Lease>
 }
 
 /// Renews the lease until everything is recorded, then resigns.
-async fn hold(lease: &Lease, dispatch: &Dispatch, store: &Store, recorded: CancellationToken) {
+async fn hold(
+    lease: &Lease,
+    ownership: &Ownership,
+    dispatch: &Dispatch,
+    store: &Store,
+    recorded: CancellationToken,
+) {
     let mut every = tokio::time::interval_at(Instant::now() + lease::RENEWAL, lease::RENEWAL);
     every.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -284,101 +296,26 @@ async fn hold(lease: &Lease, dispatch: &Dispatch, store: &Store, recorded: Cance
             }
             Err(error) => tracing::warn!(%error, "the lease could not be renewed"),
         }
+        let mut hungry: HashSet<SubscriptionId> = HashSet::new();
         if matches!(renewed, Ok(Renewed::Anew | Renewed::AfterLoss)) {
             let dropped = dispatch.lanes().keep_held_by(lease.current().worker());
+            hungry.extend(dropped.iter().map(|job| job.key.subscription));
             if matches!(renewed, Ok(Renewed::Anew)) {
                 // They are known: they need not wait for the old lease to end.
                 dispatch.give_back(dropped).await;
             }
         }
+        match ownership.take_along().await {
+            Ok(lanes) => hungry.extend(lanes),
+            Err(error) => {
+                tracing::debug!(%error, "lanes could not be taken along; the next renewal tries again");
+            }
+        }
+        dispatch.feed(hungry);
     }
     // If this fails the lease runs out by itself.
     if let Err(error) = lease.resign(&*store.deliveries).await {
         tracing::warn!(%error, "the worker could not resign");
-    }
-}
-
-/// Acts on word of changes, and looks by itself every second.
-async fn heed_changes(
-    registry: Arc<Registry>,
-    ownership: Arc<Ownership>,
-    awaited: Arc<Awaited>,
-    dispatch: Arc<Dispatch>,
-    wake: scheduler::Wake,
-    store: Store,
-    soft: CancellationToken,
-) -> anyhow::Result<()> {
-    let mut changes = store.keeper.changes();
-    let mut poll = tokio::time::interval(POLL);
-    poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        let change = tokio::select! {
-            () = soft.cancelled() => return Ok(()),
-            _ = poll.tick() => Change::Everything,
-            change = changes.recv() => match change {
-                Ok(change) => change,
-                Err(RecvError::Lagged(_)) => Change::Everything,
-                // The store is being closed.
-                Err(RecvError::Closed) => return Ok(()),
-            },
-        };
-        let subscriptions = match change {
-            Change::Closed(event) => {
-                dispatch.lanes().drain_event(event);
-                continue;
-            }
-            Change::Cancelled(delivery) => {
-                dispatch.lanes().drain_delivery(delivery);
-                continue;
-            }
-            Change::Pause(pause) => {
-                dispatch.put_off(&[pause], Instant::now());
-                continue;
-            }
-            Change::Lane(lane) => {
-                if ownership.owns(lane) {
-                    wake.feed(lane);
-                }
-                continue;
-            }
-            Change::Awaited(lane) => {
-                awaited.note(lane, Instant::now());
-                continue;
-            }
-            // Whoever takes them listens, too.
-            Change::TestPush => continue,
-            Change::Subscription(subscription) => vec![subscription],
-            Change::Everything => {
-                pauses::heed(&store, &dispatch).await;
-                dispatch.lanes().subscriptions()
-            }
-        };
-        if let Err(error) = registry.refresh(&subscriptions).await {
-            tracing::debug!(%error, "subscriptions could not be read anew");
-            continue;
-        }
-        for subscription in subscriptions {
-            match registry.route(subscription).await {
-                Ok(registry::Found::Enabled(route)) => {
-                    let terms = route.terms(ownership.workers());
-                    dispatch.lanes().set_terms(subscription, terms, Instant::now());
-                    if terms.solo && !ownership.owns(subscription) {
-                        // It has come to have one owner, who is another or is yet to be.
-                        let others = dispatch.lanes().drain(subscription);
-                        dispatch.give_back(others).await;
-                    }
-                    if matches!(change, Change::Subscription(_)) {
-                        wake.feed(subscription);
-                    }
-                }
-                Ok(registry::Found::Disabled | registry::Found::Gone) => {
-                    let parked = dispatch.lanes().drain(subscription);
-                    dispatch.give_back(parked).await;
-                }
-                Err(_) => {}
-            }
-        }
-        dispatch.pump();
     }
 }
 

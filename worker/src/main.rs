@@ -8,6 +8,7 @@ use shared::{
     engine::Engine,
     http::{ops, server},
     process,
+    trace::TraceArgs,
 };
 
 #[global_allocator]
@@ -30,12 +31,14 @@ struct Args {
     #[command(flatten)]
     engine: EngineArgs,
     #[command(flatten)]
+    traces: TraceArgs,
+    #[command(flatten)]
     process: ProcessArgs,
 }
 
 fn main() -> ExitCode {
     let args: Args = config::parse_or_exit();
-    process::run(&args.process, async |lifecycle, metrics| {
+    process::run(&args.process, Some(&args.traces), async |lifecycle, metrics| {
         let client = worker::Outbound::new(args.outbound.policy()?, args.worker.extra_ca_file.as_deref())?;
         let engine = Engine::open(&args.engine, None).await?;
         let (listener, _) = process::listen(args.listen).await?;

@@ -1,6 +1,6 @@
 //! The way out: an HTTP client that connects to nothing but what the guard has checked.
 //!
-//! A name is resolved once, inside the attempt's deadline; every address is checked, and the connection is made to the
+//! A name is resolved once, inside the attempt's deadline and [within bounds](shared::lookup); every address is checked, and the connection is made to the
 //! very addresses that were checked. IP literals are checked too. TLS is always verified; there are no proxies from the
 //! environment and no redirects. Connections are kept for a few seconds and used again. Over TLS a host that offers HTTP/2
 //! gets it: one connection for all that goes there at once. What takes long, or fails, goes [over connections of its
@@ -21,11 +21,11 @@ use hyper_util::{
     client::legacy::{self, Client},
     rt::{TokioExecutor, TokioTimer},
 };
-use rustls::{
-    RootCertStore,
-    pki_types::{CertificateDer, pem::PemObject},
+use shared::{
+    guard::TargetPolicy,
+    lookup::{Bounds, Lookups},
+    tls,
 };
-use shared::{config::SettingError, guard::TargetPolicy};
 
 use self::connector::GuardedConnector;
 pub use self::{
@@ -71,13 +71,16 @@ pub struct Outbound {
 impl Outbound {
     /// Makes the client, which trusts the authorities of a PEM file, too; a wrong file is named.
     pub fn new(policy: TargetPolicy, extra_ca_file: Option<&Path>) -> anyhow::Result<Self> {
-        let tls = tls("TRIGGERS_EXTRA_CA_FILE", extra_ca_file)?;
+        let tls = tls::client("TRIGGERS_EXTRA_CA_FILE", extra_ca_file)?;
         let policy = Arc::new(policy);
         let connector = HttpsConnectorBuilder::new()
             .with_tls_config(tls)
             .https_or_http()
             .enable_all_versions()
-            .wrap_connector(GuardedConnector { policy });
+            .wrap_connector(GuardedConnector {
+                policy,
+                lookups: Lookups::new(Bounds::ATTEMPTS),
+            });
         Ok(Self {
             quick: client(connector.clone()),
             apart: client(connector),
@@ -118,39 +121,4 @@ fn client(connector: HttpsConnector<GuardedConnector>) -> HttpClient {
         .http2_keep_alive_timeout(PING)
         .http2_max_concurrent_reset_streams(RESET_STREAMS)
         .build(connector)
-}
-
-/// What a client of TLS trusts: the public authorities, and those of a PEM file that a setting names.
-pub fn tls(setting: &'static str, extra_ca_file: Option<&Path>) -> anyhow::Result<rustls::ClientConfig> {
-    let mut roots: RootCertStore = webpki_roots::TLS_SERVER_ROOTS.iter().cloned().collect();
-    if let Some(file) = extra_ca_file {
-        add_roots(&mut roots, setting, file)?;
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    Ok(rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_no_client_auth())
-}
-
-/// Trusts the authorities of a PEM file, too.
-fn add_roots(roots: &mut RootCertStore, setting: &'static str, file: &Path) -> Result<(), SettingError> {
-    let wrong = |rule: String| SettingError::new(setting, rule);
-    let name = file.display();
-    let certificates = CertificateDer::pem_file_iter(file)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|error| wrong(format!("({name}) cannot be read as PEM: {error}")))?;
-    if certificates.is_empty() {
-        return Err(wrong(format!(
-            "({name}) holds no certificate: it must be a PEM file of certificate authorities"
-        )));
-    }
-    for certificate in certificates {
-        roots.add(certificate).map_err(|error| {
-            wrong(format!(
-                "({name}) holds what is no certificate authority: {error}"
-            ))
-        })?;
-    }
-    Ok(())
 }

@@ -91,8 +91,17 @@ pub async fn record(
     }
 }
 
-/// Subscriptions whose subscribers said that they are gone for good, and by which version they were sent to.
-type Gone = HashMap<(OrganizationId, SubscriptionId), i64>;
+/// Subscriptions whose subscribers said that they are gone for good.
+type Gone = HashMap<(OrganizationId, SubscriptionId), Said>;
+
+/// Who said so.
+#[derive(Debug, Clone, Copy)]
+struct Said {
+    /// By which version it was sent to.
+    version: i64,
+    /// Whether that is announced: it was said of an event that is not the system's own.
+    announced: bool,
+}
 
 /// Writes a batch down, however long it takes, and sees to what follows from it. Says of each lane in order whether it goes
 /// on with its next.
@@ -109,8 +118,12 @@ async fn write(store: &Store, wake: &Wake, lease: &Lease, batch: Vec<Ended>) -> 
             let applied = applied.contains(&ended.outcome.delivery);
             if applied && !ended.is_test && says_gone(&ended.outcome.result) {
                 let lane = (ended.outcome.organization, ended.outcome.delivery.subscription);
-                let version = gone.entry(lane).or_insert(ended.version);
-                *version = ended.version.max(*version);
+                let said = gone.entry(lane).or_insert(Said {
+                    version: ended.version,
+                    announced: false,
+                });
+                said.version = ended.version.max(said.version);
+                said.announced |= ended.begets;
             }
             announce(wake, ended, applied);
             if ended.in_order {
@@ -132,6 +145,7 @@ fn went(ended: &Ended) -> Option<Went> {
         subscription: outcome.delivery.subscription,
         version: ended.version,
         well,
+        begets: ended.begets,
     })
 }
 
@@ -151,10 +165,10 @@ fn says_gone(result: &AttemptResult) -> bool {
 /// Disables subscriptions, unless they have changed since they were sent to: the new URL has said nothing yet.
 async fn disable(store: &Store, gone: Gone) {
     let reason = "the subscriber answered 410 Gone";
-    for ((organization, subscription), version) in gone {
+    for ((organization, subscription), Said { version, announced }) in gone {
         let disabled = store
             .subscriptions
-            .disable(organization, subscription, version, reason)
+            .disable(organization, subscription, version, reason, announced)
             .await;
         match disabled {
             Ok(true) => tracing::info!(subscription.id = %subscription, reason, "a subscription is disabled"),

@@ -2,13 +2,15 @@
 //!
 //! A lane is served in order, or at a rate, or with fewer attempts under way than there are workers: such a lane is solo, and
 //! has one owner at a time. Every other lane is served by all workers, each with its share of the limit. The owner's name
-//! is a worker's id, which is never used again: an owner that stalled past its lease finds that nothing it does applies.
+//! is a worker's id, which is never used again: an owner that stalled past its lease finds that nothing it does applies. A worker
+//! that takes a new id for doubt takes its lanes along.
 //!
 //! Workers own what they come by, give up what they have not needed for a while, and give up some of what they have if it
 //! is more than their share, so that the lanes of a few do not stay with the first for ever.
 
 use std::{
     collections::{HashMap, HashSet},
+    convert::Infallible,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, Ordering},
@@ -36,6 +38,8 @@ const JOINING: Duration = Duration::from_secs(2 * lease::RENEWAL.as_secs());
 const UNUSED: Duration = Duration::from_secs(30);
 /// How long a lane that another owns, or that was given up, is not asked for.
 const LEFT_ALONE: Duration = Duration::from_secs(5);
+/// How often a worker that stops looks for lanes that it can give up.
+const LEAVING: Duration = Duration::from_millis(100);
 /// The most lanes that are given up at once for being more than this worker's share.
 const GIVEN_UP_AT_ONCE: u32 = 16;
 
@@ -135,6 +139,25 @@ impl Ownership {
         Ok(owned)
     }
 
+    /// Takes along what this worker owns by leases that are on their way out, and says what that is. The lanes in memory are the
+    /// same: what is under way in them is waited for as ever.
+    pub async fn take_along(&self) -> store::Result<Vec<SubscriptionId>> {
+        let worker = self.lease.current().worker();
+        let mut taken = Vec::new();
+        for old in self.lease.retiring() {
+            taken.extend(self.store.deliveries.hand_over(old, worker).await?);
+        }
+        let (mut state, now) = (self.state(), Instant::now());
+        if state.worker == worker {
+            for lane in &taken {
+                state.owned.insert(*lane, now);
+                // It may have been asked for meanwhile.
+                state.left_alone.remove(lane);
+            }
+        }
+        Ok(taken)
+    }
+
     /// Looks it all over now and then, until the soft signal.
     pub async fn look_over(
         self: Arc<Self>,
@@ -161,14 +184,14 @@ impl Ownership {
         let share = standing.all.div_ceil(standing.workers.max(1));
         let too_many = standing.mine.saturating_sub(share + 1).min(GIVEN_UP_AT_ONCE);
         let now = Instant::now();
-        let (waiting, quiet) = {
+        let waiting = {
             let (mut state, mut lanes) = (self.state(), dispatch.lanes());
             state.left_alone.retain(|_, until| now < *until);
             let leaving: Vec<SubscriptionId> = {
                 let staying = state.owned.keys().filter(|lane| !state.leaving.contains(lane));
                 let mut staying: Vec<_> = staying.copied().collect();
                 // Those first that nobody would notice.
-                staying.sort_by_key(|lane| lanes.is_quiet(*lane) == Some(false));
+                staying.sort_by_key(|lane| lanes.is_quiet(*lane, now) == Some(false));
                 staying.truncate(too_many as usize);
                 staying
             };
@@ -177,28 +200,69 @@ impl Ownership {
                 state.leaving.insert(lane);
                 waiting.extend(lanes.drain(lane));
             }
-            let unused = |lane: &SubscriptionId, used: &Instant| {
-                state.leaving.contains(lane) || now.duration_since(*used) > UNUSED
-            };
-            let quiet: Vec<SubscriptionId> = state
+            waiting
+        };
+        dispatch.give_back(waiting).await;
+        self.give_up(dispatch, |state, lane, used| {
+            state.leaving.contains(lane) || now.duration_since(used) > UNUSED
+        })
+        .await
+    }
+
+    /// The worker stops, and its lanes are closed: gives up each that it owns once that is quiet, so that others go on with it
+    /// while the last attempts end.
+    pub async fn leave(&self, dispatch: &Dispatch) -> Infallible {
+        let mut every = tokio::time::interval(LEAVING);
+        every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            every.tick().await;
+            if let Err(error) = self.give_up(dispatch, |_, _, _| true).await {
+                tracing::debug!(%error, "lanes that have one owner could not be given up");
+            }
+        }
+    }
+
+    /// Gives up those of the lanes it owns that are quiet.
+    async fn give_up(
+        &self,
+        dispatch: &Dispatch,
+        which: impl Fn(&State, &SubscriptionId, Instant) -> bool,
+    ) -> store::Result<()> {
+        let now = Instant::now();
+        let (worker, quiet) = {
+            let (mut state, mut lanes) = (self.state(), dispatch.lanes());
+            let quiet: Vec<(SubscriptionId, Instant)> = state
                 .owned
                 .iter()
-                .filter(|(lane, used)| unused(lane, used) && lanes.is_quiet(**lane) != Some(false))
-                .map(|(lane, _)| *lane)
+                .map(|(lane, used)| (*lane, *used))
+                .filter(|(lane, used)| {
+                    which(&state, lane, *used) && lanes.is_quiet(*lane, now) != Some(false)
+                })
                 .collect();
-            for lane in &quiet {
+            for (lane, _) in &quiet {
                 lanes.set_hungry(*lane, false);
                 state.owned.remove(lane);
                 state.leaving.remove(lane);
                 state.left_alone.insert(*lane, now + LEFT_ALONE);
             }
-            (waiting, quiet)
+            (state.worker, quiet)
         };
-        dispatch.give_back(waiting).await;
-        if !quiet.is_empty() {
-            self.store.deliveries.disown(worker, &quiet).await?;
+        if quiet.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        let lanes: Vec<SubscriptionId> = quiet.iter().map(|(lane, _)| *lane).collect();
+        let given_up = self.store.deliveries.disown(worker, &lanes).await;
+        if given_up.is_err() {
+            // They may be its own yet: they are given up again, or gone on with.
+            let mut state = self.state();
+            if state.worker == worker {
+                for (lane, used) in quiet {
+                    state.left_alone.remove(&lane);
+                    state.owned.entry(lane).or_insert(used);
+                }
+            }
+        }
+        given_up
     }
 
     /// The state as of the current lease: what was owned by another is not any more.
@@ -220,5 +284,40 @@ impl State {
             leaving: HashSet::new(),
             left_alone: HashMap::new(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{lease::Renewed, real_store::RealStore};
+
+    #[tokio::test]
+    async fn a_worker_in_doubt_takes_its_lanes_along() {
+        let real = RealStore::open().await;
+        let (lane, deliveries) = (real.subscription().await.id, &*real.store.deliveries);
+        let lease = Arc::new(Lease::enlist(deliveries).await.unwrap());
+        let ownership = Ownership::begin(real.store.clone(), Arc::clone(&lease))
+            .await
+            .unwrap();
+        assert_eq!(ownership.acquire(&[lane]).await.unwrap(), HashSet::from([lane]));
+        assert!(ownership.take_along().await.unwrap().is_empty());
+        // An attempt, of whatever lane, that takes its time.
+        let under_way = lease.current();
+        lease.doubt();
+        assert_eq!(lease.renew(deliveries).await.unwrap(), Renewed::Anew);
+        assert!(!ownership.owns(lane), "not before the store says so");
+        assert!(
+            ownership.acquire(&[lane]).await.unwrap().is_empty(),
+            "the old lease lives"
+        );
+        assert_eq!(ownership.take_along().await.unwrap(), [lane]);
+        assert!(ownership.owns(lane));
+        assert_eq!(ownership.acquire(&[lane]).await.unwrap(), HashSet::from([lane]));
+        drop(under_way);
+        assert_eq!(lease.renew(deliveries).await.unwrap(), Renewed::Same);
+        assert!(lease.retiring().is_empty(), "it is over");
+        let standing = deliveries.standing(lease.current().worker()).await.unwrap();
+        assert_eq!((standing.workers, standing.mine), (1, 1));
     }
 }

@@ -15,10 +15,11 @@ use bytes::Bytes;
 use shared::{
     AcceptedEvent, DeliveryKey, EventId, EventPattern, EventType, KeyId, KeyText, OrganizationId, Payload,
     RetrySchedule, Scopes, Subscription, SubscriptionId, SubscriptionUrl, Tier, Timestamp, WorkerId,
+    filter::FiltersFull,
     seal::{self, Sealed, Sealer},
     signature::SignatureScheme,
     store::{
-        FiltersKept, InForce, IntakeBatch, IntakeOutcome, NewKey, NewSecret, Page, PageRequest, PatchOutcome,
+        InForce, IntakeBatch, IntakeOutcome, NewKey, NewSecret, Page, PageRequest, PatchOutcome,
         PlannedDelivery, Result, SealedSecrets, Store, StoreError, SubscriptionPatch, Subscriptions, sqlite,
     },
     subscription::{AttemptTimeout, Format, MaxInFlight, Metadata, Push, Target},
@@ -48,7 +49,7 @@ impl Watched {
 
 #[async_trait]
 impl Subscriptions for Watched {
-    async fn create(&self, subscription: Subscription) -> Result<Subscription> {
+    async fn create(&self, subscription: Subscription) -> Result<Result<Subscription, FiltersFull>> {
         self.real.create(subscription).await
     }
 
@@ -84,9 +85,12 @@ impl Subscriptions for Watched {
         id: SubscriptionId,
         version: i64,
         reason: &str,
+        announced: bool,
     ) -> Result<bool> {
         self.disabling.fetch_add(1, Ordering::Relaxed);
-        self.real.disable(organization, id, version, reason).await
+        self.real
+            .disable(organization, id, version, reason, announced)
+            .await
     }
 
     async fn rotate(
@@ -115,10 +119,6 @@ impl Subscriptions for Watched {
 
     async fn webhook(&self, organization: OrganizationId) -> Result<Option<Subscription>> {
         self.real.webhook(organization).await
-    }
-
-    async fn filters_beside(&self, organization: OrganizationId, id: SubscriptionId) -> Result<FiltersKept> {
-        self.real.filters_beside(organization, id).await
     }
 
     async fn in_force(&self, organizations: &[OrganizationId]) -> Result<Vec<InForce>> {
@@ -190,6 +190,16 @@ impl RealStore {
 
     /// Makes a push subscription.
     pub async fn subscription(&self) -> Subscription {
+        self.subscription_to(EventPattern::all()).await
+    }
+
+    /// Makes one to the system's own events.
+    pub async fn listener(&self) -> Subscription {
+        self.subscription_to(EventPattern::parse("triggers.**").unwrap())
+            .await
+    }
+
+    async fn subscription_to(&self, events: EventPattern) -> Subscription {
         let subscription = Subscription {
             id: SubscriptionId::new(),
             organization: self.organization,
@@ -208,7 +218,7 @@ impl RealStore {
                 format: Format::Standard,
                 headers: None,
             }),
-            event_types: vec![EventPattern::all()],
+            event_types: vec![events],
             enabled: true,
             disabled_reason: None,
             description: None,
@@ -218,7 +228,8 @@ impl RealStore {
             created_at: Timestamp::now(),
             updated_at: Timestamp::now(),
         };
-        self.store.subscriptions.create(subscription).await.unwrap()
+        let made = self.store.subscriptions.create(subscription).await.unwrap();
+        made.unwrap()
     }
 
     /// Takes so many events in for a subscription, held by a worker or due for anybody.

@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use rand::seq::SliceRandom;
 use shared::{
     SubscriptionId,
     store::{self, Claimed, Store},
@@ -175,6 +176,8 @@ impl Scheduler {
                 hungry.insert(subscription);
             }
             let mut lanes: Vec<SubscriptionId> = hungry.drain().collect();
+            // Where room is short the first get it: each is first now and then.
+            lanes.shuffle(&mut rand::rng());
             while !lanes.is_empty() {
                 let some = lanes.split_off(lanes.len().saturating_sub(CLAIM_LANES));
                 if let Err(error) = self.feed(&some).await {
@@ -243,6 +246,8 @@ impl Scheduler {
             // They may have been claimed all the same.
             self.lease.doubt();
         }
+        // Lanes with one owner may have gone to its new id meanwhile.
+        let is_current = self.lease.is_current(&holding);
         // A claim that comes to many bytes may have been cut short.
         let cut = claimed
             .iter()
@@ -259,7 +264,10 @@ impl Scheduler {
             for (subscription, room) in &wanted {
                 let count = counts.get(subscription).copied().unwrap_or_default();
                 // Fewer than asked for: the store holds no more that is due.
-                lanes.set_hungry(*subscription, claimed.is_err() || cut || count == *room);
+                lanes.set_hungry(
+                    *subscription,
+                    claimed.is_err() || cut || count == *room || !is_current,
+                );
                 lanes.unreserve(*subscription, (room - count) as usize);
             }
         }
@@ -293,7 +301,8 @@ impl Scheduler {
         {
             let mut lanes = self.dispatch.lanes();
             // Claimed may be fewer than there are: for their bytes, or for an intake that is not over.
-            lanes.set_hungry(lane, claimed.is_err() || count > 0);
+            let is_current = self.lease.is_current(&holding);
+            lanes.set_hungry(lane, claimed.is_err() || count > 0 || !is_current);
             lanes.unreserve(lane, room - count);
         }
         self.dispatch

@@ -26,7 +26,7 @@ use crate::{
     path::PathId,
 };
 
-/// How far events are counted.
+/// How far events are counted. With a status, that many and some more are looked at, and no further.
 const MAX_TOTAL: u64 = 10_000;
 /// How many events may be skipped: going further takes the cursor, whose cost does not grow.
 const MAX_OFFSET: u64 = 100_000;
@@ -212,7 +212,7 @@ struct Rest {
 
 #[derive(Serialize, JsonSchema)]
 struct Pagination {
-    /// Exact to 10,000.
+    /// Exact to 10,000. With a `status` those of the newest 12,000 events that it is looked for among: there may be more.
     total: u64,
     limit: u32,
     offset: u64,
@@ -224,10 +224,12 @@ impl listing::Form for InboxForm {
     type Event = EventView;
     type Rest = Rest;
 
-    fn rest(&self, next: Option<i64>) -> Rest {
+    fn rest(&self, shown: u64, next: Option<i64>) -> Rest {
+        // What is shown is there, however far it was counted.
+        let seen = if shown > 0 { self.offset + shown } else { 0 };
         Rest {
             pagination: Pagination {
-                total: self.total,
+                total: self.total.max(seen),
                 limit: self.limit,
                 offset: self.offset,
                 has_more: next.is_some(),
@@ -272,7 +274,8 @@ pub(super) async fn list(
             offset,
         },
         page: PageRequest { after, limit },
-        // Never short: existing clients add `limit` to `offset`, and would skip what was left out.
+        // Never short of bytes: existing clients add `limit` to `offset`, and would skip what was left out. Where a status is rare
+        // a page is short all the same, for it looks at so many events and no more; what is left out then is found by the cursor.
         enough: usize::MAX,
     };
     let form = InboxForm { total, limit, offset };

@@ -123,7 +123,7 @@ pub(super) async fn rotate(
 ) -> Result<Answer<KeyView>, ApiError> {
     let organization = own_organization(&control, &caller).await?;
     let old = caller.grant.key;
-    let (text, rotated) = keys::replace(&control, organization.id, old, Duration::ZERO).await?;
+    let (text, rotated) = keys::replace(&control, &caller.grant, old, Duration::ZERO).await?;
     match rotated {
         Rotated::Done { new, .. } => {
             Ok(Answer::ok(KeyView::of(organization, text.expose(), new.created_at)).secret())
@@ -132,7 +132,8 @@ pub(super) async fn rotate(
             Code::Conflict,
             "another key has taken this one's place already: rotate that one",
         )),
-        Rotated::Ended | Rotated::NotFound => Err(ApiError::unauthorized(
+        // A key is never beyond itself.
+        Rotated::Ended | Rotated::Beyond | Rotated::NotFound => Err(ApiError::unauthorized(
             "the API key was revoked or rotated by another request just now",
         )),
     }

@@ -54,9 +54,10 @@ pub(super) async fn configure(
     let mut fields = body.fields(Unknown::Ignore)?;
     let url = fields.required("webhook_url", fields::string(SubscriptionUrl::parse));
     let url = fields.finish(url)?;
-    subscriptions::check_target(&control, "webhook_url", &url, local).await?;
+    let organization = caller.organization();
+    subscriptions::check_target(&control, organization, "webhook_url", &url, local).await?;
     for _ in 0..MAX_TRIES {
-        if let Some((subscription, secret)) = set(&control, caller.organization(), &url).await? {
+        if let Some((subscription, secret)) = set(&control, organization, &url).await? {
             return Ok(Answer::ok(WebhookView {
                 success: true,
                 webhook_url: url.as_str().to_owned(),
@@ -84,7 +85,8 @@ async fn set(
             ..subscription
         };
         return match store.create(subscription).await {
-            Ok(subscription) => Ok(Some((subscription, Some(secret)))),
+            Ok(Ok(subscription)) => Ok(Some((subscription, Some(secret)))),
+            Ok(Err(full)) => Err(subscriptions::filters_full(full)),
             // There is one an organization: another request made it meanwhile.
             Err(StoreError::Refused(_)) if store.webhook(organization).await?.is_some() => Ok(None),
             Err(error) => Err(error.into()),
@@ -107,5 +109,6 @@ async fn set(
     {
         PatchOutcome::Changed(subscription) => Ok(Some((*subscription, None))),
         PatchOutcome::Conflict | PatchOutcome::NotFound => Ok(None),
+        PatchOutcome::FiltersFull(full) => Err(subscriptions::filters_full(full)),
     }
 }

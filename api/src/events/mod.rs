@@ -284,7 +284,7 @@ async fn found(
     query.finish()?;
     let fresh = waiting::is_fresh(id);
     let limit = Duration::from_millis(wait_ms.unwrap_or(DEFAULT_WAIT_MS));
-    let mut wait = control.waiters.wait(limit);
+    let mut wait = control.waiters.wait(organization, limit);
     loop {
         if let Some(event) = control.api.store.events.get(organization, id).await? {
             return Ok(event);

@@ -58,7 +58,7 @@ impl listing::Form for SearchForm {
     type Event = EventView;
     type Rest = Rest;
 
-    fn rest(&self, next: Option<i64>) -> Rest {
+    fn rest(&self, _: u64, next: Option<i64>) -> Rest {
         Rest {
             next_cursor: next.map(|place| List::Events.cursor(&place)),
         }

@@ -191,7 +191,7 @@ fn named(headers: &HeaderMap) -> Result<Option<EventId>, ApiError> {
 /// Where an event is that a stream is to go on after. One that is on its way is waited for.
 async fn place(control: &Control, organization: OrganizationId, event: EventId) -> Result<i64, ApiError> {
     let fresh = waiting::is_fresh(event);
-    let mut wait = control.waiters.wait(WAIT);
+    let mut wait = control.waiters.wait(organization, WAIT);
     loop {
         if let Some(place) = control.api.store.feed.place(organization, event).await? {
             return Ok(place);

@@ -255,7 +255,7 @@ async fn pull(
     PathId(subscription): PathId<SubscriptionKind>,
     body: JsonBody<PullBody>,
 ) -> Result<Response, ApiError> {
-    let wanted = Wanted::parse(&body.0)?;
+    let wanted = Wanted::parse(&body.bytes)?;
     let source = PullSource {
         organization: caller.organization(),
         subscription,

@@ -15,8 +15,8 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use shared::{
-    Builtin, EventPattern, Filter, OrganizationId, Subscription, SubscriptionId, SubscriptionUrl, Timestamp,
-    filter::{MAX_CHARACTERS, MAX_FILTERS},
+    Builtin, EventPattern, OrganizationId, Subscription, SubscriptionId, SubscriptionUrl, Timestamp,
+    filter::FiltersFull,
     http::{
         ApiError, Code, FieldError, JsonBody, Query,
         openapi::{Header, Routes, doc, get, post},
@@ -205,34 +205,18 @@ fn new(id: SubscriptionId, organization: OrganizationId, target: Target) -> Subs
 /// Refuses a URL that must not be reached.
 pub(crate) async fn check_target(
     control: &Control,
+    organization: OrganizationId,
     field: &str,
     url: &SubscriptionUrl,
     local: FromThisMachine,
 ) -> Result<(), ApiError> {
-    let checked = control.api.targets.check(url, local).await;
+    let checked = control.api.targets.check(url, organization, local).await;
     checked.map_err(|blocked| ApiError::invalid(vec![FieldError::at(&[field], blocked.to_string())]))
 }
 
-/// Refuses a filter that would make too many of an organization. (Requests at the same moment may come to a few more.)
-async fn check_filters(
-    control: &Control,
-    organization: OrganizationId,
-    id: SubscriptionId,
-    filter: &Filter,
-) -> Result<(), ApiError> {
-    let subscriptions = &control.api.store.subscriptions;
-    let others = subscriptions.filters_beside(organization, id).await?;
-    let characters = filter.as_str().chars().count() as u64;
-    let rule = if others.count >= MAX_FILTERS {
-        format!("would be one too many: an organization has at most {MAX_FILTERS} filters")
-    } else if others.characters + characters > MAX_CHARACTERS {
-        format!(
-            "would be too much: an organization's filters have at most {MAX_CHARACTERS} characters together"
-        )
-    } else {
-        return Ok(());
-    };
-    Err(ApiError::invalid(vec![FieldError::at(&["filter"], rule)]))
+/// 422: the organization has no room for the filter.
+pub(crate) fn filters_full(full: FiltersFull) -> ApiError {
+    ApiError::invalid(vec![FieldError::at(&["filter"], full.to_string())])
 }
 
 async fn create(
@@ -241,7 +225,7 @@ async fn create(
     local: FromThisMachine,
     body: JsonBody<NewSubscription>,
 ) -> Result<Made<SubscriptionView>, ApiError> {
-    let settings = Settings::read(body.0).await?;
+    let settings = Settings::read(body.bytes).await?;
     let kind = settings.kind.unwrap_or_default();
     settings.check(kind)?;
     let organization = caller.organization();
@@ -249,7 +233,7 @@ async fn create(
     let (mut subscription, secret) = match (kind, &settings.url) {
         (Kind::Pull, _) => (new(SubscriptionId::new(), organization, Target::Pull), None),
         (Kind::Push, Some(url)) => {
-            check_target(&control, "url", url, local).await?;
+            check_target(&control, organization, "url", url, local).await?;
             let (subscription, secret) = new_push(&control, organization, url.clone(), scheme);
             (subscription, Some(secret))
         }
@@ -271,12 +255,10 @@ async fn create(
         subscription.event_types = event_types;
     }
     subscription.filter = settings.filter.flatten();
-    if let Some(filter) = &subscription.filter {
-        check_filters(&control, organization, subscription.id, filter).await?;
-    }
     subscription.enabled = settings.enabled.unwrap_or(true);
     subscription.description = settings.description.flatten();
-    let subscription = control.api.store.subscriptions.create(subscription).await?;
+    let created = control.api.store.subscriptions.create(subscription).await?;
+    let subscription = created.map_err(filters_full)?;
     let path = format!("/v1/subscriptions/{}", subscription.id);
     let view = SubscriptionView::of(subscription, secret.as_ref());
     Ok(Made::created(view).at(&path).secret())
@@ -341,7 +323,7 @@ async fn change(
     let organization = caller.organization();
     let mut current = found(&control, organization, id).await?;
     refuse_inbox(&current)?;
-    let settings = Settings::read(body.0).await?;
+    let settings = Settings::read(body.bytes).await?;
     settings.check(Kind::of(&current.target))?;
     if settings
         .signature_scheme
@@ -357,10 +339,7 @@ async fn change(
         return Ok(Answer::ok(SubscriptionView::of(current, None)));
     }
     if let Some(url) = &settings.url {
-        check_target(&control, "url", url, local).await?;
-    }
-    if let Some(Some(filter)) = &settings.filter {
-        check_filters(&control, organization, id, filter).await?;
+        check_target(&control, organization, "url", url, local).await?;
     }
     for _ in 0..MAX_TRIES {
         let patch = SubscriptionPatch {
@@ -384,6 +363,7 @@ async fn change(
             }
             PatchOutcome::Conflict => current = found(&control, organization, id).await?,
             PatchOutcome::NotFound => return Err(ApiError::not_found("subscription")),
+            PatchOutcome::FiltersFull(full) => return Err(filters_full(full)),
         }
     }
     Err(busy())
@@ -432,6 +412,7 @@ async fn set_enabled(
             PatchOutcome::Changed(changed) => return Ok(Answer::ok(SubscriptionView::of(*changed, None))),
             PatchOutcome::Conflict => {}
             PatchOutcome::NotFound => return Err(ApiError::not_found("subscription")),
+            PatchOutcome::FiltersFull(full) => return Err(filters_full(full)),
         }
     }
     Err(busy())

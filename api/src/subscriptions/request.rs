@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use shared::{
     EventPattern, Filter, Invalid, OrganizationId, RetrySchedule, SubscriptionId, SubscriptionUrl,
+    filter::Refused,
     http::openapi::TEXT,
     http::{ApiError, FieldError, Fields, Unknown, fields},
     invalid,
@@ -255,11 +256,22 @@ impl Settings {
     /// Reads a request body; every broken rule is named.
     pub(super) fn parse(body: &[u8]) -> Result<Self, ApiError> {
         let mut fields = Fields::parse(body, Unknown::Refuse)?.documented::<NewSubscription>();
+        let mut not_now = None;
+        let filter = |text: &str| {
+            Filter::parse(text).map_err(|refused| match refused {
+                Refused::Invalid(rule) => rule,
+                Refused::NotNow(error) => {
+                    let rule = Invalid::new(error.to_string());
+                    not_now = Some(error);
+                    rule
+                }
+            })
+        };
         let settings = Self {
             kind: set(&mut fields, "kind", fields::string(str::parse)),
             url: set(&mut fields, "url", fields::string(SubscriptionUrl::parse)),
             event_types: set(&mut fields, "event_types", patterns),
-            filter: fields.nullable("filter", fields::string(Filter::parse)),
+            filter: fields.nullable("filter", fields::string(filter)),
             enabled: set(&mut fields, "enabled", fields::boolean),
             description: fields.nullable("description", fields::string(description)),
             retry_schedule: set(
@@ -282,7 +294,10 @@ impl Settings {
             ),
             signature_scheme: set(&mut fields, "signature_scheme", fields::string(str::parse)),
         };
-        fields.finish(Some(settings))
+        match not_now {
+            Some(error) => Err(error.into()),
+            None => fields.finish(Some(settings)),
+        }
     }
 
     /// The rules that hold between the fields, for a subscription of this kind.

@@ -12,7 +12,7 @@ use shared::{
     store::{NewSecret, PatchOutcome},
 };
 
-use super::{MAX_TRIES, busy, found, view::SubscriptionView};
+use super::{MAX_TRIES, busy, filters_full, found, view::SubscriptionView};
 use crate::{
     Control,
     access::{Caller, Subscriptions},
@@ -92,6 +92,7 @@ pub(super) async fn rotate(
             }
             PatchOutcome::Conflict => {}
             PatchOutcome::NotFound => return Err(ApiError::not_found("subscription")),
+            PatchOutcome::FiltersFull(full) => return Err(filters_full(full)),
         }
     }
     Err(busy())

@@ -150,7 +150,8 @@ pub(super) async fn test(
         .begin(organization, Instant::now())
         .map_err(too_many)?;
     let (tests, event) = (&control.api.store.tests, EventId::new());
-    let mut wait = control.waiters.wait(push.timeout.duration() + BESIDE);
+    let limit = push.timeout.duration() + BESIDE;
+    let mut wait = control.waiters.wait(organization, limit);
     if !tests.ask_test(organization, id, event, AT_ONCE).await? {
         return Err(too_many(Duration::from_secs(1)));
     }

@@ -79,7 +79,7 @@ async fn a_webhook_is_set_and_moved() {
     desk.engine
         .store
         .subscriptions
-        .disable(tenant.id, webhook.id, webhook.version, "gone")
+        .disable(tenant.id, webhook.id, webhook.version, "gone", true)
         .await
         .unwrap();
 
@@ -194,6 +194,45 @@ async fn the_inbox_shows_everything_newest_first() {
             .await
             .problem()
     );
+}
+
+#[tokio::test]
+async fn a_status_that_is_rare_is_not_looked_for_everywhere_at_once() {
+    let desk = Desk::open().await;
+    let tenant = desk.tenant().await;
+    let (inbox, hook) = (desk.inbox(&tenant).await, desk.subscribe(&tenant).await);
+    let mut dead = Vec::new();
+    for payload in ["1", "2", "3"] {
+        let id = desk.event(&tenant, "rare", payload, hook).await;
+        desk.fail(id, hook, &tenant, Next::DeadLetter).await;
+        dead.push(id.uuid().to_string());
+    }
+    dead.reverse();
+    // More than one request looks at.
+    for _ in 0..66 {
+        let batch: Vec<_> = (0..500).map(|_| event(&tenant, "usual", "2")).collect();
+        desk.take_in_all(&batch, inbox).await;
+    }
+    let (mut found, mut answers) = (Vec::new(), Vec::new());
+    let mut path = Some("/api/inbox?status=dead_letter&limit=2".to_owned());
+    while let Some(page) = path {
+        let answer = desk.get(&page, &tenant.key).await;
+        assert_eq!(answer.status, 200, "{}", answer.text);
+        found.extend(answer.ids());
+        path = answer.next("/api/inbox?status=dead_letter&limit=2");
+        answers.push(answer.body["pagination"].clone());
+    }
+    assert_eq!(found, dead);
+    // The total is no more than was seen, and no less than is shown.
+    let pagination =
+        |total: u64, more: bool| json!({"total": total, "limit": 2, "offset": 0, "has_more": more});
+    assert_eq!(
+        answers,
+        [pagination(0, true), pagination(2, true), pagination(1, false)]
+    );
+    let pending = desk.get("/api/inbox?status=pending&limit=1", &tenant.key).await;
+    assert_eq!(pending.body["pagination"]["total"], 10_000);
+    assert_eq!(pending.body["pagination"]["has_more"], true);
 }
 
 #[tokio::test]

@@ -108,6 +108,7 @@ impl Desk {
             targets: Targets {
                 policy: TargetPolicy::default(),
                 from_this_machine: Some(loopback),
+                ..Targets::default()
             },
             signup,
             admin_token: admin_token.map(Into::into),

@@ -7,7 +7,6 @@
 
 pub(crate) mod answer;
 mod items;
-mod room;
 mod taking;
 
 use std::sync::Arc;
@@ -22,6 +21,7 @@ use shared::{
     http::{
         ApiError, Code, Fields, Unknown,
         body::{self, Cap, MediaType, unsupported},
+        room::Held,
         server::Peer,
     },
 };
@@ -33,8 +33,6 @@ use crate::{
     poster::Poster,
 };
 
-pub(crate) use room::Room;
-
 /// The most events of a batch.
 pub(crate) const MAX_EVENTS: usize = 1_000;
 /// How large a batch may be.
@@ -42,6 +40,10 @@ const CAP: Cap = Cap {
     bytes: 4 * 1024 * 1024,
     rule: "the body must be at most 4194304 bytes, each payload at most 262144",
 };
+/// What all bodies of batches may take together.
+pub(crate) const ROOM: usize = 64 * 1024 * 1024;
+/// What whoever finds none is told.
+pub(crate) const NO_ROOM: &str = "more batches are under way than there is room for; try again";
 /// How many bytes are read before others have their turn.
 const TURN: usize = 256 * 1024;
 
@@ -82,8 +84,9 @@ async fn accept_from(poster: &Poster<'_>, request: Request, kind: Kind) -> Resul
     let rule = "must not be sent with a batch, whose events have keys of their own";
     posted::refuse_idempotency_key(&parts.headers, rule)?;
     body::refuse_compressed(&parts.headers)?;
-    let mut held = poster.ingest.room.of(poster.grant.organization);
-    let body = body::read(body, CAP, |bytes| held.grow(bytes)).await?;
+    let (room, whose) = (&poster.ingest.batches, Some(poster.grant.organization));
+    let mut held = Held::default();
+    let body = body::read(body, CAP, |bytes| room.grow(whose, &mut held, bytes)).await?;
     let deadline = poster.deadline();
     let events = read(&body, layout, kind, posted::trace(&parts.headers)).await?;
     let outcomes = taking::take(poster, events, deadline).await;
@@ -141,4 +144,4 @@ fn read_one(item: &[u8], body: &Bytes, kind: Kind, trace: Option<TraceParent>) -
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

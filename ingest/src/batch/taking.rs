@@ -19,9 +19,11 @@ use tokio::time::{Instant, timeout_at};
 use super::MAX_EVENTS;
 use crate::{
     accepted::Accepted,
+    limit::Taken,
     posted::Posted,
     poster::Poster,
     recent::{Claim, First, Pending},
+    sending::Sending,
 };
 
 /// What came of an event.
@@ -36,12 +38,17 @@ pub(super) async fn take(
     events: Vec<Result<Posted, ApiError>>,
     deadline: Instant,
 ) -> Vec<Outcome> {
-    let (outcomes, events) = within_limit(poster, events);
-    let taken = events.len();
+    let (outcomes, events, taken) = within_limit(poster, events);
+    let limited = |outcome: &&Outcome| {
+        let error = outcome.as_ref().err();
+        error.is_some_and(|error| error.code() == Code::RateLimited)
+    };
+    poster.count_refused(outcomes.iter().filter(limited).count());
     let mut batch = Batch {
         poster,
         deadline,
         received_at: Timestamp::now(),
+        taken,
         claims: HashMap::new(),
         firsts: HashMap::new(),
         part: Part::default(),
@@ -59,13 +66,6 @@ pub(super) async fn take(
         batch.settle(event);
     }
     batch.send_notes();
-    let accepted = batch.outcomes.iter().filter(|outcome| outcome.is_ok()).count();
-    poster.give_back(taken - accepted);
-    let limited = |outcome: &&Outcome| {
-        let error = outcome.as_ref().err();
-        error.is_some_and(|error| error.code() == Code::RateLimited)
-    };
-    poster.count(accepted, batch.outcomes.iter().filter(limited).count());
     batch.outcomes
 }
 
@@ -74,24 +74,29 @@ pub(super) async fn take(
 fn within_limit(
     poster: &Poster<'_>,
     events: Vec<Result<Posted, ApiError>>,
-) -> (Vec<Outcome>, Vec<(usize, Posted)>) {
-    let mut taken = Vec::with_capacity(events.len());
+) -> (Vec<Outcome>, Vec<(usize, Posted)>, Taken) {
+    let mut within = Vec::with_capacity(events.len());
+    let mut taken = poster.taken(0);
     let mut full: Option<ApiError> = None;
     let outcomes = events.into_iter().enumerate().map(|(place, event)| {
         let event = event?;
         if full.is_none() {
-            full = poster.take_room().err();
+            match poster.take_room() {
+                Ok((one, _)) => taken.add(one),
+                Err(error) => full = Some(error),
+            }
         }
         if let Some(error) = &full {
             return Err(error.clone());
         }
-        taken.push((place, event));
+        within.push((place, event));
         Err(ApiError::unavailable(
             "another event of the batch did not get in, so this one was not tried; try again",
             Duration::from_secs(1),
         ))
     });
-    (outcomes.collect(), taken)
+    let outcomes = outcomes.collect();
+    (outcomes, within, taken)
 }
 
 /// A batch on its way.
@@ -99,6 +104,8 @@ struct Batch<'a> {
     poster: &'a Poster<'a>,
     deadline: Instant,
     received_at: Timestamp,
+    /// What was taken from the limit for events of which it is not known what becomes of them.
+    taken: Taken,
     /// What is known of the keys of the batch. A new one is here until its first event comes.
     claims: HashMap<DedupId, Claim<'a>>,
     /// Where the first event of each new key is, and once it is confirmed, what a repeat needs to know of it.
@@ -126,6 +133,7 @@ struct Written<'a> {
     id: EventId,
     event_type: EventType,
     key: Option<NewKey<'a>>,
+    sending: Sending,
 }
 
 /// A key that the batch is the first to have.
@@ -183,14 +191,15 @@ impl<'a> Batch<'a> {
             NewKey { key, pending, digest }
         });
         let id = EventId::new();
+        let mut event = event.under(id, self.poster.grant.organization, self.received_at);
         let written = Written {
             place,
             id,
             event_type: event.event_type.clone(),
             key,
+            sending: Sending::begin(&mut event),
         };
-        let entry = Entry::Event(event.under(id, self.poster.grant.organization, self.received_at));
-        self.write(written, &entry).await;
+        self.write(written, &Entry::Event(event)).await;
         None
     }
 
@@ -202,6 +211,7 @@ impl<'a> Batch<'a> {
             let bytes = self.part.bytes.split_off(before);
             self.flush().await;
             if self.stopped {
+                written.sending.not_tried();
                 return;
             }
             self.part.bytes = bytes;
@@ -217,16 +227,18 @@ impl<'a> Batch<'a> {
             return;
         }
         let events = std::mem::take(&mut part.events);
+        let taken = Box::new(self.taken.part(part.entries));
         let entries = part.into_entries(self.poster);
         let published = self
             .poster
             .ingest
             .publisher
-            .publish_by(entries, self.deadline)
+            .publish_for(entries, taken, self.deadline)
             .await;
         self.stopped |= published.is_err();
-        for written in events {
+        for mut written in events {
             let place = written.place;
+            written.sending.ended(published.as_ref());
             self.outcomes[place] = match published {
                 Ok(()) => Ok(self.confirm(written)),
                 Err(error) => Err(error.into()),
@@ -273,6 +285,7 @@ impl<'a> Batch<'a> {
         let (accepted, note) = Accepted::again(first, organization, event.event_type, &event.payload);
         frame::encode_into(&mut self.notes.bytes, &note);
         self.notes.entries += 1;
+        self.taken.accept(1);
         self.outcomes[place] = Ok(accepted);
     }
 

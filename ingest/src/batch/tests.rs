@@ -17,27 +17,31 @@ use shared::{
     auth::{AddressRules, Auth},
     config::EngineArgs,
     engine::Engine,
+    http::room::Room,
     lifecycle::Lifecycle,
     queue::{
         Confirmation, Depth, FrameSink, FrameSource, MAX_FRAME_BYTES, Publisher, Queue, QueueError,
         SourceLane, frame,
     },
 };
+use tokio::sync::Semaphore;
 
 use super::*;
 
 /// What a queue was given.
 #[derive(Default)]
-struct Written {
+pub(crate) struct Written {
     frames: Vec<Bytes>,
     /// How many were offered, refused ones included.
     offered: usize,
     /// Which of those offered are refused, counted from 0.
     refused: HashSet<usize>,
+    /// Where set, what becomes of frames is told once it is closed.
+    held: Option<Arc<Semaphore>>,
 }
 
 #[derive(Clone, Default)]
-struct Paper(Arc<Mutex<Written>>);
+pub(crate) struct Paper(Arc<Mutex<Written>>);
 
 #[async_trait]
 impl Queue for Paper {
@@ -63,12 +67,17 @@ impl FrameSink for Paper {
         let number = written.offered;
         written.offered += 1;
         let refused = written.refused.contains(&number);
+        let held = written.held.clone();
         if !refused {
             written.frames.push(frame);
         }
         Ok(Box::pin(async move {
             // Others have their turn, as they have while a queue confirms.
             tokio::task::yield_now().await;
+            if let Some(held) = held {
+                // It has no permits.
+                let _ = held.acquire().await;
+            }
             if refused {
                 return Err(QueueError::Refused("it is told to".into()));
             }
@@ -81,17 +90,17 @@ impl FrameSink for Paper {
     }
 }
 
-/// A front whose queue is paper.
-struct Front {
-    ingest: Arc<Ingest>,
+/// A front whose queue is paper, and whose limits are its own.
+pub(crate) struct Front {
+    pub(crate) ingest: Arc<Ingest>,
     paper: Paper,
-    organization: OrganizationId,
+    pub(crate) organization: OrganizationId,
     lifecycle: Lifecycle,
     directory: PathBuf,
 }
 
 impl Front {
-    async fn open() -> Self {
+    pub(crate) async fn open() -> Self {
         let directory = std::env::temp_dir().join(format!("triggers-batch-{}", uuid::Uuid::new_v4()));
         let args = EngineArgs {
             database_url: None,
@@ -113,12 +122,14 @@ impl Front {
             tokio::task::yield_now().await;
         }
         Self {
-            ingest: Ingest::start(
-                &engine,
-                Auth::start(&engine, AddressRules::default(), &lifecycle),
+            ingest: Arc::new(Ingest {
+                auth: Auth::start(&engine, AddressRules::default(), &lifecycle),
                 publisher,
-                &lifecycle,
-            ),
+                limits: Arc::default(),
+                recent: crate::Recent::default(),
+                batches: Room::new(ROOM, NO_ROOM),
+                bodies: Room::new(post::ROOM, body::NO_ROOM),
+            }),
             paper,
             organization: OrganizationId::new(),
             lifecycle,
@@ -126,7 +137,7 @@ impl Front {
         }
     }
 
-    fn poster(&self, tier: Tier) -> Poster<'_> {
+    pub(crate) fn poster(&self, tier: Tier) -> Poster<'_> {
         let grant = Grant {
             key: KeyId::new(),
             organization: self.organization,
@@ -171,6 +182,39 @@ impl Front {
         };
     }
 
+    /// Tells of no frame what became of it, until what this gives is dropped.
+    pub(crate) fn hold(&self) -> Holding {
+        let held = Arc::new(Semaphore::new(0));
+        self.paper.0.lock().unwrap().held = Some(Arc::clone(&held));
+        Holding(self.paper.clone(), held)
+    }
+
+    /// Until so many frames were offered to the queue, as far as `posting` goes, which does not end.
+    pub(crate) async fn offered(&self, frames: usize, posting: impl Future) {
+        let offered = async {
+            while self.paper.0.lock().unwrap().offered < frames {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            () = offered => {}
+            _ = posting => panic!("it is answered before its frame is confirmed"),
+        }
+    }
+
+    /// Waits until so many of the events of this poster's organization are counted as accepted.
+    pub(crate) async fn counts(&self, poster: &Poster<'_>, accepted: u64) {
+        let counted = async {
+            while self.ingest.limits.accepted(&poster.grant) != accepted {
+                tokio::task::yield_now().await;
+            }
+        };
+        let counted = tokio::time::timeout(Duration::from_secs(20), counted).await;
+        let are = self.ingest.limits.accepted(&poster.grant);
+        assert!(counted.is_ok(), "{are} are counted, not {accepted}");
+    }
+
     fn entries(&self) -> Vec<Entry> {
         let written = self.paper.0.lock().unwrap();
         let frames = written.frames.iter();
@@ -187,6 +231,16 @@ impl Front {
     }
 }
 
+/// What [`Front::hold`] does, for as long as there is this.
+pub(crate) struct Holding(Paper, Arc<Semaphore>);
+
+impl Drop for Holding {
+    fn drop(&mut self) {
+        self.0.0.lock().unwrap().held = None;
+        self.1.close();
+    }
+}
+
 impl Drop for Front {
     fn drop(&mut self) {
         self.lifecycle.soft.cancel();
@@ -196,7 +250,7 @@ impl Drop for Front {
 }
 
 /// Events whose payloads say their place, with so many bytes beside.
-fn numbered(count: usize, bytes: usize) -> String {
+pub(crate) fn numbered(count: usize, bytes: usize) -> String {
     let pad = "x".repeat(bytes);
     let events = (0..count).map(|number| format!(r#"{{"type":"a","payload":["{number}","{pad}"]}}"#));
     format!("[{}]", events.collect::<Vec<_>>().join(","))
@@ -427,13 +481,59 @@ async fn a_batch_that_is_none_has_one_problem() {
 #[tokio::test]
 async fn a_body_for_which_there_is_no_room_is_refused() {
     let front = Front::open().await;
-    let mut held = front.ingest.room.of(front.organization);
-    while held.grow(1_024).is_ok() {}
+    let mut held = Held::default();
+    let (room, whose) = (&front.ingest.batches, Some(front.organization));
+    while room.grow(whose, &mut held, 1_024).is_ok() {}
     let (status, _, problem) = front.post(Tier::Unlimited, numbered(100, 100)).await;
     assert_eq!((status, &problem["code"]), (503, &json!("unavailable")));
     assert_eq!(problem["retry_after_seconds"], 1);
     drop(held);
     assert_eq!(front.post(Tier::Unlimited, numbered(100, 100)).await.0, 202);
+}
+
+/// What a batch has in the queue counts, and what it has not is given back, though nobody waits for its answer.
+#[tokio::test]
+async fn a_batch_whose_client_hangs_up_is_counted_as_far_as_it_gets() {
+    let front = Front::open().await;
+    let poster = front.poster(Tier::Free);
+    let held = front.hold();
+    // Each has a frame of its own, and the second waits for the first.
+    let body = numbered(2, 200_000);
+    let request = http::Request::builder().header("content-type", "application/json");
+    let request = request.body(Body::from(body)).unwrap();
+    front
+        .offered(1, Box::pin(accept_from(&poster, request, Kind::Plain)))
+        .await;
+    drop(held);
+    front.counts(&poster, 1).await;
+    assert_eq!(front.events().len(), 1);
+    // More, so that what refills meanwhile does not blur it.
+    for (refused, counted, remaining) in [(true, 1, 90..=100), (false, 61, 35..=50)] {
+        front.refuse(refused.then_some(0));
+        let held = front.hold();
+        let request = http::Request::builder().header("content-type", "application/json");
+        let request = request.body(Body::from(numbered(60, 10))).unwrap();
+        front
+            .offered(1, Box::pin(accept_from(&poster, request, Kind::Plain)))
+            .await;
+        let left = |poster: &Poster<'_>| -> u32 {
+            poster.limit()["ratelimit-remaining"]
+                .to_str()
+                .unwrap()
+                .parse()
+                .unwrap()
+        };
+        assert!(left(&poster) < 50, "it is taken");
+        drop(held);
+        front.counts(&poster, counted).await;
+        let settled = async {
+            while !remaining.contains(&left(&poster)) {
+                tokio::task::yield_now().await;
+            }
+        };
+        let settled = tokio::time::timeout(Duration::from_secs(5), settled).await;
+        assert!(settled.is_ok(), "{} are left", left(&poster));
+    }
 }
 
 proptest! {

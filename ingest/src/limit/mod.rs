@@ -11,6 +11,7 @@ mod demand;
 mod sharing;
 #[cfg(test)]
 mod simulation;
+mod taken;
 
 use std::{
     sync::{
@@ -26,6 +27,7 @@ use tokio::sync::Notify;
 use uuid::Uuid;
 
 use self::bucket::Bucket;
+pub(crate) use self::taken::Taken;
 
 /// The most organizations that are remembered; one that is forgotten finds its bucket as the store has it.
 const MAX_ORGANIZATIONS: usize = 100_000;
@@ -112,6 +114,11 @@ impl Limits {
         taking.room
     }
 
+    /// So many events' worth that were taken, as far as there is a limit: to be accepted, or given back.
+    pub(crate) fn taken(self: &Arc<Self>, grant: &Grant, events: usize) -> Taken {
+        Taken::of(self, grant, events)
+    }
+
     /// How the organization's limit stands; `None` if it has none. Nothing is taken.
     pub fn state(&self, grant: &Grant) -> Option<LimitState> {
         let account = self.account(grant);
@@ -119,26 +126,28 @@ impl Limits {
         Some(bucket.state(self.now()))
     }
 
-    /// Gives so many events' worth back: they were not accepted.
-    pub fn give_back(&self, grant: &Grant, events: usize) {
-        if let Some(mut bucket) = self.account(grant).bucket() {
-            bucket.give_back(i64::try_from(events).unwrap_or(i64::MAX));
+    /// Counts events that the limit refused.
+    pub(crate) fn count_refused(&self, grant: &Grant, events: usize) {
+        if events > 0 {
+            self.count_for(&self.account(grant), 0, events);
         }
     }
 
-    /// Counts what became of events.
-    pub fn count(&self, grant: &Grant, accepted: usize, refused: usize) {
-        if accepted + refused > 0 {
-            let account = self.account(grant);
-            account.accepted.fetch_add(accepted as u64, Ordering::SeqCst);
-            account.refused.fetch_add(refused as u64, Ordering::SeqCst);
-            if refused > 0
-                && let Some(mut bucket) = account.bucket()
-            {
-                bucket.refused(i64::try_from(refused).unwrap_or(i64::MAX));
-            }
-            self.is_busy(&account);
+    fn count_for(&self, account: &Arc<Account>, accepted: usize, refused: usize) {
+        account.accepted.fetch_add(accepted as u64, Ordering::SeqCst);
+        account.refused.fetch_add(refused as u64, Ordering::SeqCst);
+        if refused > 0
+            && let Some(mut bucket) = account.bucket()
+        {
+            bucket.refused(i64::try_from(refused).unwrap_or(i64::MAX));
         }
+        self.is_busy(account);
+    }
+
+    /// Accepted events that are not taken over yet by the task that writes them down.
+    #[cfg(test)]
+    pub(crate) fn accepted(&self, grant: &Grant) -> u64 {
+        self.account(grant).accepted.load(Ordering::SeqCst)
     }
 
     /// Nanoseconds of this process.

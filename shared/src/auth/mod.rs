@@ -5,7 +5,8 @@
 //! unknown one is a 503 meanwhile, not a 401, since nobody can tell.
 //!
 //! A key that is revoked through this process ends at once, whatever look-ups were under way, and a [notice](notices) tells the
-//! other processes: so they need not reach the store for it. Neither way needs the other.
+//! other processes: so they need not reach the store for it. Neither way needs the other, also for a key that nobody uses: after
+//! notices [may have been missed](Auth::missed_notices) every known key is looked up again, and now and then even if none was.
 
 mod ending;
 mod last_use;
@@ -52,8 +53,17 @@ pub const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long after a failed look-up the store counts as away: longer than the next refresh takes to fail, so that while it
 /// is away no request waits for it again.
 const AWAY: Duration = Duration::from_secs(8);
+/// How long after notices may have been missed every known key has been looked up since, if the store answers. One that has
+/// not by then is not served from before.
+const CAUGHT_UP: Duration = FRESH;
+/// How old a look-up may be of a key that nobody uses, and how many such are looked up in one round: so one whose revocation nobody
+/// told of, since the process that was to tell died, is known to have ended two minutes later.
+const RESTING: Duration = Duration::from_mins(1);
+const MAX_RESTING: usize = 1_000;
 /// The most keys that are remembered.
 const MAX_KEYS: usize = 50_000;
+/// The most keys that one call looks up.
+const MAX_TOGETHER: usize = 1_000;
 /// The most look-ups at once for keys that are not remembered.
 const MAX_LOOK_UPS: usize = 16;
 /// The most keys whose last use one call writes down.
@@ -67,6 +77,8 @@ struct Known {
     /// `None` since it has ended: kept, so that it is refused for that also while nobody can be asked.
     grant: Option<Arc<Grant>>,
     looked_up: Instant,
+    /// How often notices may have been missed, when that look-up began.
+    missed: u64,
     /// Since the last refresh.
     used: AtomicBool,
     /// It was used before a refresh that failed: the next one is to look it up.
@@ -74,10 +86,11 @@ struct Known {
 }
 
 impl Known {
-    fn new(grant: Option<Arc<Grant>>, looked_up: Instant, used: bool) -> Self {
+    fn new(grant: Option<Arc<Grant>>, looked_up: Instant, missed: u64, used: bool) -> Self {
         Self {
             grant,
             looked_up,
+            missed,
             used: AtomicBool::new(used),
             owed: AtomicBool::new(false),
         }
@@ -97,6 +110,20 @@ pub struct Auth {
     started: Instant,
     /// Milliseconds after `started` of the last failed look-up, plus one; zero is never.
     failed: AtomicU64,
+    /// The same of the last call of a refresh that was answered.
+    refreshed: AtomicU64,
+    missed: Missed,
+}
+
+/// That notices may have been missed: what was looked up before says nothing of keys that have ended until then.
+#[derive(Debug, Default)]
+struct Missed {
+    /// How often.
+    times: AtomicU64,
+    /// Milliseconds after the process started of the last time, plus one.
+    last: AtomicU64,
+    /// After how many times every known key was looked up.
+    caught_up: AtomicU64,
 }
 
 impl Auth {
@@ -138,6 +165,8 @@ impl Auth {
             strangers,
             started: Instant::now(),
             failed: AtomicU64::new(0),
+            refreshed: AtomicU64::new(0),
+            missed: Missed::default(),
         }
     }
 
@@ -216,42 +245,74 @@ impl Auth {
         endings.insert(ending, Instant::now());
         let of_the_key = self.known.iter().filter_map(|(hash, known)| {
             let grant = known.grant.clone().filter(|grant| grant.key == ending.key)?;
-            Some((hash, grant, known.looked_up))
+            Some((hash, grant, known.looked_up, known.missed))
         });
         let of_the_key: Vec<_> = of_the_key.collect();
-        for (hash, grant, looked_up) in of_the_key {
+        for (hash, grant, looked_up, missed) in of_the_key {
             let grant = cut(&grant, endings.left(ending.key)).map(Arc::new);
             self.known
-                .insert(hash, Arc::new(Known::new(grant, looked_up, true)));
+                .insert(hash, Arc::new(Known::new(grant, looked_up, missed, true)));
         }
+    }
+
+    /// Notices are heard from now on, and some may have been told before: no key is taken for good any more because nobody said
+    /// otherwise, and the next refresh looks all of them up.
+    fn missed_notices(&self) {
+        self.missed.last.store(self.now(), Ordering::SeqCst);
+        self.missed.times.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// What a look-up that begins now is from after.
+    fn missed_before(&self) -> u64 {
+        self.missed.times.load(Ordering::SeqCst)
+    }
+
+    /// Whether a key may have ended without this process having had a chance to hear of it.
+    fn is_doubtful(&self, known: &Known) -> bool {
+        known.missed < self.missed_before()
+    }
+
+    /// Whether an earlier look-up of a key may be gone by while the store is away. Not if the key is in doubt, unless the store went
+    /// away before there was time to ask it for all such keys. That one has ended is never in doubt.
+    fn is_servable(&self, known: &Known) -> bool {
+        let since = self.missed.last.load(Ordering::SeqCst);
+        let in_time = since + u64::try_from(CAUGHT_UP.as_millis()).unwrap_or(u64::MAX);
+        known.grant.is_none() || !self.is_doubtful(known) || self.refreshed.load(Ordering::SeqCst) < in_time
+    }
+
+    /// Milliseconds after the process started, plus one.
+    fn now(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX - 1) + 1
     }
 
     async fn grant(&self, hash: KeyHash) -> Result<Arc<Grant>, ApiError> {
         let known = self.known.get(&hash);
         if let Some(known) = &known {
             let age = known.looked_up.elapsed();
-            if age < FRESH || (age < MAX_STALE && self.is_store_away()) {
+            if age < FRESH || (age < MAX_STALE && self.is_store_away() && self.is_servable(known)) {
                 known.used.store(true, Ordering::Relaxed);
                 return known.grant.clone().ok_or_else(invalid);
             }
         }
         let look_up = async {
             let _permit = self.look_ups.acquire().await;
-            self.organizations.grants(&[hash]).await
+            let missed = self.missed_before();
+            let grants = self.organizations.grants(&[hash]).await?;
+            Ok::<_, StoreError>((grants, missed))
         };
         match tokio::time::timeout(LOOK_UP_TIMEOUT, look_up).await {
-            Ok(Ok(grants)) => {
+            Ok(Ok((grants, missed))) => {
                 let grant = grants.into_iter().next();
-                let known = grant.and_then(|(_, grant)| self.remember(hash, &grant, true));
+                let known = grant.and_then(|(_, grant)| self.remember(hash, &grant, missed, true));
                 known.ok_or_else(|| {
-                    self.end_known(hash);
+                    self.end_known(hash, missed);
                     invalid()
                 })
             }
             failed => {
                 self.note_failure(failed.ok().and_then(Result::err).as_ref());
                 match known {
-                    Some(known) if known.looked_up.elapsed() < MAX_STALE => {
+                    Some(known) if known.looked_up.elapsed() < MAX_STALE && self.is_servable(&known) => {
                         known.grant.clone().ok_or_else(invalid)
                     }
                     _ => Err(ApiError::unavailable(
@@ -264,32 +325,37 @@ impl Auth {
     }
 
     /// `None` if it was revoked meanwhile. `used` keeps it among those that the next refresh looks up.
-    fn remember(&self, hash: KeyHash, grant: &Grant, used: bool) -> Option<Arc<Grant>> {
+    fn remember(&self, hash: KeyHash, grant: &Grant, missed: u64, used: bool) -> Option<Arc<Grant>> {
         let endings = self.endings.lock().unwrap_or_else(PoisonError::into_inner);
         let grant = Arc::new(cut(grant, endings.left(grant.key))?);
-        let known = Known::new(Some(Arc::clone(&grant)), Instant::now(), used);
+        let known = Known::new(Some(Arc::clone(&grant)), Instant::now(), missed, used);
         self.known.insert(hash, Arc::new(known));
         Some(grant)
     }
 
     /// The store knows no such key. One that this process knew is remembered as ended; of others there is no end.
-    fn end_known(&self, hash: KeyHash) {
+    fn end_known(&self, hash: KeyHash, missed: u64) {
         if self.known.get(&hash).is_some() {
-            let known = Known::new(None, Instant::now(), false);
+            let known = Known::new(None, Instant::now(), missed, false);
             self.known.insert(hash, Arc::new(known));
         }
     }
 
-    /// Notes which keys were used since the last time; gives those, and what is owed a look-up besides.
+    /// Notes which keys were used since the last time; gives those, and what is owed a look-up besides: the keys that are in
+    /// doubt, and some of those that nobody has used or looked up for long.
     fn note_uses(&self, last_use: &mut LastUse) -> Vec<KeyHash> {
         let now = Instant::now();
-        let mut due = Vec::new();
+        let (mut due, mut resting) = (Vec::new(), 0);
         for (hash, known) in self.known.iter() {
             let used = known.used.swap(false, Ordering::Relaxed);
             if used && let Some(grant) = &known.grant {
                 last_use.note(grant.key, now);
             }
-            if known.owed.swap(false, Ordering::Relaxed) || used {
+            let is_good = known.grant.is_some();
+            if known.owed.swap(false, Ordering::Relaxed) || used || (is_good && self.is_doubtful(&known)) {
+                due.push(hash);
+            } else if is_good && known.looked_up.elapsed() >= RESTING && resting < MAX_RESTING {
+                resting += 1;
                 due.push(hash);
             }
         }
@@ -307,28 +373,30 @@ impl Auth {
         last_use.wrote(now);
     }
 
-    /// Looks up every key that was used since the last time.
+    /// Looks up every key that was used since the last time, and those that are owed it.
     async fn refresh(&self, last_use: &mut LastUse) {
-        let used = self.note_uses(last_use);
-        for hashes in used.chunks(1_000) {
+        let missed = self.missed_before();
+        let due = self.note_uses(last_use);
+        for hashes in due.chunks(MAX_TOGETHER) {
             // In the background there is time, but not without end.
             let looked_up = tokio::time::timeout(FRESH, self.organizations.grants(hashes)).await;
             match looked_up {
                 Ok(Ok(grants)) => {
+                    self.refreshed.store(self.now(), Ordering::SeqCst);
                     let mut gone: HashSet<KeyHash> = hashes.iter().copied().collect();
                     for (hash, grant) in grants {
-                        if self.remember(hash, &grant, false).is_some() {
+                        if self.remember(hash, &grant, missed, false).is_some() {
                             gone.remove(&hash);
                         }
                     }
                     for hash in gone {
-                        self.end_known(hash);
+                        self.end_known(hash, missed);
                     }
                 }
                 failed => {
                     self.note_failure(failed.ok().and_then(Result::err).as_ref());
                     // They are still in use as far as anybody knows: try again next time, with those not yet tried.
-                    for hash in &used {
+                    for hash in &due {
                         if let Some(known) = self.known.get(hash) {
                             known.owed.store(true, Ordering::Relaxed);
                         }
@@ -337,6 +405,9 @@ impl Auth {
                 }
             }
         }
+        if self.missed.caught_up.swap(missed, Ordering::Relaxed) < missed {
+            tracing::info!("every known key was looked up again after notices may have been missed");
+        }
     }
 
     fn note_failure(&self, error: Option<&StoreError>) {
@@ -344,8 +415,7 @@ impl Auth {
             let error = error.map_or_else(|| "no answer in time".to_owned(), ToString::to_string);
             tracing::warn!(%error, "keys cannot be looked up; known ones are served for an hour at most");
         }
-        let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX - 1);
-        self.failed.store(now + 1, Ordering::Relaxed);
+        self.failed.store(self.now(), Ordering::Relaxed);
     }
 
     fn is_store_away(&self) -> bool {

@@ -2,7 +2,8 @@
 //!
 //! A notice is JSON, which a person can read: `{"version":1,"keys":[{"id":"key_…"}]}`, with an `ends_at` where a key ends
 //! later. It is told again until the broker has taken it, for as long as a look-up from before may be served; what is not told
-//! in time is left to the store, which every process asks all the while.
+//! in time is left to the store, which every process asks all the while. Whoever may have missed one, because it was cut off from the
+//! broker or cannot read it, asks the store for every key that it knows.
 
 use std::{
     sync::Arc,
@@ -56,6 +57,11 @@ pub(super) async fn hear(auth: Arc<Auth>, queue: DynQueue, soft: CancellationTok
                 Ok(None) => return,
                 Ok(Some(mut source)) => {
                     pauses = backoff();
+                    // From here on what is told waits until it is heard; what was told before, nobody kept.
+                    auth.missed_notices();
+                    tracing::info!(
+                        "revocations of keys are heard; keys that were known before are looked up again"
+                    );
                     hear_from(&auth, &mut *source).await
                 }
                 Err(error) => error,
@@ -77,7 +83,10 @@ async fn hear_from(auth: &Auth, source: &mut dyn NoticeSource) -> QueueError {
                         auth.apply(ending);
                     }
                 } else {
-                    tracing::warn!("a notice of revocations is of another version, and was passed over");
+                    auth.missed_notices();
+                    tracing::warn!(
+                        "a notice of revocations is of another version; keys are looked up again instead"
+                    );
                 }
             }
             Err(error) => return error,

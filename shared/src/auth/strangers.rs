@@ -20,7 +20,11 @@ use ipnet::IpNet;
 use quick_cache::sync::Cache;
 use tokio::sync::Semaphore;
 
-use crate::http::{ApiError, Code, LimitState, server::Peer};
+use crate::http::{
+    ApiError, Code, LimitState,
+    origin::Origin,
+    server::{Bounds, Peer},
+};
 
 /// How much a bucket holds.
 const WINDOW: Duration = Duration::from_mins(1);
@@ -36,24 +40,10 @@ const MAX_HOPS: usize = 32;
 pub struct AddressRules {
     /// How many requests without a valid key an address may make in a minute; `None` is no limit.
     pub per_minute: Option<u32>,
+    /// How many connections an address may have at once; `None` is no limit but that of all.
+    pub connections: Option<usize>,
     /// Proxies that say truly, in `X-Forwarded-For`, from whom they have a request.
     pub trusted_proxies: Vec<IpNet>,
-}
-
-/// Who counts as one: an IPv4 address, or the network of an IPv6 address that one customer of a provider has (a /64).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Origin {
-    V4([u8; 4]),
-    V6(u64),
-}
-
-impl Origin {
-    fn of(address: IpAddr) -> Self {
-        match address.to_canonical() {
-            IpAddr::V4(address) => Self::V4(address.octets()),
-            IpAddr::V6(address) => Self::V6((address.to_bits() >> 64) as u64),
-        }
-    }
 }
 
 /// Addresses, and what each has left.
@@ -149,6 +139,15 @@ impl Strangers {
 }
 
 impl AddressRules {
+    /// What a server bounds its clients by under these rules.
+    pub fn bounds(&self) -> Bounds {
+        Bounds {
+            of_one_address: self.connections,
+            trusted_proxies: self.trusted_proxies.clone(),
+            ..Bounds::default()
+        }
+    }
+
     /// Whom a request is from. A trusted proxy names in `X-Forwarded-For` from whom it has it, behind those that were there
     /// already: so from the end on, as long as trusted proxies speak, the one before is known. Nobody else is believed.
     fn client(&self, headers: &HeaderMap, peer: IpAddr) -> IpAddr {
@@ -217,6 +216,7 @@ mod tests {
     fn rules(per_minute: u32, proxies: &[&str]) -> AddressRules {
         AddressRules {
             per_minute: Some(per_minute),
+            connections: None,
             trusted_proxies: proxies.iter().map(|network| network.parse().unwrap()).collect(),
         }
     }

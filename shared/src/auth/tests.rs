@@ -190,6 +190,99 @@ async fn a_key_that_was_replaced_ends_when_it_was_told_to() {
     assert_eq!(known.grant.as_ref().unwrap().expires_at, ends_at);
 }
 
+/// A key that was used and looked up again since, and that nobody uses any more.
+async fn resting(store: &Slow, auth: &Auth) {
+    store.answer.add_permits(2);
+    auth.grant(store.hash).await.unwrap();
+    auth.refresh(&mut LastUse::default()).await;
+    store.began.acquire_many(2).await.unwrap().forget();
+    auth.refresh(&mut LastUse::default()).await;
+    assert_eq!(store.began.available_permits(), 0, "it does not rest");
+}
+
+#[tokio::test]
+async fn a_key_that_rests_is_looked_up_after_notices_were_missed() {
+    let (text, store) = slow();
+    let auth = auth(&store);
+    resting(&store, &auth).await;
+    store.revoked.store(true, Ordering::SeqCst);
+    auth.missed_notices();
+    store.answer.add_permits(1);
+    auth.refresh(&mut LastUse::default()).await;
+    let request = headers(&[("x-api-key", text.expose())]);
+    auth.note_failure(None);
+    auth.missed_notices();
+    let refused = auth.authenticate(&request, None).await.unwrap_err();
+    assert_eq!(
+        refused.code(),
+        Code::Unauthorized,
+        "that it has ended is never in doubt"
+    );
+    assert_eq!(store.began.available_permits(), 1, "and nobody has to be asked");
+}
+
+/// Notices are missed once more while it is looked up: that look-up does not count.
+#[tokio::test]
+async fn a_look_up_from_before_notices_were_missed_does_not_do() {
+    let (_, store) = slow();
+    let auth = auth(&store);
+    resting(&store, &auth).await;
+    auth.missed_notices();
+    let mut last_use = LastUse::default();
+    let meanwhile = async {
+        store.began.acquire().await.unwrap().forget();
+        auth.missed_notices();
+        store.answer.add_permits(1);
+    };
+    tokio::join!(auth.refresh(&mut last_use), meanwhile);
+    store.revoked.store(true, Ordering::SeqCst);
+    store.answer.add_permits(1);
+    auth.refresh(&mut last_use).await;
+    assert!(auth.known.get(&store.hash).unwrap().grant.is_none());
+}
+
+#[tokio::test]
+async fn a_key_in_doubt_is_served_only_if_there_was_no_time_to_ask() {
+    let (_, store) = slow();
+    let auth = auth(&store);
+    let grant = Some(Arc::new(store.grant.clone()));
+    let long_ago = Instant::now().checked_sub(FRESH * 2).unwrap();
+    auth.known
+        .insert(store.hash, Arc::new(Known::new(grant, long_ago, 0, false)));
+    auth.note_failure(None);
+    assert!(auth.grant(store.hash).await.is_ok(), "nothing was missed");
+    auth.missed_notices();
+    assert!(
+        auth.grant(store.hash).await.is_ok(),
+        "the store went away before it could be asked"
+    );
+    let missed = auth.missed.last.load(Ordering::SeqCst);
+    let in_time = u64::try_from(CAUGHT_UP.as_millis()).unwrap();
+    auth.refreshed.store(missed + in_time - 1, Ordering::SeqCst);
+    assert!(auth.grant(store.hash).await.is_ok(), "or while it was");
+    assert_eq!(store.began.available_permits(), 0);
+    // The store went on answering, and not for this key.
+    auth.refreshed.store(missed + in_time, Ordering::SeqCst);
+    let refused = auth.grant(store.hash).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable, "nobody can tell");
+    store.answer.add_permits(1);
+    assert!(auth.grant(store.hash).await.is_ok(), "it is asked for");
+}
+
+#[tokio::test]
+async fn a_key_that_nobody_uses_is_looked_up_now_and_then() {
+    let (_, store) = slow();
+    let auth = auth(&store);
+    let grant = Some(Arc::new(store.grant.clone()));
+    let long_ago = Instant::now().checked_sub(RESTING).unwrap();
+    auth.known
+        .insert(store.hash, Arc::new(Known::new(grant, long_ago, 0, false)));
+    store.revoked.store(true, Ordering::SeqCst);
+    store.answer.add_permits(1);
+    auth.refresh(&mut LastUse::default()).await;
+    assert!(auth.known.get(&store.hash).unwrap().grant.is_none());
+}
+
 #[tokio::test]
 async fn a_mistyped_key_is_refused_without_a_look_up() {
     let (text, store) = slow();

@@ -1,7 +1,10 @@
 //! From a text to what can be evaluated: the library reads it and expands its macros; what is read is walked once, so that all
 //! that it names is there, and nothing in it is deeper than evaluation may go.
+//!
+//! The library recurses as deep as a text makes it, so texts are read on a thread with a stack for that. That a thread cannot be
+//! started says nothing of a text: it is [`NotNow`], and to be tried again.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, panic::catch_unwind};
 
 use cel::{
     IdedExpr,
@@ -12,14 +15,16 @@ use cel::{
     },
 };
 
-use super::pattern::Pattern;
+use super::{NotNow, pattern::Pattern, weight};
 
 /// How deep an expression may go.
 const DEPTH: usize = 64;
 /// How deep brackets may be nested, where the library counts them.
 const BRACKETS: u16 = 24;
-/// The most characters of all the patterns of a filter: what reading them takes is not counted when it is evaluated.
-const PATTERNS: usize = 256;
+/// The most patterns of a filter, and the most characters of all of them: what compiling them takes is not counted when it is
+/// evaluated, and what they hold once they are compiled is far more than their text.
+pub(super) const PATTERNS: usize = 8;
+const IN_PATTERNS: usize = 256;
 /// The stack of the thread that reads a text: whatever 2,048 characters make of the library's recursion, they fit.
 const STACK: usize = 32 * 1024 * 1024;
 
@@ -90,26 +95,29 @@ pub(super) struct Program {
     pub(super) expression: IdedExpr,
     /// By their text.
     pub(super) patterns: HashMap<String, Pattern>,
+    /// The memory that it takes at most.
+    pub(super) bytes: usize,
 }
 
-impl Program {
-    /// Compiles a filter; fails with the rule that it breaks, as the end of a sentence that begins with "the filter".
-    pub(super) fn compile(text: &str) -> Result<Self, String> {
-        std::thread::scope(|scope| {
-            std::thread::Builder::new()
-                .name("filter".to_owned())
-                .stack_size(STACK)
-                .spawn_scoped(scope, || read(text))
-                .map_err(|_| "cannot be read now: try again".to_owned())?
-                .join()
-                .unwrap_or_else(|_| Err(at(None, "it cannot be read")))
-        })
-    }
-
-    /// The memory that its patterns take at most.
-    pub(super) fn bytes_of_patterns(&self) -> usize {
-        self.patterns.values().map(|pattern| pattern.size).sum()
-    }
+/// Compiles filters, all of them on one thread. Of each, what came of it, or the rule that it breaks, as the end of a sentence
+/// that begins with "the filter".
+pub(super) fn compile<T: AsRef<str> + Sync>(texts: &[T]) -> Result<Vec<Result<Program, String>>, NotNow> {
+    let read_all = || {
+        let read_one = |text: &T| {
+            let text = text.as_ref();
+            // What the library does with an odd text is its own; nothing of it may keep others from being read.
+            catch_unwind(|| read(text)).unwrap_or_else(|_| Err(at(None, "it cannot be read")))
+        };
+        texts.iter().map(read_one).collect()
+    };
+    std::thread::scope(|scope| {
+        let reader = std::thread::Builder::new()
+            .name("filters".to_owned())
+            .stack_size(STACK)
+            .spawn_scoped(scope, read_all);
+        let read = reader.map_err(|error| NotNow(error.to_string()))?.join();
+        read.map_err(|_| NotNow("the thread that reads them ended".to_owned()))
+    })
 }
 
 fn read(text: &str) -> Result<Program, String> {
@@ -117,7 +125,7 @@ fn read(text: &str) -> Result<Program, String> {
         .max_recursion_depth(BRACKETS)
         .error_recovery_limit(4)
         .enable_ident_escape_syntax(true);
-    let expression = parser.parse(text).map_err(|errors| {
+    let mut expression = parser.parse(text).map_err(|errors| {
         let errors = errors.errors;
         let placed = errors.iter().find(|error| error.pos.0 > 0);
         match placed.or(errors.first()) {
@@ -132,6 +140,7 @@ fn read(text: &str) -> Result<Program, String> {
         text,
         scopes: Vec::new(),
         patterns: HashMap::new(),
+        matches: 0,
         in_patterns: 0,
     };
     walk.expression(&expression, DEPTH)?;
@@ -139,7 +148,16 @@ fn read(text: &str) -> Result<Program, String> {
         return Err("must be true or false for an event, and is neither".to_owned());
     }
     let patterns = walk.patterns;
-    Ok(Program { expression, patterns })
+    let of_patterns: usize = patterns
+        .iter()
+        .map(|(text, pattern)| text.len() + pattern.bytes)
+        .sum();
+    let bytes = weight::settle(&mut expression) + of_patterns;
+    Ok(Program {
+        expression,
+        patterns,
+        bytes,
+    })
 }
 
 /// A rule that is broken somewhere.
@@ -154,6 +172,9 @@ struct Walk<'t> {
     /// The variables of the macros that it is within.
     scopes: Vec<&'t str>,
     patterns: HashMap<String, Pattern>,
+    /// How often `matches` was called.
+    matches: usize,
+    /// The characters of its patterns.
     in_patterns: usize,
 }
 
@@ -242,9 +263,13 @@ impl<'t> Walk<'t> {
             ));
         };
         let text = text.inner();
-        self.in_patterns += text.len();
-        if self.in_patterns > PATTERNS {
-            let what = format!("its patterns must be of at most {PATTERNS} bytes together");
+        self.matches += 1;
+        if self.matches > PATTERNS {
+            return Err(format!("must call `matches` at most {PATTERNS} times"));
+        }
+        self.in_patterns += text.chars().count();
+        if self.in_patterns > IN_PATTERNS {
+            let what = format!("its patterns must be of at most {IN_PATTERNS} characters together");
             return Err(at(column, what));
         }
         let compiled = Pattern::compile(text).map_err(|error| {

@@ -2,7 +2,11 @@ use std::fmt::Write as _;
 
 use proptest::prelude::*;
 
-use super::*;
+use super::{
+    compile::{Program, compile},
+    kept::{BYTES_OF_A_CHARACTER, BYTES_OF_A_PATTERN, BYTES_OF_A_SET, judge},
+    *,
+};
 
 const MANY: u32 = 1_000_000;
 
@@ -13,7 +17,16 @@ fn subject(payload: &str) -> Subject<'_> {
 
 fn ask(filter: &str, payload: &str, steps: u32) -> Verdict {
     let filter = Filter::parse(filter).unwrap_or_else(|error| panic!("{filter} {error}"));
-    Filters::default().judge(&filter, &subject(payload), steps)
+    judged(&filter, &subject(payload), steps)
+}
+
+fn judged(filter: &Filter, subject: &Subject<'_>, steps: u32) -> Verdict {
+    let ready = Filters::default().ready(std::slice::from_ref(filter));
+    ready.unwrap().judge(0, subject, steps)
+}
+
+fn program(text: &str) -> Result<Program, String> {
+    compile(&[text]).unwrap().remove(0)
 }
 
 fn too_costly(verdict: &Verdict) -> bool {
@@ -103,7 +116,7 @@ fn a_payload_that_is_no_value_says_so() {
     }
     let nothing = Subject::new("a", None, None, "null");
     let filter = Filter::parse("source == null && occurred_at == null && payload == null").unwrap();
-    assert_eq!(Filters::default().judge(&filter, &nothing, 100), Verdict::Matches);
+    assert_eq!(judged(&filter, &nothing, 100), Verdict::Matches);
 }
 
 #[test]
@@ -111,6 +124,7 @@ fn bad_filters_are_refused_with_their_place() {
     let mut told = String::new();
     let long = format!("type == '{}'", "a".repeat(MAX_FILTER));
     let patterns = format!("type.matches('{}')", "a".repeat(300));
+    let calls = ["type.matches('a')"; MAX_PATTERNS + 1].join("||");
     for filter in [
         "",
         &long,
@@ -140,6 +154,7 @@ fn bad_filters_are_refused_with_their_place() {
         "type.matches('[')",
         r"type.matches('(\\w{200}){200}')",
         &patterns,
+        &calls,
         "'a'",
         "payload.a + 1",
         "[true]",
@@ -153,6 +168,179 @@ fn bad_filters_are_refused_with_their_place() {
         writeln!(told, "{shown}\n    {rule}").unwrap();
     }
     insta::assert_snapshot!(told);
+}
+
+/// As many characters as patterns may have, of two bytes each.
+#[test]
+fn characters_are_counted_and_not_bytes() {
+    let text = "ü".repeat(256);
+    let payload = format!("\"{text}\"");
+    assert_eq!(
+        ask(&format!("payload.matches('{text}')"), &payload, 5_000),
+        Verdict::Matches
+    );
+    let padded = format!("payload == '{}'", "ü".repeat(MAX_FILTER - 13));
+    assert_eq!(padded.chars().count(), MAX_FILTER);
+    assert_eq!(ask(&padded, &payload, 5_000), Verdict::False);
+}
+
+/// A double has no number so small but zero, and none so large at all.
+#[test]
+fn numbers_are_the_nearest_that_there_are() {
+    for payload in ["1e-400", "-1e-400", "0", "-0.0"] {
+        assert_eq!(ask("payload == 0", payload, 100), Verdict::Matches, "{payload}");
+        assert_eq!(
+            ask("payload < 0 || payload > 0", payload, 100),
+            Verdict::False,
+            "{payload}"
+        );
+    }
+    // 2 to the power of 64, and one more.
+    for payload in ["18446744073709551616", "18446744073709551617"] {
+        assert_eq!(
+            ask("payload == 18446744073709551616.0", payload, 100),
+            Verdict::Matches
+        );
+    }
+}
+
+/// Expressions of few characters that come to much once they are read, to be repeated.
+const COSTLY: [&str; 26] = [
+    "1",
+    "x",
+    "''",
+    "[]",
+    "{}",
+    "!x",
+    "-x",
+    "x.a",
+    "[x]",
+    "{x:x}",
+    "x[x]",
+    "x+x",
+    "x&&x",
+    "x in x",
+    "x?x:x",
+    "x.size()",
+    "has(x.a)",
+    "[].all(x,x)",
+    "x.all(a,a)",
+    "x.all(a,!a)",
+    "x.exists(a,a)",
+    "x.exists_one(a,a)",
+    "x.map(a,a)",
+    "x.map(a,a,a)",
+    "x.filter(a,a)",
+    "x.all(a,a.all(b,b))",
+];
+
+/// A filter of the most characters, of which each comes to much; of another text for each number.
+fn costly(part: &str, pattern: &str, number: usize) -> String {
+    let before = format!("[type.matches('{pattern}'),'{number:03}'==''].all(x,[");
+    let after = "]==[])";
+    let room = MAX_FILTER - before.len() - after.len();
+    let parts = vec![part; (room + 1) / (part.len() + 1)].join(",");
+    let room = room - parts.len();
+    format!("{before}{parts}{}{after}", " ".repeat(room))
+}
+
+fn heaviest_part() -> (&'static str, u64) {
+    let weighed = COSTLY.map(|part| {
+        let text = costly(part, "", 0);
+        let program = program(&text).unwrap_or_else(|rule| panic!("{part}: {rule}"));
+        let patterns: usize = program.patterns.values().map(|pattern| pattern.bytes).sum();
+        (part, (text.len() + program.bytes - patterns) as u64)
+    });
+    weighed.into_iter().max_by_key(|(_, bytes)| *bytes).unwrap()
+}
+
+fn heaviest_pattern() -> (String, u64) {
+    let mut heaviest = (String::new(), 0);
+    for class in [
+        r"\\w",
+        r"\\W",
+        r"\\pL",
+        r"\\d",
+        ".",
+        "[^a]",
+        "(a|b|ü)",
+        "(?i:k)",
+        r"(\\w|\\pN)",
+        r"\\b\\w",
+        "a?",
+        "(a*)*",
+    ] {
+        for times in 1..200 {
+            let pattern = format!("({class}){{{times}}}x");
+            let Ok(program) = program(&format!("type.matches('{pattern}')")) else {
+                break;
+            };
+            let bytes = program.patterns.values().map(|one| one.bytes as u64).sum();
+            if bytes > heaviest.1 {
+                heaviest = (pattern, bytes);
+            }
+        }
+    }
+    heaviest
+}
+
+/// However costly the filters are that organizations may have, those of several are kept, and each is compiled once.
+#[test]
+fn the_most_costly_filters_are_compiled_once() {
+    let (part, of_characters) = heaviest_part();
+    assert!(
+        of_characters <= MAX_FILTER as u64 * BYTES_OF_A_CHARACTER,
+        "{part}: {of_characters}"
+    );
+    let (pattern, of_a_pattern) = heaviest_pattern();
+    assert!(of_a_pattern <= BYTES_OF_A_PATTERN, "{pattern}: {of_a_pattern}");
+
+    let each = usize::try_from(MAX_CHARACTERS).unwrap() / MAX_FILTER;
+    let sets: Vec<Vec<Filter>> = (0..3)
+        .map(|set| {
+            let mut kept = FiltersKept::default();
+            let filters = (0..each).map(|at| {
+                let filter = Filter::parse(&costly(part, &pattern, set * each + at)).unwrap();
+                assert_eq!(
+                    kept.room_for(&filter),
+                    Ok(()),
+                    "an organization may have them all"
+                );
+                kept.count += 1;
+                kept.characters += MAX_FILTER as u64;
+                kept.patterns += 1;
+                filter
+            });
+            let filters = filters.collect();
+            let full = kept.room_for(&Filter::from_trusted("a"));
+            assert_eq!(full, Err(FiltersFull::Characters), "and not one more");
+            filters
+        })
+        .collect();
+    let filters = Filters::default();
+    for (at, set) in sets.iter().enumerate() {
+        assert_eq!(filters.ready(set).unwrap().compiled(), each);
+        assert!(filters.weight() <= BYTES_OF_A_SET * (at as u64 + 1));
+    }
+    // In a row and all over again: an order in which what is kept by its last use would be gone each time.
+    for _ in 0..3 {
+        for set in &sets {
+            assert_eq!(filters.ready(set).unwrap().compiled(), 0, "all are kept");
+        }
+    }
+}
+
+#[test]
+fn the_same_text_is_compiled_once() {
+    let filters = Filters::default();
+    let asked = ["true", "false", "true", "nonsense("].map(Filter::from_trusted);
+    let ready = filters.ready(&asked).unwrap();
+    assert_eq!(ready.compiled(), 3);
+    let verdicts = [0, 1, 2].map(|place| ready.judge(place, &subject("{}"), 100));
+    assert_eq!(verdicts, [Verdict::Matches, Verdict::False, Verdict::Matches]);
+    // One that cannot be read is as it is, and is not read again.
+    assert!(matches!(ready.judge(3, &subject("{}"), 100), Verdict::Failed(_)));
+    assert_eq!(filters.ready(&asked).unwrap().compiled(), 0);
 }
 
 #[test]
@@ -180,10 +368,10 @@ fn nothing_is_too_deep_for_the_stack() {
         for times in [8, 32, 64, 100, 400, 900, 2_000] {
             let text = format!("{}{within}{}", open.repeat(times), close.repeat(times));
             if let Ok(filter) = Filter::parse(&text) {
-                let _ = Filters::default().judge(&filter, &subject("{}"), MANY);
+                let _ = judged(&filter, &subject("{}"), MANY);
             }
             // What is too long is refused before it is read: it is to be read all the same.
-            let _ = Program::compile(&text);
+            let _ = program(&text);
         }
     }
 }
@@ -386,7 +574,7 @@ proptest! {
     fn evaluation_is_that_of_the_library(expression in part(), payload in json()) {
         let text = format!("({expression}) == ({expression}) || [0].exists(x, {expression})");
         for text in [&expression, &text] {
-            let Ok(program) = Program::compile(text) else { continue };
+            let Ok(program) = program(text) else { continue };
             let payload = payload.to_string();
             let subject = subject(&payload);
             let verdict = judge(&program, &subject, MANY);
@@ -402,7 +590,7 @@ proptest! {
 
     #[test]
     fn few_steps_are_never_exceeded(expression in part(), payload in json(), steps in 0..200_u32) {
-        let Ok(program) = Program::compile(&expression) else { return Ok(()) };
+        let Ok(program) = program(&expression) else { return Ok(()) };
         let payload = payload.to_string();
         let subject = subject(&payload);
         let (with_few, with_many) = (judge(&program, &subject, steps), judge(&program, &subject, MANY));
@@ -411,7 +599,7 @@ proptest! {
 
     #[test]
     fn any_text_is_taken_or_refused(text in "\\PC{0,80}") {
-        let _ = Program::compile(&text);
+        let _ = program(&text);
     }
 
     #[test]
@@ -420,7 +608,7 @@ proptest! {
         "has", "all", "map", "x", "1", "1u", "0x", "1e", "'", "\"", "'''", "r'", "b'a'", "`", "\\", "@", "//", "null", "ü", " ",
     ]), 0..40)) {
         let text = tokens.concat();
-        if let Ok(program) = Program::compile(&text) {
+        if let Ok(program) = program(&text) {
             let _ = judge(&program, &subject("{\"a\":[1]}"), 1_000);
         }
     }

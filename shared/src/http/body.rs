@@ -1,6 +1,7 @@
-//! Request bodies: whole, within a cap and a deadline, never compressed.
+//! Request bodies: whole, within a cap and a deadline, never compressed. What is larger than a connection's own buffer takes
+//! [room](Room), of which there is so much for all and for each organization.
 
-use std::{marker::PhantomData, time::Duration};
+use std::{marker::PhantomData, sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
@@ -15,6 +16,7 @@ use schemars::JsonSchema;
 use super::{
     ApiError, Code, Fields, Unknown,
     openapi::{Input, Operation},
+    room::{Held, Room, Whose},
 };
 use crate::event::MAX_PAYLOAD_BYTES;
 
@@ -22,6 +24,9 @@ use crate::event::MAX_PAYLOAD_BYTES;
 pub const MAX_BODY_BYTES: usize = MAX_PAYLOAD_BYTES + 64 * 1024;
 /// How long a body may take, in all.
 pub const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The most bytes of a body that takes no room: as much as a connection may keep of a client anyway.
+pub const SMALL: usize = 8 * 1024;
 
 /// How large a body may be.
 #[derive(Debug, Clone, Copy)]
@@ -38,15 +43,63 @@ pub const CAP: Cap = Cap {
     rule: "the body must be at most 327680 bytes, its payload at most 262144",
 };
 
-/// A whole body of type `application/json`, of the shape `B`. An empty one is let through whatever its type: routes without
-/// required fields take it as `{}`.
+/// What whoever finds no room for a body is told.
+pub const NO_ROOM: &str = "more bodies are under way than there is room for; try again";
+
+/// What serves routes that take bodies: it has room for them.
+pub trait Bodies {
+    /// The room.
+    fn bodies(&self) -> &Room;
+}
+
+impl<T: Bodies> Bodies for Arc<T> {
+    fn bodies(&self) -> &Room {
+        (**self).bodies()
+    }
+}
+
+/// Whose a request is, among its extensions; whoever knows it says so before the body is read.
+#[derive(Debug, Clone, Copy)]
+pub struct OfOrganization(pub crate::OrganizationId);
+
+/// A whole body of type `application/json`, of the shape `B`, with the room that it takes. An empty one is let through whatever
+/// its type: routes without required fields take it as `{}`.
 #[derive(Debug)]
-pub struct JsonBody<B = ()>(pub Bytes, PhantomData<fn() -> B>);
+pub struct JsonBody<B = ()> {
+    /// Its bytes.
+    pub bytes: Bytes,
+    held: Held,
+    shape: PhantomData<fn() -> B>,
+}
+
+impl<B> JsonBody<B> {
+    /// The body of a request of theirs.
+    pub async fn read(request: Request, room: &Room, whose: Whose) -> Result<Self, ApiError> {
+        let (parts, body) = request.into_parts();
+        refuse_compressed(&parts.headers)?;
+        refuse_larger(&body, CAP)?;
+        let json = MediaType::of(&parts.headers).is_some_and(|media| media.is("application/json"));
+        if !json && http_body::Body::size_hint(&body).exact() != Some(0) {
+            return Err(unsupported("the content-type must be application/json"));
+        }
+        let (bytes, held) = read_within(body, room, whose).await?;
+        Ok(Self {
+            bytes,
+            held,
+            shape: PhantomData,
+        })
+    }
+
+    /// The room that it takes, to be held for as long as any of its bytes.
+    pub fn into_held(self) -> Held {
+        self.held
+    }
+}
 
 impl<B: JsonSchema + 'static> JsonBody<B> {
     /// Its fields, which are those of `B`.
     pub fn fields(&self, unknown: Unknown) -> Result<Fields<'_>, ApiError> {
-        Ok(Fields::parse(&self.0, unknown)?.documented::<B>())
+        Ok(Fields::parse(&self.bytes, unknown)?.documented::<B>())
     }
 }
 
@@ -56,20 +109,13 @@ impl<B: JsonSchema> Input for JsonBody<B> {
     }
 }
 
-impl<S: Sync, B> FromRequest<S> for JsonBody<B> {
+impl<S: Bodies + Sync, B> FromRequest<S> for JsonBody<B> {
     type Rejection = ApiError;
 
-    async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
-        let (parts, body) = request.into_parts();
-        refuse_compressed(&parts.headers)?;
-        refuse_larger(&body, CAP)?;
-        let json = MediaType::of(&parts.headers).is_some_and(|media| media.is("application/json"));
-        if !json && http_body::Body::size_hint(&body).exact() != Some(0) {
-            return Err(unsupported("the content-type must be application/json"));
-        }
-        read(body, CAP, |_| Ok(()))
-            .await
-            .map(|body| Self(body, PhantomData))
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        let whose = request.extensions().get::<OfOrganization>();
+        let whose = whose.map(|OfOrganization(organization)| *organization);
+        Self::read(request, state.bodies(), whose).await
     }
 }
 
@@ -146,6 +192,29 @@ pub async fn read(
         let detail = "the body must be sent within 30 seconds";
         Err(ApiError::new(Code::RequestTimeout, detail))
     })
+}
+
+/// Reads a body of any route but those of batches to its end, within room that it takes: for as much as it announces, or as it
+/// comes, if it does not say.
+pub async fn read_within(body: Body, room: &Room, whose: Whose) -> Result<(Bytes, Held), ApiError> {
+    refuse_larger(&body, CAP)?;
+    let mut held = Held::default();
+    let announced = http_body::Body::size_hint(&body).exact();
+    let announced = announced.and_then(|bytes| usize::try_from(bytes).ok());
+    if let Some(bytes) = announced.filter(|bytes| *bytes > SMALL) {
+        room.grow(whose, &mut held, bytes)?;
+    }
+    let (mut arrived, mut taken) = (0, 0);
+    let body = read(body, CAP, |bytes| {
+        arrived += bytes;
+        if announced.is_none() && arrived > SMALL {
+            room.grow(whose, &mut held, arrived - taken)?;
+            taken = arrived;
+        }
+        Ok(())
+    })
+    .await?;
+    Ok((body, held))
 }
 
 async fn read_to_cap(

@@ -3,13 +3,17 @@
 
 pub mod body;
 pub mod fields;
+mod heard;
 mod limit_state;
 mod linger;
 pub mod openapi;
 pub mod ops;
+pub(crate) mod origin;
+mod places;
 pub mod problem;
 pub mod query;
 pub mod reference;
+pub mod room;
 pub mod server;
 mod spare;
 mod stall;

@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use serde_json::{Map, Value, json};
 
-use crate::{Scope, queue::PublishError, store::StoreError};
+use crate::{Scope, filter, queue::PublishError, store::StoreError};
 
 /// The most broken rules that are named: more than any request has fields. Past that a body is noise, and its answer would
 /// be larger than it.
@@ -416,6 +416,16 @@ impl From<StoreError> for ApiError {
         } else {
             Self::internal(&error)
         }
+    }
+}
+
+impl From<filter::NotNow> for ApiError {
+    fn from(error: filter::NotNow) -> Self {
+        tracing::warn!(%error, "a filter is not read");
+        Self::unavailable(
+            "filters cannot be read at the moment; try again",
+            Duration::from_secs(1),
+        )
     }
 }
 

@@ -1,5 +1,5 @@
-//! The HTTP/1.1 server of every role: a connection cap, a deadline for heads, a limit on how long a client may not read its
-//! answer, and an envelope around each request.
+//! The HTTP/1.1 server of every role: [places](super::places) for connections, a deadline for heads, a limit on how long a
+//! client may not read its answer, and an envelope around each request.
 //!
 //! `axum::serve` sets no timer, so connections are served through hyper with one. The envelope gives each request an
 //! id, turns panics and [`ApiError`]s into problems, and puts `x-request-id` on every answer. On the soft signal the
@@ -7,32 +7,44 @@
 //! handler leaves of a body is read for a while, so that refusals are heard. Where file descriptors have run out, who
 //! connects is turned away by closing.
 
-use std::{convert::Infallible, net::IpAddr, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{convert::Infallible, net::IpAddr, panic::AssertUnwindSafe, time::Duration};
 
 use axum::{Router, body::Body};
 use futures_util::FutureExt;
 use http::{Extensions, HeaderName, HeaderValue, Request, Response};
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{net::TcpListener, sync::Semaphore};
+use ipnet::IpNet;
+use tokio::net::{TcpListener, TcpStream};
 use tower_service::Service;
 use uuid::Uuid;
 
-use super::{ApiError, linger::Lingering, spare::Spare, stall::Stalling};
+use super::{
+    ApiError,
+    heard::Heard,
+    linger::Lingering,
+    places::{Place, Places},
+    spare::Spare,
+    stall::Stalling,
+};
 use crate::lifecycle::Lifecycle;
 
 /// How long a request's head may take, and an idle connection stay open.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// The most headers of a request; more is a 431.
-const MAX_HEADERS: usize = 64;
+pub(super) const MAX_HEADERS: usize = 64;
 /// The most bytes of a request's head; more is a 431.
-const MAX_HEAD_BYTES: usize = 32 * 1024;
+pub(super) const MAX_HEAD_BYTES: usize = 32 * 1024;
 
 /// What a server bounds its clients by; by default as production does.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Bounds {
-    /// The most connections at once; further ones wait to be accepted.
+    /// The most connections at once; further ones are told so, and closed.
     pub connections: usize,
+    /// The most of one address; `None` is as many as there are.
+    pub of_one_address: Option<usize>,
+    /// Proxies, which have as many as there are.
+    pub trusted_proxies: Vec<IpNet>,
     /// How long a client may not take anything of its answer before it is cut off.
     pub stall: Duration,
 }
@@ -41,6 +53,8 @@ impl Default for Bounds {
     fn default() -> Self {
         Self {
             connections: 16_384,
+            of_one_address: Some(1_024),
+            trusted_proxies: Vec::new(),
             stall: Duration::from_secs(30),
         }
     }
@@ -110,7 +124,7 @@ pub async fn serve_within(
     router: Router,
     lifecycle: Lifecycle,
 ) -> anyhow::Result<()> {
-    let connections = Arc::new(Semaphore::new(bounds.connections));
+    let places = Places::of(&bounds);
     let mut spare = Spare::keep();
     let mut builder = http1::Builder::new();
     builder
@@ -120,10 +134,6 @@ pub async fn serve_within(
         .max_buf_size(MAX_HEAD_BYTES)
         .half_close(false);
     loop {
-        let permit = tokio::select! {
-            () = lifecycle.soft.cancelled() => break,
-            permit = Arc::clone(&connections).acquire_owned() => permit?,
-        };
         let accepted = tokio::select! {
             () = lifecycle.soft.cancelled() => break,
             accepted = listener.accept() => accepted,
@@ -142,35 +152,49 @@ pub async fn serve_within(
         };
         // Small answers must not wait for the acknowledgement of earlier ones.
         let _ = stream.set_nodelay(true);
-        let router = router.clone();
-        let tasks = lifecycle.tasks.clone();
-        let service =
-            service_fn(move |request| envelope(router.clone(), peer, Lingering::of(request, &tasks)));
-        let stream = TokioIo::new(Stalling::new(stream, bounds.stall));
-        let mut connection = Box::pin(builder.serve_connection(stream, service));
-        let (soft, hard) = (lifecycle.soft.clone(), lifecycle.hard.clone());
-        lifecycle.tasks.spawn(async move {
-            let _permit = permit;
-            let served = tokio::select! {
-                served = &mut connection => served,
-                () = hard.cancelled() => return,
-                () = soft.cancelled() => {
-                    connection.as_mut().graceful_shutdown();
-                    tokio::select! {
-                        served = &mut connection => served,
-                        () = hard.cancelled() => return,
-                    }
-                }
-            };
-            if let Err(error) = served {
-                tracing::debug!(%error, "a connection broke");
-            }
-        });
+        match places.take(peer.0) {
+            Ok(place) => serve_one(&builder, bounds.stall, place, stream, peer, &router, &lifecycle),
+            Err(why) => places.turn_away(why, stream, peer, &router, &lifecycle.tasks),
+        }
     }
     Ok(())
 }
 
-async fn envelope(
+/// Serves a connection, in a task of its own.
+fn serve_one(
+    builder: &http1::Builder,
+    stall: Duration,
+    place: Place,
+    stream: TcpStream,
+    peer: Peer,
+    router: &Router,
+    lifecycle: &Lifecycle,
+) {
+    let (router, tasks) = (router.clone(), lifecycle.tasks.clone());
+    let service = service_fn(move |request| envelope(router.clone(), peer, Lingering::of(request, &tasks)));
+    let stream = TokioIo::new(Stalling::new(Heard::new(stream), stall));
+    let mut connection = Box::pin(builder.serve_connection(stream, service));
+    let (soft, hard) = (lifecycle.soft.clone(), lifecycle.hard.clone());
+    lifecycle.tasks.spawn(async move {
+        let _place = place;
+        let served = tokio::select! {
+            served = &mut connection => served,
+            () = hard.cancelled() => return,
+            () = soft.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                tokio::select! {
+                    served = &mut connection => served,
+                    () = hard.cancelled() => return,
+                }
+            }
+        };
+        if let Err(error) = served {
+            tracing::debug!(%error, "a connection broke");
+        }
+    });
+}
+
+pub(super) async fn envelope(
     mut router: Router,
     peer: Peer,
     request: Request<Lingering>,
@@ -203,60 +227,4 @@ async fn envelope(
 }
 
 #[cfg(test)]
-mod tests {
-    use std::net::SocketAddr;
-
-    use axum::routing::get;
-    use bytes::Bytes;
-    use futures_util::stream;
-    use tokio::{
-        io::{AsyncReadExt, AsyncWriteExt},
-        net::TcpStream,
-    };
-
-    use super::*;
-
-    async fn ask(address: SocketAddr, path: &str) -> TcpStream {
-        let mut client = TcpStream::connect(address).await.unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
-        client.write_all(request.as_bytes()).await.unwrap();
-        client
-    }
-
-    #[tokio::test]
-    async fn a_client_that_does_not_read_is_cut_off_and_its_place_is_free_again() {
-        let endless = async || {
-            let piece = Bytes::from(vec![b'.'; 64 * 1024]);
-            Body::from_stream(stream::repeat_with(move || Ok::<_, Infallible>(piece.clone())))
-        };
-        let router = Router::new()
-            .route("/endless", get(endless))
-            .route("/short", get(async || "short"));
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let bounds = Bounds {
-            connections: 1,
-            stall: Duration::from_millis(300),
-        };
-        let lifecycle = Lifecycle::new();
-        let serving = serve_within(bounds, listener, with_fallbacks(router), lifecycle.clone());
-        lifecycle.critical("http", serving);
-
-        let mut stalled = ask(address, "/endless").await;
-        // It has the only place, so this one is answered once it is cut off.
-        let mut next = ask(address, "/short").await;
-        let mut answer = String::new();
-        tokio::time::timeout(Duration::from_secs(20), next.read_to_string(&mut answer))
-            .await
-            .expect("the place is free again")
-            .unwrap();
-        assert!(answer.ends_with("short"), "{answer}");
-        // What was sent before is still there; the end of the body is not.
-        let mut got = Vec::new();
-        let _ = tokio::time::timeout(Duration::from_secs(20), stalled.read_to_end(&mut got))
-            .await
-            .expect("the connection has ended");
-        assert!(got.starts_with(b"HTTP/1.1 200") && !got.ends_with(b"0\r\n\r\n"));
-        lifecycle.soft.cancel();
-    }
-}
+mod tests;

@@ -21,7 +21,7 @@ use bytes::Bytes;
 use crate::{OrganizationId, event::MAX_PAYLOAD_BYTES};
 
 pub use notice::{NoticeSink, NoticeSource};
-pub use publisher::{PublishError, Publisher};
+pub use publisher::{PublishError, Publisher, Stake};
 
 /// The most bytes of a frame, unless a single event is larger. Room for hundreds of small events, and no more than one of
 /// the largest payload: AMQP lets a consumer bound what it is sent by frames alone, so that the size of a frame bounds

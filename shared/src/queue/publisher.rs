@@ -52,7 +52,29 @@ pub enum PublishError {
     TimedOut,
 }
 
-type Answer = oneshot::Sender<Result<(), PublishError>>;
+/// What hangs on whether entries get into the queue. It goes with them, so that it is settled by what becomes of them, and not by
+/// whether their caller is still there. Dropped, it knows that they did not get in, or that nobody can tell.
+pub trait Stake: Send {
+    /// They are on disk.
+    fn confirmed(self: Box<Self>);
+}
+
+/// Whom to tell what came of entries.
+struct Answer {
+    caller: oneshot::Sender<Result<(), PublishError>>,
+    stake: Option<Box<dyn Stake>>,
+}
+
+impl Answer {
+    /// Settles what hangs on it, and then tells the caller.
+    fn give(self, result: Result<(), PublishError>) {
+        match self.stake {
+            Some(stake) if result.is_ok() => stake.confirmed(),
+            stake => drop(stake),
+        }
+        let _ = self.caller.send(result);
+    }
+}
 
 struct Waiting {
     bytes: Bytes,
@@ -120,11 +142,31 @@ impl Publisher {
         entry: Encoded,
         deadline: tokio::time::Instant,
     ) -> Result<(), PublishError> {
+        self.publish_with(entry, None, deadline).await
+    }
+
+    /// As [`Publisher::publish_by`]. What becomes of the entries settles `stake`, by the time that the caller is told of it, or if
+    /// the caller is not there any more.
+    pub async fn publish_for(
+        &self,
+        entry: Encoded,
+        stake: Box<dyn Stake>,
+        deadline: tokio::time::Instant,
+    ) -> Result<(), PublishError> {
+        self.publish_with(entry, Some(stake), deadline).await
+    }
+
+    async fn publish_with(
+        &self,
+        entry: Encoded,
+        stake: Option<Box<dyn Stake>>,
+        deadline: tokio::time::Instant,
+    ) -> Result<(), PublishError> {
         if !self.is_open() {
             return Err(PublishError::Unavailable);
         }
-        let (answer, answered) = oneshot::channel();
-        if let Err(error) = self.enqueue(entry, Some(answer)) {
+        let (caller, answered) = oneshot::channel();
+        if let Err(error) = self.enqueue(entry, Some(Answer { caller, stake })) {
             if error == PublishError::Overloaded {
                 telemetry::shed().increment(1);
             }
@@ -354,7 +396,7 @@ impl Inlet {
             let size = waiting.bytes.len();
             self.ways[way].taking.took(size, false, Instant::now());
             if let Some(answer) = waiting.answer {
-                let _ = answer.send(Err(PublishError::Unavailable));
+                answer.give(Err(PublishError::Unavailable));
             }
         }
     }
@@ -385,7 +427,7 @@ impl Way {
         }) = next
         {
             taken += bytes.len();
-            if answer.as_ref().is_none_or(|answer| !answer.is_closed()) {
+            if answer.as_ref().is_none_or(|answer| !answer.caller.is_closed()) {
                 if callers.waiting.is_empty() {
                     single = bytes;
                 } else {
@@ -455,7 +497,7 @@ fn settle(result: Result<(), QueueError>, callers: Callers, written: Instant) ->
     };
     for (caller, _permit) in callers.waiting {
         if let Some(caller) = caller {
-            let _ = caller.send(answer);
+            caller.give(answer);
         }
     }
     broken

@@ -49,5 +49,6 @@ pub trait Announcements: Send + Sync {
         version: i64,
         failed_for: Duration,
         reason: &str,
+        announced: bool,
     ) -> Result<bool>;
 }

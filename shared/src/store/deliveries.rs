@@ -13,6 +13,8 @@ use crate::{
 
 /// How many bytes of payload one claim returns, about.
 pub const CLAIM_BYTES: usize = 8 * 1024 * 1024;
+/// How many bytes of payload one claim of a lane in order returns, about: several are made at once.
+pub const CLAIM_IN_ORDER_BYTES: usize = CLAIM_BYTES / 4;
 
 /// A delivery that a worker has taken from the store, with all it needs to send it.
 #[derive(Debug, Clone)]
@@ -101,6 +103,9 @@ pub trait Deliveries: Send + Sync {
     /// Makes the worker the owner of these lanes, but for those that another living worker owns; returns those that it owns
     /// now. A lane belongs to its owner until that gives it up, or has no living lease any more.
     async fn own(&self, worker: WorkerId, lanes: &[SubscriptionId]) -> Result<Vec<SubscriptionId>>;
+    /// Makes a worker, if its lease lives, the owner of all lanes that another owns, and returns them: the two are one process,
+    /// which has taken a new id. What the other holds stays held by it.
+    async fn hand_over(&self, from: WorkerId, to: WorkerId) -> Result<Vec<SubscriptionId>>;
     /// Gives lanes up that the worker owns.
     async fn disown(&self, worker: WorkerId, lanes: &[SubscriptionId]) -> Result<()>;
     /// Tells the owners of these lanes, or whoever waits to pull from them, as [`Change::Lane`], that there is something new in
@@ -108,7 +113,7 @@ pub trait Deliveries: Send + Sync {
     async fn tell_owners(&self, lanes: &[SubscriptionId]) -> Result<()>;
     /// Takes the first deliveries of a lane that is served in order, which the worker must own: in order of `seq`, up to the
     /// first that is not due, or is held by anybody, or that another might still come before; at most `most`, and about
-    /// [`CLAIM_BYTES`].
+    /// [`CLAIM_IN_ORDER_BYTES`].
     async fn claim_in_order(&self, worker: WorkerId, lane: SubscriptionId, most: u32)
     -> Result<Vec<Claimed>>;
     /// Takes due deliveries that nobody holds, of lanes that no other living worker owns, up to so many a subscription: first

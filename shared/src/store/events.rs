@@ -145,6 +145,19 @@ pub struct EventFilter {
     pub event_type: Option<String>,
 }
 
+/// How many events a page looks at, where a filter may leave many of them out.
+const LOOKED_AT: u64 = 2_000;
+
+impl EventFilter {
+    /// How many events a page looks at, beside so many that it passes over or counts. `None` is as many as it shows: all events, or
+    /// all that are pending, are found without looking at others.
+    pub(super) fn window(&self, beside: u64) -> Option<u64> {
+        let pending = self.statuses.iter().all(|status| *status == EventStatus::Pending);
+        let all_are_shown = pending && self.failed.is_none() && self.event_type.is_none();
+        (!all_are_shown).then(|| LOOKED_AT.saturating_add(beside))
+    }
+}
+
 /// A list's order and place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
@@ -169,7 +182,8 @@ pub trait Events: Send + Sync {
     async fn get(&self, organization: OrganizationId, id: EventId) -> Result<Option<EventRecord>>;
     /// Lists events with their deliveries (without attempts but the last), by `seq`; in order, nothing that commits
     /// later can come before what was listed. `Order::OldestFirst` with the one status `pending` is the inbox. A page ends
-    /// before its limit rather than have more than [`PAGE_BYTES`] of payloads; its `next` says that there is more.
+    /// before its limit rather than have more than [`PAGE_BYTES`] of payloads; its `next` says that there is more. With a filter that
+    /// may leave much out, its work is bounded: it may show few, or none, and its `next` is then the last that was looked at.
     async fn list(
         &self,
         organization: OrganizationId,
@@ -186,7 +200,8 @@ pub trait Events: Send + Sync {
         wanted: &EventQuery,
         page: PageRequest<i64>,
     ) -> Result<Page<EventRecord, i64>>;
-    /// How many events the filter shows, counted no further than `most`.
+    /// How many events the filter shows, counted no further than `most`. With a filter that may leave much out, of the newest `most`
+    /// and some thousands more alone.
     async fn count(&self, organization: OrganizationId, filter: &EventFilter, most: u64) -> Result<u64>;
     /// Keeps what cannot be taken in. The same id again is counted, and has the last reason, detail and time.
     async fn set_aside(&self, items: &[SetAside]) -> Result<()>;

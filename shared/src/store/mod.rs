@@ -36,7 +36,10 @@ pub use self::{
     announcements::{Announced, Announcements},
     audit_log::{AuditFilter, AuditLog, AuditPlace},
     browse::EventQuery,
-    deliveries::{Acknowledged, Backlog, CLAIM_BYTES, Claimed, Deliveries, EventTypeText, Lease, Standing},
+    deliveries::{
+        Acknowledged, Backlog, CLAIM_BYTES, CLAIM_IN_ORDER_BYTES, Claimed, Deliveries, EventTypeText, Lease,
+        Standing,
+    },
     erasures::{ERASURE_KEPT, Erased, Erasures, MAX_MARKS},
     events::{
         AttemptRecord, DeliveryRecord, EventFilter, EventRecord, Events, IntakeBatch, IntakeOutcome, Order,
@@ -63,9 +66,7 @@ pub use self::{
         BACKLOG_COUNTED, BacklogAge, COUNTED_FOR, CircuitReport, FLEET_COUNTED_FOR, Fleet, Minute,
         OpenCircuit, SubscriptionStats, SuccessBand,
     },
-    subscriptions::{
-        FiltersKept, InForce, NewSecret, PatchOutcome, SealedSecrets, SubscriptionPatch, Subscriptions,
-    },
+    subscriptions::{InForce, NewSecret, PatchOutcome, SealedSecrets, SubscriptionPatch, Subscriptions},
     test_pushes::{TEST_PUSH_KEPT, TestPush, TestPushes},
 };
 use crate::DeliveryState;

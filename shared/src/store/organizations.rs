@@ -41,6 +41,9 @@ pub struct Rotation {
     pub hash: KeyHash,
     /// How long the old one is good beside it; zero revokes it.
     pub overlap: Duration,
+    /// What the old one may do at most: the new one may do the same, and is in the hands of whoever asks. `None` is that the old
+    /// one itself asks.
+    pub within: Option<Scopes>,
 }
 
 /// What came of a rotation.
@@ -57,6 +60,8 @@ pub enum Rotated {
     Ended,
     /// This key has taken its place already.
     Replaced(KeyId),
+    /// The old one may do more than [`Rotation::within`].
+    Beyond,
     /// The organization has no such key.
     NotFound,
 }

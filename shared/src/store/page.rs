@@ -25,6 +25,14 @@ pub(super) fn page<I>(found: Vec<Shown<I>>, limit: u32) -> Page<Shown<I>, i64> {
     page_within(found, limit, PAGE_BYTES)
 }
 
+/// As [`page`], of what a filter has left of the events that were looked at: where that is all of a page, it goes on after the
+/// `last` that was looked at, if there may be more.
+pub(super) fn page_of<I>(found: Vec<Shown<I>>, limit: u32, last: Option<i64>) -> Page<Shown<I>, i64> {
+    let mut page = page(found, limit);
+    page.next = page.next.or(last);
+    page
+}
+
 /// As [`page`], of at most so many bytes.
 pub(super) fn page_within<I>(mut found: Vec<Shown<I>>, limit: u32, most: u64) -> Page<Shown<I>, i64> {
     let (mut fitting, mut bytes) = (0, 0);
@@ -65,5 +73,21 @@ mod tests {
         assert_eq!(shown(&[half, half + 1], 10), (1, Some(1)));
         assert_eq!(shown(&[PAGE_BYTES + 1, 1], 10), (1, Some(1)));
         assert_eq!(shown(&[PAGE_BYTES + 1], 10), (1, None));
+    }
+
+    #[test]
+    fn a_page_goes_on_after_what_was_looked_at() {
+        let next = |count: i64, last| {
+            let found = (1..=count).map(|seq| Shown {
+                id: (),
+                seq,
+                bytes: 1,
+            });
+            page_of(found.collect(), 2, last).next
+        };
+        assert_eq!(next(0, None), None);
+        assert_eq!(next(0, Some(9)), Some(9));
+        assert_eq!(next(2, Some(9)), Some(9));
+        assert_eq!(next(3, Some(9)), Some(2), "what is shown comes first");
     }
 }

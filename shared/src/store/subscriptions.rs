@@ -9,6 +9,7 @@ use super::{Change, Keeper};
 use super::{Page, PageRequest, Result};
 use crate::{
     EventPattern, EventType, Filter, OrganizationId, Subscription, SubscriptionId,
+    filter::FiltersFull,
     seal::{KeyId, Sealed},
     signature::SignatureScheme,
     subscription::{Metadata, Target},
@@ -40,6 +41,8 @@ pub enum PatchOutcome {
     Conflict,
     /// The organization has no such subscription.
     NotFound,
+    /// The organization's filters leave no room for the one that it was to have.
+    FiltersFull(FiltersFull),
 }
 
 /// A secret to be.
@@ -91,21 +94,14 @@ impl InForce {
     }
 }
 
-/// How many filters the subscriptions of an organization have, and how long they are together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FiltersKept {
-    /// How many.
-    pub count: u64,
-    /// Their characters.
-    pub characters: u64,
-}
-
 /// Subscriptions. Every change raises the organization's subscriptions version in the same transaction, and is
 /// announced as [`Change::Subscription`].
 #[async_trait]
 pub trait Subscriptions: Send + Sync {
-    /// Adds one (its id, organization, target and so on as given; `version` 1, times the store's).
-    async fn create(&self, subscription: Subscription) -> Result<Subscription>;
+    /// Adds one (its id, organization, target and so on as given; `version` 1, times the store's), unless the organization's
+    /// filters leave no room for its own: they are counted in the same transaction, so that however many are made at once,
+    /// there are never more than may be.
+    async fn create(&self, subscription: Subscription) -> Result<Result<Subscription, FiltersFull>>;
     /// Looks one up; deleted ones are gone.
     async fn get(&self, organization: OrganizationId, id: SubscriptionId) -> Result<Option<Subscription>>;
     /// Lists those of an organization in order of id, oldest first, the built-in ones included.
@@ -114,7 +110,8 @@ pub trait Subscriptions: Send + Sync {
         organization: OrganizationId,
         page: PageRequest<SubscriptionId>,
     ) -> Result<Page<Subscription, SubscriptionId>>;
-    /// Changes one, if its version is still `version`. Setting `enabled` clears the reason for being disabled.
+    /// Changes one, if its version is still `version`. Setting `enabled` clears the reason for being disabled. A filter that it
+    /// is to have is counted as in [`Subscriptions::create`].
     async fn patch(
         &self,
         organization: OrganizationId,
@@ -126,13 +123,15 @@ pub trait Subscriptions: Send + Sync {
     /// now on, and [`Keeper::cancel_deleted`] writes that down.
     async fn delete(&self, organization: OrganizationId, id: SubscriptionId) -> Result<bool>;
     /// Disables one for a reason of the system's, if its version is still `version`: what speaks against it was learnt of
-    /// that one. Changes nothing, and says `false`, if it has changed since, is disabled, or is gone.
+    /// that one. Changes nothing, and says `false`, if it has changed since, is disabled, or is gone. It is announced if it is
+    /// to be: not where it was learnt of the system's own events, which beget no others.
     async fn disable(
         &self,
         organization: OrganizationId,
         id: SubscriptionId,
         version: i64,
         reason: &str,
+        announced: bool,
     ) -> Result<bool>;
     /// Gives one of kind `push` another secret, if its version is still `version`; the one before signs beside it for
     /// `overlap`, by the store's clock, and the one before that not any more.
@@ -151,12 +150,12 @@ pub trait Subscriptions: Send + Sync {
         after: Option<SubscriptionId>,
         limit: u32,
     ) -> Result<Vec<SealedSecrets>>;
-    /// Puts what is sealed anew in place of what was, wherever the subscription has it; `false` if it has it no more.
+    /// Puts what is sealed anew in place of what was, wherever the subscription has it; `false` if it has it no more. Raises the
+    /// subscription's version, so that a change by what was read before does not put the old back; but not the organization's, and
+    /// announces nothing: it is sent as before.
     async fn reseal(&self, id: SubscriptionId, before: &Sealed, after: Sealed) -> Result<bool>;
     /// The organization's built-in push subscription that `POST /api/webhook/config` sets, if it has one.
     async fn webhook(&self, organization: OrganizationId) -> Result<Option<Subscription>>;
-    /// The filters of an organization's subscriptions, but for this one's.
-    async fn filters_beside(&self, organization: OrganizationId, id: SubscriptionId) -> Result<FiltersKept>;
     /// What is in force for these organizations, each read in one snapshot with its version. An organization that does
     /// not exist is left out.
     async fn in_force(&self, organizations: &[OrganizationId]) -> Result<Vec<InForce>>;

@@ -3,7 +3,7 @@
 use std::{slice::from_ref, time::Duration};
 
 use shared::{
-    EventPattern, OrganizationId,
+    EventPattern, OrganizationId, SubscriptionId,
     announcement::{Announcement, DEAD_LETTERED, DISABLED},
     delivery::{AttemptOutcome, AttemptResult, Next},
     store::{PatchOutcome, Store, SubscriptionPatch},
@@ -19,7 +19,12 @@ use super::{
 pub(super) async fn listener(store: &Store, organization: OrganizationId) {
     let mut subscription = new_push(organization);
     subscription.event_types = vec![EventPattern::parse("triggers.**").unwrap()];
-    store.subscriptions.create(subscription).await.unwrap();
+    store.subscriptions.create(subscription).await.unwrap().unwrap();
+}
+
+async fn push_to(store: &Store, organization: OrganizationId) -> SubscriptionId {
+    let made = store.subscriptions.create(new_push(organization)).await;
+    made.unwrap().unwrap().id
 }
 
 pub(super) fn dead(outcome: AttemptOutcome) -> AttemptOutcome {
@@ -89,8 +94,20 @@ pub(crate) async fn disabling_is_announced(store: &Store) {
     let (ours, push, _) = lane(store, 0, None).await;
     listener(store, ours).await;
     store.announcements.failed(&[(push, 1)]).await.unwrap();
-    assert!(store.subscriptions.disable(ours, push, 1, "gone").await.unwrap());
-    assert!(!store.subscriptions.disable(ours, push, 1, "gone").await.unwrap());
+    assert!(
+        store
+            .subscriptions
+            .disable(ours, push, 1, "gone", true)
+            .await
+            .unwrap()
+    );
+    assert!(
+        !store
+            .subscriptions
+            .disable(ours, push, 1, "gone", true)
+            .await
+            .unwrap()
+    );
     let waiting = store.announcements.announcements(10).await.unwrap();
     assert_eq!(waiting.len(), 1);
     assert_eq!(waiting[0].event_type, DISABLED);
@@ -99,6 +116,20 @@ pub(crate) async fn disabling_is_announced(store: &Store) {
         (&payload["subscription"], &payload["reason"]),
         (&push.to_string().into(), &"gone".into())
     );
+    // What is not to be announced is done all the same.
+    let (other, failing) = (push_to(store, ours).await, push_to(store, ours).await);
+    let silently = store.subscriptions.disable(ours, other, 1, "gone", false);
+    assert!(silently.await.unwrap());
+    store.announcements.failed(&[(failing, 1)]).await.unwrap();
+    let silently = store
+        .announcements
+        .disable_failing(ours, failing, 1, Duration::ZERO, "it fails", false);
+    assert!(silently.await.unwrap());
+    for id in [other, failing] {
+        let shown = store.subscriptions.get(ours, id).await.unwrap().unwrap();
+        assert!(!shown.enabled && shown.disabled_reason.is_some());
+    }
+    assert_eq!(store.announcements.announcements(10).await.unwrap().len(), 1);
     // Once it is enabled again, its time begins anew.
     assert!(store.announcements.succeeded(&[push]).await.unwrap().is_empty());
     let off = SubscriptionPatch {
@@ -194,7 +225,7 @@ pub(crate) async fn what_has_not_failed_for_long_is_not_disabled(store: &Store) 
     let announcements = &store.announcements;
     let disable = async |version, failed_for| {
         let reason = "it fails";
-        let disabled = announcements.disable_failing(ours, push, version, failed_for, reason);
+        let disabled = announcements.disable_failing(ours, push, version, failed_for, reason, true);
         disabled.await.unwrap()
     };
     assert!(!disable(1, Duration::ZERO).await, "it does not fail");

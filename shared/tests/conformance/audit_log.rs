@@ -71,7 +71,12 @@ pub(crate) async fn what_changes_nothing_is_not_in_the_log(store: &Store) {
         .unwrap();
     assert!(matches!(same, PatchOutcome::Changed(_)));
     assert!(!subscriptions.delete(ours, SubscriptionId::new()).await.unwrap());
-    assert!(!subscriptions.disable(ours, push.id, 1_000, "gone").await.unwrap());
+    assert!(
+        !subscriptions
+            .disable(ours, push.id, 1_000, "gone", true)
+            .await
+            .unwrap()
+    );
     let nothing = Sealed(b"no such".to_vec());
     assert!(
         !subscriptions
@@ -135,7 +140,7 @@ pub(crate) async fn not_changed(store: &Store, ours: OrganizationId, push: &Subs
     );
     assert!(
         subscriptions
-            .disable(ours, push.id, push.version, "gone")
+            .disable(ours, push.id, push.version, "gone", true)
             .await
             .is_err()
     );

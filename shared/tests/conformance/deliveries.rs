@@ -237,7 +237,7 @@ pub(crate) async fn only_served_lanes_are_claimed(store: &Store) {
     take_in(store, me, from_ref(&posted), &lanes).await;
     store
         .subscriptions
-        .disable(organization, disabled, 1, "gone")
+        .disable(organization, disabled, 1, "gone", true)
         .await
         .unwrap();
     store.subscriptions.delete(organization, deleted).await.unwrap();

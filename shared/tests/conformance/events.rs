@@ -320,6 +320,127 @@ pub(crate) async fn counted_no_further_than_asked(store: &Store) {
     }
 }
 
+/// Goes through a list page by page, and gives what it shows and in how many pages.
+async fn paged(
+    store: &Store,
+    organization: OrganizationId,
+    filter: &EventFilter,
+    order: Order,
+) -> (Vec<EventId>, usize) {
+    let (mut seen, mut pages, mut request) = (Vec::new(), 0, first(10));
+    loop {
+        let page = store
+            .events
+            .list(organization, filter, order, request, 0)
+            .await
+            .unwrap();
+        seen.extend(page.items.iter().map(|event| event.id));
+        pages += 1;
+        match page.next {
+            Some(cursor) => request = after(cursor, 10),
+            None => return (seen, pages),
+        }
+    }
+}
+
+pub(crate) async fn a_rare_status_takes_pages_and_none_looks_far(store: &Store) {
+    let ours = organization(store).await.id;
+    let (push, me) = (push(store, ours).await.id, worker(store).await);
+    let (dead, failing, odd) = (
+        event(ours),
+        event(ours),
+        AcceptedEvent {
+            event_type: EventType::parse("x.y").unwrap(),
+            ..event(ours)
+        },
+    );
+    take_in(store, me, from_ref(&dead), &[(push, true)]).await;
+    take_in(store, me, from_ref(&failing), &[(push, true)]).await;
+    take_in(store, me, from_ref(&odd), &[(push, false)]).await;
+    let outcomes = [
+        failed(&dead, push, 1, Next::DeadLetter),
+        failed(&failing, push, 1, Next::Retry { after: MINUTE }),
+    ];
+    assert_eq!(store.deliveries.record(me, &outcomes).await.unwrap().len(), 2);
+    for _ in 0..9 {
+        let events: Vec<_> = (0..500).map(|_| event(ours)).collect();
+        take_in(store, me, &events, &[(push, false)]).await;
+    }
+    let pending = of_status(&[EventStatus::Pending]);
+    let of_type = EventFilter {
+        event_type: Some("x.y".to_owned()),
+        ..EventFilter::default()
+    };
+    for (filter, wanted) in [
+        (
+            of_status(&[
+                EventStatus::DeadLetter,
+                EventStatus::Expired,
+                EventStatus::Cancelled,
+            ]),
+            dead.id,
+        ),
+        (
+            EventFilter {
+                failed: Some(true),
+                ..pending.clone()
+            },
+            failing.id,
+        ),
+        (
+            EventFilter {
+                event_type: Some("x.y".to_owned()),
+                ..pending
+            },
+            odd.id,
+        ),
+        (of_type, odd.id),
+    ] {
+        let (newest, oldest) = (Order::NewestFirst, Order::OldestFirst);
+        for offset in [0, 7] {
+            let page = store
+                .events
+                .list(ours, &filter, newest, first(10), offset)
+                .await
+                .unwrap();
+            assert!(
+                page.items.is_empty() && page.next.is_some(),
+                "it looks no further"
+            );
+        }
+        assert_eq!(paged(store, ours, &filter, newest).await, (vec![wanted], 3));
+        assert_eq!(paged(store, ours, &filter, oldest).await, (vec![wanted], 3));
+        // No further than that of an offset, either.
+        let far = store
+            .events
+            .list(ours, &filter, newest, first(10), 4_000)
+            .await
+            .unwrap();
+        assert!(far.items.is_empty() && far.next.is_none(), "it is passed over");
+        assert_eq!(store.events.count(ours, &filter, 10).await.unwrap(), 0);
+        assert_eq!(store.events.count(ours, &filter, 10_000).await.unwrap(), 1);
+    }
+    // There is an index of these.
+    let alone = of_status(&[EventStatus::DeadLetter]);
+    assert_eq!(
+        paged(store, ours, &alone, Order::NewestFirst).await,
+        (vec![dead.id], 1)
+    );
+    assert_eq!(store.events.count(ours, &alone, 10).await.unwrap(), 1);
+    // Of all, and of what is pending, nothing is left out.
+    let page = store
+        .events
+        .list(
+            ours,
+            &EventFilter::default(),
+            Order::NewestFirst,
+            first(10),
+            4_500,
+        )
+        .await;
+    assert_eq!(page.unwrap().items.len(), 3);
+}
+
 pub(crate) async fn readers_skip_nothing(store: &Store) {
     const TASKS: usize = 4;
     const BATCHES: usize = 30;

@@ -103,6 +103,20 @@ pub(crate) async fn a_stale_plan_writes_nothing(store: &Store) {
         1,
         "the key was not taken"
     );
+    // A plan by which nothing is to be stored is stale like any other.
+    for (version, expected) in [
+        (version, IntakeOutcome::Stale),
+        (version + 1, IntakeOutcome::Stored(Vec::new())),
+    ] {
+        let nothing = IntakeBatch {
+            worker: me,
+            events: &[],
+            deliveries: &[],
+            versions: &[(ours, version)],
+            repeats: &[],
+        };
+        assert_eq!(store.events.intake(&nothing).await.unwrap(), expected);
+    }
 }
 
 pub(crate) async fn an_unknown_organization_is_stale(store: &Store) {

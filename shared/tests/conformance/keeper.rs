@@ -37,12 +37,12 @@ pub(crate) async fn changes_are_announced(store: &Store) {
     let ours = organization(store).await.id;
     let (mut one, mut two) = (store.keeper.changes(), store.keeper.changes());
     while word(&mut one).await != Change::Everything {}
-    let made = store.subscriptions.create(new_push(ours)).await.unwrap();
+    let made = store.subscriptions.create(new_push(ours)).await.unwrap().unwrap();
     assert_eq!(word(&mut one).await, Change::Subscription(made.id));
     assert!(
         store
             .subscriptions
-            .disable(ours, made.id, 1, "gone")
+            .disable(ours, made.id, 1, "gone", true)
             .await
             .unwrap()
     );
@@ -50,7 +50,7 @@ pub(crate) async fn changes_are_announced(store: &Store) {
     assert!(
         !store
             .subscriptions
-            .disable(ours, made.id, 2, "gone")
+            .disable(ours, made.id, 2, "gone", true)
             .await
             .unwrap()
     );

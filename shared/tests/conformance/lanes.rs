@@ -3,12 +3,12 @@
 use shared::{
     AcceptedEvent, EventId, SubscriptionId, WorkerId,
     delivery::{AttemptOutcome, Next},
-    store::{Change, IntakeBatch, IntakeOutcome, PlannedDelivery, Standing, Store},
+    store::{CLAIM_IN_ORDER_BYTES, Change, IntakeBatch, IntakeOutcome, PlannedDelivery, Standing, Store},
 };
 
 use super::{
     deliveries::{claim, lane},
-    world::{MINUTE, event, failed, key, organization, push, succeeded, worker},
+    world::{MINUTE, event, failed, key, organization, payload, push, succeeded, worker},
 };
 
 /// Takes events in, one after the other.
@@ -256,6 +256,70 @@ pub(crate) async fn order_holds_beside_intakes(store: &Store) {
         );
     }
     posting.join_all().await;
+}
+
+pub(crate) async fn lanes_are_handed_over(store: &Store) {
+    let (lane, events, old) = in_order(store, 3).await;
+    let ids = ids(&events);
+    assert_eq!(next(store, old, lane, 1).await, ids[..1]);
+    let (new, other) = (worker(store).await, worker(store).await);
+    let deliveries = &store.deliveries;
+    let hand_over = async |from, to| deliveries.hand_over(from, to).await.unwrap();
+    assert_eq!(hand_over(old, new).await, [lane]);
+    assert!(hand_over(old, new).await.is_empty(), "there is nothing left");
+    for not_the_owner in [old, other] {
+        assert!(deliveries.own(not_the_owner, &[lane]).await.unwrap().is_empty());
+        assert!(next(store, not_the_owner, lane, 10).await.is_empty());
+    }
+    assert!(
+        next(store, new, lane, 10).await.is_empty(),
+        "what was taken before is held until it is over"
+    );
+    let delivered = succeeded(&events[0], lane, 1);
+    assert_eq!(deliveries.record(old, &[delivered]).await.unwrap().len(), 1);
+    assert_eq!(next(store, new, lane, 1).await, ids[1..2]);
+    deliveries.resign(old).await.unwrap();
+    assert!(
+        deliveries.own(other, &[lane]).await.unwrap().is_empty(),
+        "it went along, and is not given up with the old lease"
+    );
+    let gone = WorkerId::new();
+    assert!(hand_over(new, gone).await.is_empty(), "to nobody");
+    assert_eq!(deliveries.own(new, &[lane]).await.unwrap(), [lane]);
+}
+
+pub(crate) async fn claims_in_order_are_bounded_by_bytes(store: &Store) {
+    const LARGE: usize = 256 * 1024;
+    let (lane, _, me) = in_order(store, 0).await;
+    let organization = store.subscriptions.by_ids(&[lane]).await.unwrap()[0].organization;
+    let large: &'static str = Box::leak(format!("\"{}\"", "x".repeat(LARGE - 2)).into_boxed_str());
+    let events: Vec<_> = (0..20)
+        .map(|_| AcceptedEvent {
+            payload: payload(large),
+            ..event(organization)
+        })
+        .collect();
+    take_in(store, lane, &events).await;
+    let mut taken = Vec::new();
+    while taken.len() < events.len() {
+        let claimed = store.deliveries.claim_in_order(me, lane, 20).await.unwrap();
+        let bytes: usize = claimed.iter().map(|one| one.payload.len()).sum();
+        assert!(
+            bytes > 0 && bytes <= CLAIM_IN_ORDER_BYTES + LARGE,
+            "{bytes} bytes at once"
+        );
+        let of = |event: EventId| events.iter().find(|one| one.id == event).unwrap();
+        let outcomes: Vec<_> = claimed
+            .iter()
+            .map(|one| succeeded(of(one.key.event), lane, 1))
+            .collect();
+        assert_eq!(
+            store.deliveries.record(me, &outcomes).await.unwrap().len(),
+            claimed.len()
+        );
+        taken.extend(claimed.into_iter().map(|one| one.key.event));
+    }
+    assert_eq!(taken, ids(&events));
 }
 
 pub(crate) async fn owners_are_told(store: &Store) {

@@ -28,12 +28,13 @@ macro_rules! conformance_tests {
         $crate::conformance::conformance_tests! { $run;
             organizations: created_with_inbox_and_key, renamed, keys_are_listed_newest_first,
                 keys_grant_until_they_end, rotating_without_overlap_ends_the_old_key,
-                rotating_with_overlap_ends_the_old_key_later, rotated_by_many_it_has_one_successor,
+                rotating_with_overlap_ends_the_old_key_later, rotated_by_many_it_has_one_successor, rotating_gives_no_scope_that_is_not_held,
                 the_last_use_is_noted_rarely, a_hash_belongs_to_one_key;
             subscriptions: created_and_read_back, listed_in_pages, patched_by_version, changes_raise_the_version,
                 enabling_clears_the_reason, deleted_ones_are_gone, one_webhook_an_organization,
                 in_force_leaves_out_unknown_organizations, disabled_by_version, secrets_are_rotated,
-                secrets_are_sealed_anew;
+                secrets_are_sealed_anew, a_change_by_what_was_sealed_before_is_a_conflict, filters_have_bounds_together,
+                an_organization_has_so_many_filters, filters_made_at_once_keep_the_bound;
             intake: payloads_are_kept_byte_for_byte, a_frame_delivered_twice_changes_nothing,
                 a_stale_plan_writes_nothing, an_unknown_organization_is_stale, duplicates_become_aliases,
                 duplicates_within_a_batch, keys_belong_to_an_organization, repeats_count_once,
@@ -42,13 +43,15 @@ macro_rules! conformance_tests {
                 a_former_id_of_a_repeat_leads_to_the_first, a_former_id_is_stored_with_its_event_or_not_at_all,
                 put_back_by_many_it_is_stored_once, room_is_made_for_what_is_kept, a_rehearsal_leaves_nothing;
             events: another_organizations_are_not_found, listed_both_ways, filtered_by_status, filtered_by_failure,
-                filtered_by_type, pages_are_bounded_in_bytes, counted_no_further_than_asked, readers_skip_nothing, set_aside_and_forgotten,
+                filtered_by_type, pages_are_bounded_in_bytes, counted_no_further_than_asked,
+                a_rare_status_takes_pages_and_none_looks_far, readers_skip_nothing, set_aside_and_forgotten,
                 set_aside_again_is_counted;
             deliveries: held_from_intake, leases_run_out, an_ended_lease_does_not_come_back, resigning_frees,
                 claimed_oldest_first, only_served_lanes_are_claimed, claims_never_overlap, lanes_go_round,
                 released_and_still_held, backlog_is_counted, claims_are_bounded_by_bytes, what_was_parked_goes_in_order;
             lanes: a_lane_has_one_owner, many_want_a_lane_and_one_has_it, taken_in_order_up_to_what_waits,
                 only_its_owner_takes_in_order, what_was_tried_before_is_in_order_too, order_holds_beside_intakes,
+                claims_in_order_are_bounded_by_bytes, lanes_are_handed_over,
                 owners_are_told;
             outcomes: success_is_recorded, failures_are_logged, dead_letters, outcomes_apply_once,
                 outcomes_of_the_stalled_do_not_apply, large_mixed_batches, acknowledged, acknowledged_beats_outcome,

@@ -149,6 +149,7 @@ fn rotation(old: &NewKey, overlap: Duration) -> Rotation {
         hint: text.hint(),
         hash: text.hash(),
         overlap,
+        within: None,
     }
 }
 
@@ -275,6 +276,36 @@ pub(crate) async fn rotating_with_overlap_ends_the_old_key_later(store: &Store) 
             .unwrap(),
         Rotated::Ended
     );
+}
+
+pub(crate) async fn rotating_gives_no_scope_that_is_not_held(store: &Store) {
+    let ours = organization(store).await.id;
+    let old = NewKey {
+        scopes: [Scope::EventsWrite, Scope::Admin].into_iter().collect(),
+        ..new_key(ours)
+    };
+    store.organizations.create_key(old.clone()).await.unwrap();
+    let within = |scopes: &[Scope]| Rotation {
+        within: Some(scopes.iter().copied().collect()),
+        ..rotation(&old, Duration::ZERO)
+    };
+    for lacking in [
+        &[][..],
+        &[Scope::Admin],
+        &[Scope::Admin, Scope::EventsRead, Scope::SubscriptionsWrite],
+    ] {
+        let asked = within(lacking);
+        let refused = store.organizations.rotate_key(asked.clone()).await.unwrap();
+        assert_eq!(refused, Rotated::Beyond, "{lacking:?}");
+        assert!(good(store, old.hash).await && !good(store, asked.hash).await);
+    }
+    assert_eq!(listed(store, &old).await.replaced_by, None);
+    let asked = within(&[Scope::Admin, Scope::EventsRead, Scope::EventsWrite]);
+    let rotated = store.organizations.rotate_key(asked).await.unwrap();
+    let Rotated::Done { new, .. } = rotated else {
+        panic!("it is rotated, not {rotated:?}")
+    };
+    assert_eq!(new.scopes, old.scopes, "as before, and no more");
 }
 
 pub(crate) async fn rotated_by_many_it_has_one_successor(store: &Store) {

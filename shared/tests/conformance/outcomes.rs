@@ -388,7 +388,7 @@ pub(crate) async fn only_open_pushes_have_a_next_attempt(store: &Store) {
     ];
     assert_eq!(store.deliveries.record(me, &outcomes).await.unwrap().len(), 2);
     store.subscriptions.delete(ours, gone).await.unwrap();
-    let disabled = store.subscriptions.disable(ours, parked, 1, "gone").await;
+    let disabled = store.subscriptions.disable(ours, parked, 1, "gone", true).await;
     assert!(disabled.unwrap());
 
     let shown = get(store, ours, posted.id).await;

@@ -40,7 +40,7 @@ async fn source(store: &Store, organization: OrganizationId) -> PullSource {
     };
     PullSource {
         organization,
-        subscription: store.subscriptions.create(pull).await.unwrap().id,
+        subscription: store.subscriptions.create(pull).await.unwrap().unwrap().id,
     }
 }
 

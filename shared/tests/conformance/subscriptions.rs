@@ -1,10 +1,12 @@
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use shared::{
     Builtin, EventPattern, Filter, OrganizationId, RetrySchedule, Subscription, SubscriptionId, Timestamp,
+    filter::{FiltersFull, MAX_CHARACTERS, MAX_FILTER, MAX_FILTERS, MAX_PATTERNS_TOGETHER},
     seal::Sealed,
     signature::SignatureScheme,
-    store::{FiltersKept, NewSecret, PatchOutcome, Store, StoreError, SubscriptionPatch},
+    store::{NewSecret, PatchOutcome, Store, StoreError, SubscriptionPatch},
     subscription::{
         AttemptTimeout, Format, HeaderName, MaxInFlight, Metadata, Ordering, Push, RateLimit, SealedHeaders,
         Target,
@@ -57,7 +59,7 @@ pub(crate) async fn created_and_read_back(store: &Store) {
     ];
     new.enabled = false;
     new.disabled_reason = Some("gone".to_owned());
-    let made = store.subscriptions.create(new.clone()).await.unwrap();
+    let made = store.subscriptions.create(new.clone()).await.unwrap().unwrap();
     assert_eq!(made.version, 1);
     assert!(Timestamp::now().since(made.created_at).as_secs() < 60);
     new.created_at = made.created_at;
@@ -158,14 +160,6 @@ pub(crate) async fn patched_by_version(store: &Store) {
     assert_eq!(patched.event_types, [EventPattern::parse("x.y").unwrap()]);
     assert_eq!(patched.metadata, metadata("a", "b"));
     assert_eq!(patched.filter, patch.filter.clone().flatten());
-    let filters = async |id| store.subscriptions.filters_beside(ours, id).await.unwrap();
-    let (count, characters) = (1, 16);
-    assert_eq!(
-        filters(SubscriptionId::new()).await,
-        FiltersKept { count, characters }
-    );
-    let (count, characters) = (0, 0);
-    assert_eq!(filters(made.id).await, FiltersKept { count, characters });
     assert_eq!(
         store.subscriptions.get(ours, made.id).await.unwrap(),
         Some(patched)
@@ -221,6 +215,124 @@ pub(crate) async fn patched_by_version(store: &Store) {
     );
 }
 
+/// A filter of the most characters, none of which is a byte alone, but for those of so many patterns.
+fn long_filter(patterns: u64) -> Filter {
+    let mut text = "x.matches('ü') || ".repeat(usize::try_from(patterns).unwrap());
+    text.extend(std::iter::repeat_n('ü', MAX_FILTER - text.chars().count()));
+    Filter::from_trusted(&text)
+}
+
+fn with_filter(organization: shared::OrganizationId, filter: Filter) -> Subscription {
+    Subscription {
+        filter: Some(filter),
+        ..new_push(organization)
+    }
+}
+
+fn to_filter(filter: Option<Filter>) -> SubscriptionPatch {
+    SubscriptionPatch {
+        filter: Some(filter),
+        ..SubscriptionPatch::default()
+    }
+}
+
+pub(crate) async fn filters_have_bounds_together(store: &Store) {
+    let (ours, theirs) = (organization(store).await.id, organization(store).await.id);
+    let make = async |filter| {
+        let outcome = store.subscriptions.create(with_filter(ours, filter)).await;
+        outcome.unwrap()
+    };
+    let most = MAX_PATTERNS_TOGETHER;
+    let first = make(long_filter(most - 3)).await.unwrap();
+    let before = version(store, ours).await;
+    assert_eq!(make(long_filter(4)).await, Err(FiltersFull::Patterns));
+    assert_eq!(version(store, ours).await, before, "nothing was changed");
+    let last = make(long_filter(3)).await.unwrap();
+    assert_eq!(make(long_filter(1)).await, Err(FiltersFull::Patterns));
+    make(long_filter(0)).await.unwrap();
+    let other = store
+        .subscriptions
+        .create(with_filter(theirs, long_filter(most)))
+        .await;
+    other.unwrap().expect("another organization has its own");
+    // What a subscription has does not count against what it is to have instead.
+    let patch = async |patterns| {
+        let patch = to_filter(Some(long_filter(patterns)));
+        let current = store.subscriptions.get(ours, first.id).await.unwrap().unwrap();
+        let patched = store.subscriptions.patch(ours, first.id, current.version, patch);
+        patched.await.unwrap()
+    };
+    changed(patch(most - 3).await);
+    let full = patch(most - 2).await;
+    assert!(
+        matches!(full, PatchOutcome::FiltersFull(FiltersFull::Patterns)),
+        "{full:?}"
+    );
+    // Neither does one that is deleted.
+    assert!(store.subscriptions.delete(ours, last.id).await.unwrap());
+    changed(patch(most).await);
+    for at in 3..=MAX_CHARACTERS / MAX_FILTER as u64 {
+        make(long_filter(0))
+            .await
+            .unwrap_or_else(|full| panic!("{at}: {full}"));
+    }
+    assert_eq!(
+        make(Filter::from_trusted("a")).await,
+        Err(FiltersFull::Characters)
+    );
+}
+
+pub(crate) async fn an_organization_has_so_many_filters(store: &Store) {
+    let ours = organization(store).await.id;
+    let short = || with_filter(ours, Filter::from_trusted("payload.a"));
+    for _ in 0..MAX_FILTERS / 50 {
+        let together = (0..50).map(|_| store.subscriptions.create(short()));
+        for made in join_all(together).await {
+            made.unwrap().unwrap();
+        }
+    }
+    let more = store.subscriptions.create(short()).await.unwrap();
+    assert_eq!(more, Err(FiltersFull::Count));
+    // One without counts for nothing.
+    push(store, ours).await;
+}
+
+pub(crate) async fn filters_made_at_once_keep_the_bound(store: &Store) {
+    let ours = organization(store).await.id;
+    let room = MAX_CHARACTERS / MAX_FILTER as u64;
+    let create = || store.subscriptions.create(with_filter(ours, long_filter(0)));
+    let mut made = Vec::new();
+    for _ in 0..room - 3 {
+        made.push(create().await.unwrap().unwrap().id);
+    }
+    let outcomes = join_all((0..12).map(|_| create())).await;
+    let (taken, refused): (Vec<_>, Vec<_>) =
+        outcomes.into_iter().map(Result::unwrap).partition(Result::is_ok);
+    assert_eq!((taken.len(), refused.len()), (3, 9));
+    assert!(refused.iter().all(|one| *one == Err(FiltersFull::Characters)));
+    // So are those that subscriptions get later.
+    for id in &made[..2] {
+        store.subscriptions.delete(ours, *id).await.unwrap();
+    }
+    let mut plain = Vec::new();
+    for _ in 0..8 {
+        plain.push(push(store, ours).await);
+    }
+    let patched = plain.iter().map(|one| {
+        let patch = to_filter(Some(long_filter(0)));
+        store.subscriptions.patch(ours, one.id, one.version, patch)
+    });
+    let (mut changed, mut full) = (0, 0);
+    for outcome in join_all(patched).await {
+        match outcome.unwrap() {
+            PatchOutcome::Changed(_) => changed += 1,
+            PatchOutcome::FiltersFull(FiltersFull::Characters) => full += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!((changed, full), (2, 6));
+}
+
 trait ParseUrl {
     fn parse_url(&self) -> shared::SubscriptionUrl;
 }
@@ -256,7 +368,7 @@ pub(crate) async fn changes_raise_the_version(store: &Store) {
     assert!(
         store
             .subscriptions
-            .disable(ours, made.id, 3, "gone")
+            .disable(ours, made.id, 3, "gone", true)
             .await
             .unwrap()
     );
@@ -271,7 +383,7 @@ pub(crate) async fn enabling_clears_the_reason(store: &Store) {
     let made = push(store, ours).await;
     store
         .subscriptions
-        .disable(ours, made.id, 1, "410")
+        .disable(ours, made.id, 1, "410", true)
         .await
         .unwrap();
     let disabled = store.subscriptions.get(ours, made.id).await.unwrap().unwrap();
@@ -326,7 +438,7 @@ pub(crate) async fn disabled_by_version(store: &Store) {
     let disable = async |organization, id, version| {
         let disabled = store
             .subscriptions
-            .disable(organization, id, version, "410")
+            .disable(organization, id, version, "410", true)
             .await;
         disabled.unwrap()
     };
@@ -398,7 +510,7 @@ pub(crate) async fn one_webhook_an_organization(store: &Store) {
         builtin: Some(Builtin::Webhook),
         ..new_push(ours)
     };
-    let made = store.subscriptions.create(webhook()).await.unwrap();
+    let made = store.subscriptions.create(webhook()).await.unwrap().unwrap();
     assert_eq!(
         store.subscriptions.webhook(ours).await.unwrap(),
         Some(made.clone())
@@ -407,7 +519,7 @@ pub(crate) async fn one_webhook_an_organization(store: &Store) {
     assert!(matches!(second, StoreError::Refused(_)), "{second:?}");
     assert!(store.subscriptions.delete(ours, made.id).await.unwrap());
     assert_eq!(store.subscriptions.webhook(ours).await.unwrap(), None);
-    store.subscriptions.create(webhook()).await.unwrap();
+    store.subscriptions.create(webhook()).await.unwrap().unwrap();
 }
 
 pub(crate) async fn in_force_leaves_out_unknown_organizations(store: &Store) {
@@ -415,7 +527,7 @@ pub(crate) async fn in_force_leaves_out_unknown_organizations(store: &Store) {
     let disabled = push(store, first).await;
     store
         .subscriptions
-        .disable(first, disabled.id, 1, "gone")
+        .disable(first, disabled.id, 1, "gone", true)
         .await
         .unwrap();
     let asked = [first, OrganizationId::new(), second];
@@ -503,6 +615,26 @@ pub(crate) async fn secrets_are_rotated(store: &Store) {
     assert!(nobody.is_empty(), "and it is gone from its row: {nobody:?}");
 }
 
+/// Who read it before would put back what was sealed under the old key.
+pub(crate) async fn a_change_by_what_was_sealed_before_is_a_conflict(store: &Store) {
+    let ours = organization(store).await.id;
+    let read = push(store, ours).await;
+    let planned_by = version(store, ours).await;
+    let subscriptions = &store.subscriptions;
+    let before = &read.push().unwrap().secret;
+    let resealed = subscriptions.reseal(read.id, before, Sealed(vec![9; 41]));
+    assert!(resealed.await.unwrap());
+    assert_eq!(version(store, ours).await, planned_by, "no plan is stale for it");
+    let change = SubscriptionPatch {
+        target: Some(read.target.clone()),
+        ..SubscriptionPatch::default()
+    };
+    let outcome = subscriptions.patch(ours, read.id, read.version, change).await;
+    assert!(matches!(outcome, Ok(PatchOutcome::Conflict)), "{outcome:?}");
+    let kept = subscriptions.get(ours, read.id).await.unwrap().unwrap();
+    assert_eq!(kept.push().unwrap().secret, Sealed(vec![9; 41]));
+}
+
 pub(crate) async fn secrets_are_sealed_anew(store: &Store) {
     let ours = organization(store).await.id;
     let mut ids = Vec::new();
@@ -549,7 +681,7 @@ pub(crate) async fn secrets_are_sealed_anew(store: &Store) {
     let one = subscriptions.get(ours, ids[0]).await.unwrap().unwrap();
     assert_eq!(
         (one.version, &one.push().unwrap().secret),
-        (1, &Sealed(vec![9; 41])),
+        (2, &Sealed(vec![9; 41])),
         "the same secret as before"
     );
     let other = subscriptions.get(ours, ids[1]).await.unwrap().unwrap();
@@ -565,7 +697,7 @@ pub(crate) async fn secrets_are_sealed_anew(store: &Store) {
         push.secret = Sealed(vec![9; 50]);
         push.headers = Some(sealed_headers(&["x-a"], vec![8; 40]));
     }
-    let made = subscriptions.create(with_headers).await.unwrap();
+    let made = subscriptions.create(with_headers).await.unwrap().unwrap();
     let found = subscriptions
         .sealed_otherwise([9; 4], Some(ids[2]), 10)
         .await

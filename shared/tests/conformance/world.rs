@@ -77,6 +77,7 @@ pub(crate) async fn push(store: &Store, organization: OrganizationId) -> Subscri
         .create(new_push(organization))
         .await
         .expect("a subscription")
+        .expect("room for it")
 }
 
 pub(crate) async fn inbox(store: &Store, organization: OrganizationId) -> SubscriptionId {

@@ -10,7 +10,7 @@ use shared::{
     delivery::Next,
     store::{Change, EventFilter, IntakeOutcome, Order},
 };
-use sqlx::{Connection, PgConnection, Row, query, raw_sql};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, Row, query, raw_sql};
 use tokio::{net::TcpListener, time::timeout};
 
 use super::{number, on_a_store_at, sql, store_at};
@@ -193,7 +193,7 @@ async fn word_of_changes_comes_back_after_the_connection_breaks() {
                 .create(crate::conformance::world::new_push(ours))
                 .await
             {
-                Ok(made) => break made.id,
+                Ok(made) => break made.expect("room").id,
                 Err(error) => assert!(error.is_transient(), "{error:?}"),
             }
         };
@@ -251,6 +251,40 @@ async fn a_schema_that_is_not_whole_is_not_ready() {
             assert_eq!(looked.is_ok(), is_ready, "{looked:?}");
             assert!(looked.err().is_none_or(|error| error.is_transient()));
         }
+    })
+    .await;
+}
+
+/// A worker asks for a lane; before it gets to the row, another worker comes to be, and to own the lane.
+#[tokio::test]
+async fn a_lane_is_not_taken_from_an_owner_who_came_after_it_was_asked_for() {
+    on_a_store_at(|store, url| async move {
+        let organization = organization(&store).await.id;
+        let lane = push(&store, organization).await.id;
+        let (old, other) = (worker(&store).await, worker(&store).await);
+        assert_eq!(store.deliveries.own(old, &[lane]).await.unwrap(), [lane]);
+        let mut locking = PgConnection::connect(&url).await.unwrap();
+        raw_sql("BEGIN; SELECT FROM lanes FOR UPDATE")
+            .execute(&mut locking)
+            .await
+            .unwrap();
+        let asking = tokio::spawn({
+            let deliveries = store.deliveries.clone();
+            async move { deliveries.own(other, &[lane]).await.unwrap() }
+        });
+        let waiting = "SELECT count(*) FROM pg_stat_activity
+                       WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        while number(&url, waiting).await == 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let new = worker(&store).await;
+        let hand_over = format!("UPDATE lanes SET owner = '{}'; COMMIT", new.uuid());
+        raw_sql(AssertSqlSafe(hand_over))
+            .execute(&mut locking)
+            .await
+            .unwrap();
+        assert!(asking.await.unwrap().is_empty());
+        assert_eq!(store.deliveries.own(new, &[lane]).await.unwrap(), [lane]);
     })
     .await;
 }

@@ -169,6 +169,7 @@ async fn no_operation_shows_or_changes_what_is_anothers(engine: Engine) {
         assert_eq!(first.id, own);
     }
 
+    owner.is_counted(&owner.ids["sub"][0], 1).await;
     let before = owner.everything(&operations).await;
     let pushed = receiver.count("/alpha");
     for operation in &operations {
@@ -189,10 +190,17 @@ async fn no_operation_shows_or_changes_what_is_anothers(engine: Engine) {
             Access::Key => shows_its_readers_own(operation, &owner, &stranger).await,
         }
     }
+    // What is counted of somebody who comes after all strangers is written down after what is counted of them.
+    let last = Party::owner(&world, &receiver).await;
+    last.is_counted(&last.ids["sub"][0], 1).await;
     let after = owner.everything(&operations).await;
     for (path, was) in &before {
         assert_eq!(&after[path], was, "{path} is not what it was");
     }
-    assert_eq!(receiver.count("/alpha"), pushed, "nothing more was sent");
+    assert_eq!(
+        receiver.count("/alpha"),
+        pushed + 1,
+        "nothing more was sent, but to the last one"
+    );
     is_there_for_its_owner(&operations, &owner).await;
 }

@@ -133,7 +133,35 @@ impl Party {
         party.event("own.one", "a stranger's").await;
         party.replay(&push).await;
         party.key().await;
+        party.usage_is_counted().await;
         party
+    }
+
+    /// Waits until what is counted of it is written down: the events that it has posted, and attempts at a subscription.
+    pub(super) async fn is_counted(&self, subscription: &str, attempts: u64) {
+        self.usage_is_counted().await;
+        let path = format!("/v1/subscriptions/{subscription}/stats");
+        eventually("its attempts are counted", SOON, async || {
+            let stats = self.client.get(&path).await.expect(200);
+            if stats["last_hour"]["attempts"] == attempts {
+                Ok(())
+            } else {
+                Err(stats.to_string())
+            }
+        })
+        .await;
+    }
+
+    async fn usage_is_counted(&self) {
+        eventually("its events are counted", SOON, async || {
+            let usage = self.client.get("/v1/usage").await.expect(200);
+            if usage["accepted"] == self.ids["evt"].len() {
+                Ok(())
+            } else {
+                Err(usage.to_string())
+            }
+        })
+        .await;
     }
 
     /// What must be in no answer to anybody else.
@@ -148,31 +176,36 @@ impl Party {
     pub(super) async fn everything(&self, operations: &[Operation]) -> BTreeMap<String, String> {
         let mut everything = BTreeMap::new();
         let reads = operations.iter().filter(|operation| {
-            // Statistics are of the last minutes, usage is counted a moment later, and a stream does not end.
-            operation.method == Method::GET
-                && operation.access == Access::Key
-                && !operation.streams
-                && !["getSubscriptionStats", "getUsage"].contains(&operation.id.as_str())
+            // A stream does not end.
+            operation.method == Method::GET && operation.access == Access::Key && !operation.streams
         });
         for operation in reads {
             for ids in choices(operation, |prefix| self.ids[prefix].clone()) {
                 let call = Call::of(operation, &ids);
                 let answer = call.send(&self.client).await;
-                everything.insert(call.path, without_last_use(answer));
+                everything.insert(call.path, without_times(operation, answer));
             }
         }
         everything
     }
 }
 
-/// An answer's text. When a key was used last is written down some time later, and reading uses the key.
-pub(super) fn without_last_use(answer: Answer) -> String {
-    if !answer.text.contains("last_used_at") {
-        return answer.text;
+/// An answer's text, without what time alone changes: when a key was used last, which is written down some time later, and
+/// reading uses the key; what the last day was, and how old something is.
+pub(super) fn without_times(operation: &Operation, answer: Answer) -> String {
+    let members: &[&str] = match operation.id.as_str() {
+        "getUsage" => &["since", "until"],
+        "getSubscriptionStats" => &["oldest_undelivered_age_seconds"],
+        _ if answer.text.contains("last_used_at") => &[],
+        _ => return answer.text,
+    };
+    let mut shown = answer.expect(200);
+    for member in members {
+        assert!(shown.get(*member).is_some(), "{}: {shown}", operation.id);
+        shown[*member] = Value::Null;
     }
-    let mut list = answer.expect(200);
-    for key in list["data"].as_array_mut().expect("a list") {
+    for key in shown["data"].as_array_mut().into_iter().flatten() {
         key["last_used_at"] = Value::Null;
     }
-    list.to_string()
+    shown.to_string()
 }

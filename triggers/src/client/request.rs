@@ -16,7 +16,7 @@ use hyper_util::{
 use secrecy::{ExposeSecret, SecretString};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, value::RawValue};
-use shared::{Invalid, config::SettingError};
+use shared::{Invalid, config::SettingError, tls};
 use url::Url;
 
 use super::{Failure, failure::Problem};
@@ -59,7 +59,7 @@ impl Connection {
     /// Says what is wrong with it, but for a key that is not set.
     pub fn check(&self) -> anyhow::Result<()> {
         self.authorization()?;
-        worker::tls("TRIGGERS_CA_FILE", self.ca_file.as_deref())?;
+        tls::client("TRIGGERS_CA_FILE", self.ca_file.as_deref())?;
         Ok(())
     }
 
@@ -158,7 +158,7 @@ impl Client {
             let rule = "must be set to an API key; that of triggers dev is in the file dev-key of its data directory";
             Failure::from_start(SettingError::new("TRIGGERS_API_KEY", rule))
         })?;
-        let tls = worker::tls("TRIGGERS_CA_FILE", connection.ca_file.as_deref());
+        let tls = tls::client("TRIGGERS_CA_FILE", connection.ca_file.as_deref());
         let mut tcp = HttpConnector::new();
         tcp.set_connect_timeout(Some(CONNECT));
         tcp.set_nodelay(true);

@@ -1,6 +1,6 @@
 //! What the store is told of subscriptions that fail, in a real store.
 
-use shared::store::SubscriptionPatch;
+use shared::{announcement, store::SubscriptionPatch};
 
 use super::*;
 use crate::real_store::RealStore;
@@ -25,6 +25,7 @@ impl World {
             subscription: self.of.id,
             version: self.of.version,
             well,
+            begets: true,
         }
     }
 
@@ -123,4 +124,45 @@ async fn an_attempt_at_what_was_is_not_counted() {
         .unwrap();
     world.note(&mut Failing::new(FIVE_DAYS), &[false]).await;
     assert!(!world.fails().await);
+}
+
+/// How an attempt at an event of the system's own went, if it `begets` none, or at another.
+struct At {
+    well: bool,
+    begets: bool,
+}
+
+const fn at(well: bool, begets: bool) -> At {
+    At { well, begets }
+}
+
+/// What only the system's own events tell begets no other; and one event among many is enough.
+#[tokio::test]
+async fn what_the_systems_own_events_tell_is_not_announced() {
+    let (disabled, recovered) = (announcement::DISABLED, announcement::RECOVERED);
+    for (first, then, expected) in [
+        (at(false, false), at(false, false), None),
+        (at(false, true), at(false, false), Some(disabled)),
+        (at(false, false), at(false, true), Some(disabled)),
+        (at(false, false), at(true, false), None),
+        (at(false, true), at(true, false), Some(recovered)),
+        (at(false, false), at(true, true), Some(recovered)),
+    ] {
+        let world = World::new().await;
+        world.real.listener().await;
+        let after = Duration::from_millis(200);
+        let mut failing = Failing::new(after);
+        for attempt in [first, then] {
+            let went = Went {
+                begets: attempt.begets,
+                ..world.went(attempt.well)
+            };
+            failing.note(&world.real.store, &[went]).await;
+            tokio::time::sleep(after).await;
+        }
+        let store = &world.real.store.announcements;
+        let announced = store.announcements(10).await.unwrap();
+        let types: Vec<&str> = announced.iter().map(|one| one.event_type.as_str()).collect();
+        assert_eq!(types, expected.into_iter().collect::<Vec<_>>());
+    }
 }

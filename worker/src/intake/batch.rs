@@ -18,6 +18,7 @@ use super::{
     aside::{Reason, event_aside},
     judging,
     plan::Plan,
+    traced,
 };
 use crate::{
     lane::{EventBody, Job},
@@ -28,12 +29,14 @@ use crate::{
 const MAX_PLANS: usize = 20;
 
 impl Intake {
-    /// Stores a batch, whole. Events of organizations that do not exist are set aside, or dropped if those were removed; notes
-    /// of repeats are dropped either way.
+    /// Stores a batch, whole, which is here since `since`. Events of organizations that do not exist are set aside, or dropped if
+    /// those were removed; notes of repeats are dropped either way. Events of the system's own that nobody wants are dropped,
+    /// once the store has said that nobody does.
     pub(super) async fn store_batch(
         &self,
         events: &[AcceptedEvent],
         repeats: &[Repeat],
+        since: Instant,
     ) -> Result<(), IntakeError> {
         let begun = Instant::now();
         let of_repeats = repeats.iter().map(|repeat| repeat.organization);
@@ -54,6 +57,7 @@ impl Intake {
                     .map(|event| event_aside(Reason::UnknownOrganization, &why, event))
                     .collect();
                 self.set_aside(&items).await?;
+                traced::not_stored(&unknown, Reason::UnknownOrganization, since);
                 let repeats: Vec<Repeat> = repeats
                     .iter()
                     .filter(|repeat| in_force.contains_key(&repeat.organization))
@@ -62,7 +66,7 @@ impl Intake {
                 if known.is_empty() && repeats.is_empty() {
                     return Ok(());
                 }
-                return Box::pin(self.store_batch(&known, &repeats)).await;
+                return Box::pin(self.store_batch(&known, &repeats, since)).await;
             }
             let versions: Vec<_> = in_force
                 .values()
@@ -77,9 +81,10 @@ impl Intake {
                     plan.event(index, event, known, &judged, &self.dispatch, &self.ownership);
                 }
             }
+            let events = plan.leave_out_unwanted(events);
             let batch = IntakeBatch {
                 worker,
-                events,
+                events: &events,
                 deliveries: &plan.deliveries,
                 versions: &versions,
                 repeats,
@@ -100,10 +105,11 @@ impl Intake {
                     return Err(error.into());
                 }
             };
-            measure(begun, events, &stored);
-            self.progress.note(events);
+            measure(begun, &events, &stored);
+            traced::stored(&events, &stored, since);
+            self.progress.note(&events);
             self.registry.confirm(plan.held());
-            self.start(&plan, events, &stored, &holding);
+            self.start(&plan, &events, &stored, &holding);
             plan.tell(&self.wake, &self.ownership, &self.awaited);
             return Ok(());
         }

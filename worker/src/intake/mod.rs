@@ -11,6 +11,7 @@ mod batch;
 mod judging;
 mod plan;
 mod test_push;
+mod traced;
 mod tries;
 
 use std::{
@@ -24,10 +25,11 @@ use std::{
 use backon::{BackoffBuilder, ExponentialBuilder};
 use shared::{
     AcceptedEvent, Entry, Repeat, Timestamp,
-    filter::Filters,
+    filter::{self, Filters},
     queue::{DynQueue, FrameSource, QueueError, Received, SourceLane, frame},
     store::{SetAside, Store, StoreError, is_missing_partition},
 };
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::aside::{Reason, frame_aside};
@@ -94,6 +96,8 @@ enum IntakeError {
     Queue(#[from] QueueError),
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error(transparent)]
+    Filters(#[from] filter::NotNow),
     #[error("subscriptions change faster than deliveries can be planned")]
     NeverFresh,
     #[error("the worker is told to stop")]
@@ -105,12 +109,17 @@ impl IntakeError {
     fn is_refusal(&self) -> bool {
         matches!(self, Self::Store(StoreError::Refused(error)) if !is_missing_partition(error))
     }
+
+    /// Whether it is this machine that lacks something: whatever the content is, it is to be tried again until that is there.
+    fn is_own(&self) -> bool {
+        matches!(self, Self::Filters(_))
+    }
 }
 
 impl Intake {
     /// Takes in events that come from no queue.
     pub async fn take_in_events(&self, events: &[AcceptedEvent]) -> Result<(), String> {
-        let stored = self.store_batch(events, &[]).await;
+        let stored = self.store_batch(events, &[], Instant::now()).await;
         stored.map_err(|error| error.to_string())
     }
 

@@ -1,6 +1,9 @@
 //! The plan of a batch: its deliveries, and the room that is reserved for some of them.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    borrow::Cow,
+    collections::{HashMap, HashSet},
+};
 
 use shared::{
     AcceptedEvent, Builtin, SubscriptionId,
@@ -9,7 +12,13 @@ use shared::{
 use tokio::time::Instant;
 
 use super::judging::Judged;
-use crate::{awaited::Awaited, dispatch::Dispatch, lane::Terms, ownership::Ownership, scheduler::Wake};
+use crate::{
+    awaited::Awaited,
+    dispatch::Dispatch,
+    lane::{self, Terms},
+    ownership::Ownership,
+    scheduler::Wake,
+};
 
 /// The deliveries of a batch.
 #[derive(Default)]
@@ -35,6 +44,7 @@ impl Plan {
         ownership: &Ownership,
     ) {
         let before = self.deliveries.len();
+        let weight = lane::weight_of(event.payload.as_bytes().len());
         for subscription in known.wanting(&event.event_type) {
             if subscription.filter.is_some() && !judged.matches(index, subscription.id) {
                 continue;
@@ -47,7 +57,9 @@ impl Plan {
                     && !ownership.is_joining()
                     && !terms.in_order
                     && (!terms.solo || ownership.owns(subscription.id))
-                    && dispatch.lanes().reserve(subscription.id, terms, Instant::now())
+                    && dispatch
+                        .lanes()
+                        .reserve(subscription.id, terms, weight, Instant::now())
             });
             let solo = terms.is_some_and(|terms| terms.solo);
             if solo && !held && subscription.enabled {
@@ -66,7 +78,7 @@ impl Plan {
             });
         }
         // The system's own events are for those who ask for them alone.
-        if self.deliveries.len() == before && !event.event_type.as_str().starts_with("triggers.") {
+        if self.deliveries.len() == before && !event.event_type.is_system() {
             let inbox = known
                 .subscriptions
                 .iter()
@@ -80,6 +92,27 @@ impl Plan {
                 });
             }
         }
+    }
+
+    /// The events that are to be stored; the plan is of these from now on. One of the system's own that nobody wants is not among
+    /// them: without a delivery it would wait for ever.
+    pub(super) fn leave_out_unwanted<'a>(&mut self, events: &'a [AcceptedEvent]) -> Cow<'a, [AcceptedEvent]> {
+        let is_wanted = |at: usize| self.deliveries.iter().any(|delivery| delivery.event == at);
+        let unwanted: Vec<usize> = events
+            .iter()
+            .enumerate()
+            .filter(|(at, event)| event.event_type.is_system() && !is_wanted(*at))
+            .map(|(at, _)| at)
+            .collect();
+        if unwanted.is_empty() {
+            return Cow::Borrowed(events);
+        }
+        for delivery in &mut self.deliveries {
+            delivery.event -= unwanted.partition_point(|at| *at < delivery.event);
+        }
+        let wanted = events.iter().enumerate();
+        let wanted = wanted.filter(|(at, _)| unwanted.binary_search(at).is_err());
+        Cow::Owned(wanted.map(|(_, event)| event.clone()).collect())
     }
 
     /// The subscriptions of the deliveries that are held, with their versions.
@@ -110,5 +143,48 @@ impl Plan {
         for delivery in self.deliveries.iter().filter(|delivery| delivery.held) {
             lanes.unreserve(delivery.subscription, 1);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use shared::{EventId, EventType, OrganizationId, Payload, Timestamp};
+
+    use super::*;
+
+    fn event(event_type: &str) -> AcceptedEvent {
+        AcceptedEvent {
+            id: EventId::new(),
+            former_ids: Vec::new(),
+            organization: OrganizationId::new(),
+            event_type: EventType::parse_any(event_type).unwrap(),
+            dedup_id: None,
+            received_at: Timestamp::now(),
+            occurred_at: None,
+            source: None,
+            trace: None,
+            payload: Payload::from_trusted(Bytes::from_static(b"{}")).unwrap(),
+        }
+    }
+
+    #[test]
+    fn what_is_left_out_leaves_the_others_their_deliveries() {
+        let types = ["triggers.a", "order.a", "triggers.b", "triggers.c", "order.b"];
+        let events = types.map(event);
+        let mut plan = Plan::default();
+        for event in [1, 3, 3, 4] {
+            plan.deliveries.push(PlannedDelivery {
+                event,
+                subscription: SubscriptionId::new(),
+                held: false,
+            });
+        }
+        let wanted = plan.leave_out_unwanted(&events);
+        let planned = |delivery: &PlannedDelivery| wanted[delivery.event].event_type.to_string();
+        let planned: Vec<String> = plan.deliveries.iter().map(planned).collect();
+        assert_eq!(planned, ["order.a", "triggers.c", "triggers.c", "order.b"]);
+        assert_eq!(wanted.len(), 3);
+        assert!(matches!(plan.leave_out_unwanted(&wanted), Cow::Borrowed(_)));
     }
 }

@@ -4,7 +4,8 @@
 //! try, and no frame goes back to the queue, where each return would count towards the dead queue. If it can, the failure
 //! is the portion's own: it is parted, and its parts are tried at once. What is alone is tried a few times, with a pause,
 //! and then set aside, so that it never holds up what is behind it for longer than that. Tries are counted here, in memory:
-//! a worker that starts again begins anew.
+//! a worker that starts again begins anew. What the worker itself lacks, a thread to read filters on, is no failure of the portion
+//! either: it waits for that as for the store.
 
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     BATCH_EVENTS, Intake, IntakeError,
     aside::{Reason, event_aside},
-    pauses,
+    pauses, traced,
 };
 
 /// How often something alone may fail, while the store takes others, before it is set aside.
@@ -128,14 +129,21 @@ impl Intake {
             if soft.is_cancelled() {
                 return Err(IntakeError::Stopped);
             }
-            let Err(error) = self.try_one(&mut portion).await else {
+            let Err(error) = self.try_one(&mut portion, since).await else {
                 continue;
             };
-            if !error.is_refusal() && self.outlast(&error, since, soft).await? {
+            if error.is_own() {
+                if since.elapsed() > HOLD {
+                    return Err(error);
+                }
+                tracing::warn!(%error, "events wait for their filters; frames are held");
+                pause(BETWEEN_TRIES, soft).await?;
+                left.push(portion);
+            } else if !error.is_refusal() && self.outlast(&error, since, soft).await? {
                 left.push(portion);
             } else if portion.is_alone() {
                 portion.failures += 1;
-                if !self.give_up(&portion, &error).await {
+                if !self.give_up(&portion, &error, since).await {
                     again.push(portion);
                 }
             } else {
@@ -147,7 +155,7 @@ impl Intake {
     }
 
     /// Stores a portion. What is out of range leaves it, and is set aside.
-    async fn try_one(&self, portion: &mut Portion) -> Result<(), IntakeError> {
+    async fn try_one(&self, portion: &mut Portion, since: Instant) -> Result<(), IntakeError> {
         // The store's clock counts: it is asked about those alone that are far from now by this worker's.
         let now = Timestamp::now();
         let ids = portion.events.iter().map(|event| event.id);
@@ -155,27 +163,27 @@ impl Intake {
             .filter(|id| !store::is_in_range(*id, now, self.retention))
             .collect();
         if !far.is_empty() {
-            self.admit(portion, &far).await?;
+            self.admit(portion, &far, since).await?;
         }
-        match self.store_portion(portion).await {
+        match self.store_portion(portion, since).await {
             Err(IntakeError::Store(StoreError::Refused(error))) if store::is_missing_partition(&error) => {
                 let ids = portion.ids();
-                self.admit(portion, &ids).await?;
-                self.store_portion(portion).await
+                self.admit(portion, &ids, since).await?;
+                self.store_portion(portion, since).await
             }
             stored => stored,
         }
     }
 
-    async fn store_portion(&self, portion: &Portion) -> Result<(), IntakeError> {
+    async fn store_portion(&self, portion: &Portion, since: Instant) -> Result<(), IntakeError> {
         if portion.events.is_empty() && portion.repeats.is_empty() {
             return Ok(());
         }
-        self.store_batch(&portion.events, &portion.repeats).await
+        self.store_batch(&portion.events, &portion.repeats, since).await
     }
 
     /// Has room made for these ids of a portion; what will have none is set aside and leaves it.
-    async fn admit(&self, portion: &mut Portion, ids: &[EventId]) -> Result<(), IntakeError> {
+    async fn admit(&self, portion: &mut Portion, ids: &[EventId], since: Instant) -> Result<(), IntakeError> {
         let out = self.store.events.admit(ids, self.retention).await?;
         let why = "the time of its id is further back than events are kept, or more than a day ahead";
         let items: Vec<SetAside> = portion
@@ -185,13 +193,15 @@ impl Intake {
             .map(|event| event_aside(Reason::IdOutOfRange, &why, event))
             .collect();
         self.set_aside(&items).await?;
-        portion.events.retain(|event| !out.contains(&event.id));
+        let out_of_range = portion.events.extract_if(.., |event| out.contains(&event.id));
+        let out_of_range: Vec<AcceptedEvent> = out_of_range.collect();
+        traced::not_stored(&out_of_range, Reason::IdOutOfRange, since);
         portion.repeats.retain(|repeat| !out.contains(&repeat.id));
         Ok(())
     }
 
     /// Whether something alone that has failed is done with: set aside, or, a mere note of a repeat, dropped.
-    async fn give_up(&self, portion: &Portion, error: &IntakeError) -> bool {
+    async fn give_up(&self, portion: &Portion, error: &IntakeError, since: Instant) -> bool {
         let reason = if error.is_refusal() {
             Reason::Refused
         } else if portion.failures >= TRIES {
@@ -205,7 +215,10 @@ impl Intake {
             return true;
         };
         match self.set_aside(&[event_aside(reason, error, event)]).await {
-            Ok(()) => true,
+            Ok(()) => {
+                traced::not_stored(&portion.events, reason, since);
+                true
+            }
             Err(error) => {
                 tracing::warn!(%error, event.id = %event.id, "it cannot be set aside either, and is tried again");
                 false

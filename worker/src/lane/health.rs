@@ -6,7 +6,10 @@
 
 use std::time::Duration;
 
+use shared::SubscriptionId;
 use tokio::time::Instant;
+
+use super::OpenedCircuit;
 
 /// How much failing in a row opens the circuit.
 const OPENS_AT: u32 = 10;
@@ -22,6 +25,8 @@ const FIRST_WINDOW: usize = 2;
 const WHILE_FAILING: usize = 2;
 /// How long a lane waits for what this process lacks.
 const STARVED: Duration = Duration::from_secs(1);
+/// How long what attempts have shown is remembered: from the last of them, or from when the next probe was due.
+pub(super) const REMEMBERED: Duration = Duration::from_mins(10);
 /// The longest a subscriber may ask to be left alone.
 pub const LONGEST_PAUSE: Duration = Duration::from_hours(1);
 
@@ -74,6 +79,8 @@ pub struct Health {
     failing: u32,
     slow: bool,
     paused_until: Option<Instant>,
+    /// When the last attempt ended.
+    last: Option<Instant>,
 }
 
 /// What a circuit is to those who look at it.
@@ -97,6 +104,7 @@ impl Default for Health {
             failing: 0,
             slow: false,
             paused_until: None,
+            last: None,
         }
     }
 }
@@ -107,9 +115,14 @@ impl Health {
         !self.slow && self.failing == 0 && matches!(self.circuit, Circuit::Closed(_))
     }
 
-    /// Whether there is nothing to remember.
-    pub fn is_spotless(&self) -> bool {
-        self.is_trusted() && self.circuit == Circuit::Closed(None) && self.paused_until.is_none()
+    /// Until when what is known means something; `None` if there is nothing to remember.
+    pub fn matters_until(&self) -> Option<Instant> {
+        let since = match self.circuit {
+            Circuit::Open { until, .. } => Some(until),
+            Circuit::Closed(None) if self.is_trusted() => None,
+            Circuit::Closed(_) => self.last,
+        };
+        since.map(|since| since + REMEMBERED).max(self.paused_until)
     }
 
     /// Until when nothing may be sent, if that is after `now`.
@@ -173,6 +186,9 @@ impl Health {
     ) -> bool {
         let was_open = self.is_open();
         self.paused_until = self.paused_until.filter(|until| *until > now);
+        if !matches!(ending, Ending::NotMade | Ending::Starved) {
+            self.last = Some(now);
+        }
         match ending {
             Ending::Delivered => {
                 self.failing = 0;
@@ -216,11 +232,15 @@ impl Health {
         self.paused_until = self.paused_until.max(Some(until));
     }
 
-    /// Whether what is known is too old to mean anything.
-    pub fn is_stale(&self, now: Instant, age: Duration) -> bool {
-        match self.circuit {
-            Circuit::Open { until, .. } => until + age < now,
-            Circuit::Closed(_) => self.paused_until.is_none_or(|until| until < now),
+    /// For those who look at open circuits, if this is one.
+    pub fn opened(&self, subscription: SubscriptionId) -> Option<OpenedCircuit> {
+        match self.circuit() {
+            CircuitState::Open { next_probe, since } => Some(OpenedCircuit {
+                subscription,
+                since,
+                next_probe,
+            }),
+            CircuitState::Closed => None,
         }
     }
 
@@ -311,7 +331,7 @@ mod tests {
         assert!(!health.is_trusted());
         health.begins();
         assert!(health.ended(Ending::Delivered, true, false, now, 0.0));
-        assert!(health.is_trusted() && !health.is_spotless());
+        assert!(health.is_trusted() && health.matters_until() == Some(now + REMEMBERED));
         let mut windows = Vec::new();
         for _ in 0..4 {
             windows.push(health.allowed(4, 0));
@@ -321,7 +341,7 @@ mod tests {
         for _ in 0..MAX_WINDOW {
             health.ended(Ending::Delivered, false, false, now, 0.0);
         }
-        assert!(health.is_spotless());
+        assert_eq!(health.matters_until(), None);
     }
 
     #[test]

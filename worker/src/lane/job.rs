@@ -51,6 +51,11 @@ pub struct Job {
 impl Job {
     /// What it counts for against bounds of bytes: its payload, and about what is around it.
     pub fn weight(&self) -> usize {
-        self.event.payload.len() + 512
+        weight_of(self.event.payload.len())
     }
+}
+
+/// What a delivery with a payload of so many bytes counts for.
+pub fn weight_of(payload: usize) -> usize {
+    payload + 512
 }

@@ -47,7 +47,7 @@ fn a_lane_goes_on_when_its_order_ends_in_the_middle_of_an_attempt() {
         assert!(!place.in_order(), "nobody waits for their outcomes");
         world.end(place, Ending::Delivered);
     }
-    assert_ne!(world.lanes.is_quiet(lane), Some(false));
+    assert_ne!(world.lanes.is_quiet(lane, world.now), Some(false));
 }
 
 #[test]
@@ -56,7 +56,7 @@ fn what_was_taken_before_a_lane_came_to_be_in_order_goes_back() {
     world.put(lane, unordered(1), 20);
     let sent = world.send_all();
     assert_eq!(sent.len(), 16);
-    assert!(world.lanes.reserve(lane, unordered(1), world.now));
+    assert!(world.lanes.reserve(lane, unordered(1), SMALL, world.now));
     world.lanes.set_terms(lane, ordered(2), world.now);
     world.lanes.push(job(lane, WorkerId::new()), world.now);
     assert_eq!(

@@ -20,8 +20,13 @@ pub(super) struct Pause {
 #[derive(Debug)]
 pub(super) struct Lane {
     pub(super) waiting: VecDeque<Job>,
-    /// Room that is promised to deliveries on their way here.
+    /// What those weigh that wait.
+    waiting_weighs: usize,
+    /// Room that is promised to deliveries on their way here, and what they are taken to weigh.
     pub(super) reserved: usize,
+    reserved_weighs: usize,
+    /// What one of its deliveries weighs, on the average of the last ones; `None` before there was any.
+    pub(super) weighs: Option<usize>,
     pub(super) in_flight: usize,
     /// An attempt was begun in order whose outcome is not written down yet: nothing is sent before it is.
     pub(super) unsettled: bool,
@@ -35,14 +40,17 @@ pub(super) struct Lane {
 }
 
 impl Lane {
-    pub(super) fn new(terms: Terms) -> Self {
+    pub(super) fn new(terms: Terms, health: Health) -> Self {
         Self {
             waiting: VecDeque::new(),
+            waiting_weighs: 0,
             reserved: 0,
+            reserved_weighs: 0,
+            weighs: None,
             in_flight: 0,
             unsettled: false,
             terms,
-            health: Health::default(),
+            health,
             pace: Pace::default(),
             queued: None,
             alarm: None,
@@ -58,6 +66,54 @@ impl Lane {
 
     pub(super) fn held(&self) -> usize {
         self.waiting.len() + self.reserved
+    }
+
+    /// What it holds weighs so much, with what was promised.
+    pub(super) fn bytes(&self) -> usize {
+        self.waiting_weighs + self.reserved_weighs
+    }
+
+    /// Promises room to so many more that weigh so much each; gives what they weigh together.
+    pub(super) fn promise(&mut self, count: usize, weight: usize) -> usize {
+        self.reserved += count;
+        self.reserved_weighs += count * weight;
+        count * weight
+    }
+
+    /// Takes promises back; gives what they were taken to weigh. With the last of them nothing is left of it.
+    pub(super) fn redeem(&mut self, count: usize) -> usize {
+        let weight = if count >= self.reserved {
+            self.reserved_weighs
+        } else {
+            self.reserved_weighs / self.reserved * count
+        };
+        self.reserved = self.reserved.saturating_sub(count);
+        self.reserved_weighs -= weight;
+        weight
+    }
+
+    /// Puts a delivery at the end.
+    pub(super) fn put(&mut self, job: Job, weight: usize) {
+        self.weighs = Some(self.weighs.map_or(weight, |weighs| (3 * weighs + weight) / 4));
+        self.waiting_weighs += weight;
+        self.waiting.push_back(job);
+    }
+
+    /// Takes the first, with what it weighs.
+    pub(super) fn take(&mut self) -> Option<(Job, usize)> {
+        let job = self.waiting.pop_front()?;
+        let weight = job.weight();
+        self.waiting_weighs -= weight;
+        Some((job, weight))
+    }
+
+    /// Takes those out that are to go; gives what they weigh together.
+    pub(super) fn take_out(&mut self, goes: impl Fn(&Job) -> bool) -> (Vec<Job>, usize) {
+        let (gone, kept): (Vec<Job>, Vec<Job>) = self.waiting.drain(..).partition(goes);
+        self.waiting = kept.into();
+        let weight = gone.iter().map(Job::weight).sum();
+        self.waiting_weighs -= weight;
+        (gone, weight)
     }
 
     pub(super) fn pool(&self) -> In {

@@ -16,9 +16,10 @@ pub struct Bounds {
     pub in_flight_bytes: usize,
     /// Deliveries that wait in one lane.
     pub lane: usize,
-    /// Deliveries that wait in all lanes. A nearly empty lane may go over it, up to twice as many.
+    /// Deliveries that wait in all lanes. What can be sent at once may go over it, up to twice as many.
     pub total: usize,
-    /// Bytes that wait in all lanes.
+    /// Bytes that wait in all lanes, and are promised to what is on its way. A third is kept for what can be sent at once. The last
+    /// one may go over it, and what a claim takes that was thought to weigh less.
     pub bytes: usize,
 }
 

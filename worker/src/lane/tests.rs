@@ -6,14 +6,17 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use shared::{OrganizationId, Timestamp};
 
-use super::*;
+use super::{health::REMEMBERED, *};
 use crate::lease::Holding;
 
 pub(super) fn job(subscription: SubscriptionId, worker: WorkerId) -> Job {
     job_of(subscription, worker, Bytes::from_static(b"{}"))
 }
 
-fn job_of(subscription: SubscriptionId, worker: WorkerId, payload: Bytes) -> Job {
+/// What a small delivery weighs.
+pub(super) const SMALL: usize = 1_024;
+
+pub(super) fn job_of(subscription: SubscriptionId, worker: WorkerId, payload: Bytes) -> Job {
     let event = EventBody {
         id: EventId::new(),
         event_type: "a".into(),
@@ -67,7 +70,7 @@ impl Timed {
 
     pub(super) fn put(&mut self, subscription: SubscriptionId, terms: Terms, count: usize) {
         for _ in 0..count {
-            assert!(self.lanes.reserve(subscription, terms, self.now));
+            assert!(self.lanes.reserve(subscription, terms, SMALL, self.now));
             self.lanes.push(job(subscription, WorkerId::new()), self.now);
         }
     }
@@ -118,11 +121,11 @@ fn what_finds_no_room_makes_the_lane_hungry_until_it_is_fed() {
     let subscription = SubscriptionId::new();
     let mut world = Timed::new(10, 2, 100);
     world.put(subscription, terms(1), 2);
-    assert!(!world.lanes.reserve(subscription, terms(1), world.now));
+    assert!(!world.lanes.reserve(subscription, terms(1), SMALL, world.now));
     let sent = world.send_all();
     assert_eq!(sent.len(), 1, "one at a time");
     assert!(
-        !world.lanes.reserve(subscription, terms(1), world.now),
+        !world.lanes.reserve(subscription, terms(1), SMALL, world.now),
         "what waits in the store goes first"
     );
     assert!(
@@ -132,7 +135,43 @@ fn what_finds_no_room_makes_the_lane_hungry_until_it_is_fed() {
     assert_eq!(world.lanes.reserve_many(subscription, terms(1), 50, world.now), 1);
     world.lanes.unreserve(subscription, 1);
     world.lanes.set_hungry(subscription, false);
-    assert!(world.lanes.reserve(subscription, terms(1), world.now));
+    assert!(world.lanes.reserve(subscription, terms(1), SMALL, world.now));
+}
+
+#[test]
+fn once_closed_all_that_waits_and_all_that_comes_goes_back() {
+    let (lane, mut world) = (SubscriptionId::new(), Timed::new(100, 100, 100));
+    world.put(lane, terms(2), 5);
+    let sent = world.send_all();
+    assert_eq!(world.lanes.reserve_many(lane, terms(2), 2, world.now), 2);
+    assert_eq!(world.lanes.close().len(), 3);
+    assert!(!world.lanes.reserve(lane, terms(2), SMALL, world.now));
+    assert_eq!(world.lanes.reserve_many(lane, terms(2), 2, world.now), 0);
+    for _ in 0..2 {
+        world.lanes.push(job(lane, WorkerId::new()), world.now);
+    }
+    assert_eq!(world.lanes.take_strays().len(), 2, "those on their way, too");
+    assert_eq!(world.lanes.is_quiet(lane, world.now), Some(false));
+    for place in sent {
+        assert!(!world.end(&place, Ending::Delivered).feed);
+    }
+    assert_ne!(world.lanes.is_quiet(lane, world.now), Some(false));
+    assert_eq!((world.lanes.held, world.lanes.bytes), (0, 0));
+}
+
+#[test]
+fn a_lane_is_not_quiet_before_its_rate_lets_another_worker_send() {
+    let (lane, mut world) = (SubscriptionId::new(), Timed::new(100, 100, 100));
+    let rated = Terms {
+        rate_per_second: Some(1),
+        ..terms(16)
+    };
+    world.put(lane, rated, 1);
+    let place = world.send_all().remove(0);
+    world.end(&place, Ending::Delivered);
+    assert_eq!(world.lanes.is_quiet(lane, world.now), Some(false));
+    world.now += Duration::from_secs(1);
+    assert_eq!(world.lanes.is_quiet(lane, world.now), Some(true));
 }
 
 #[test]
@@ -141,7 +180,7 @@ fn attempts_under_way_are_bounded_by_bytes() {
     let mut world = Timed::new(100, 100, 100);
     world.lanes.bounds.in_flight_bytes = 2_000;
     for _ in 0..3 {
-        assert!(world.lanes.reserve(large, terms(50), world.now));
+        assert!(world.lanes.reserve(large, terms(50), SMALL, world.now));
         world
             .lanes
             .push(job_of(large, me, Bytes::from(vec![b'1'; 2_000])), world.now);
@@ -253,7 +292,7 @@ fn an_open_circuit_holds_nothing_but_its_probe() {
     assert_eq!(probe.len(), 1);
     assert_eq!(world.end(&probe[0], FAILED).put_off.len(), 33);
     assert!(
-        !world.lanes.reserve(lane, terms(16), world.now),
+        !world.lanes.reserve(lane, terms(16), SMALL, world.now),
         "what comes meanwhile stays in the store"
     );
     assert_eq!(world.lanes.reserve_many(lane, terms(16), 100, world.now), 0);
@@ -358,17 +397,109 @@ fn what_is_forgotten_was_of_no_use() {
     world.put(spotless, terms(16), 1);
     let place = world.send_all().remove(0);
     world.end(&place, Ending::Delivered);
-    assert_eq!(world.lanes.by_subscription.keys().collect::<Vec<_>>(), [&lane]);
     world.now += Duration::from_mins(1);
     world.lanes.forget_old(world.now);
     assert_eq!(
-        world.lanes.load().open_circuits,
-        1,
-        "an open circuit is remembered for a while"
+        world.lanes.load(),
+        Load {
+            open_circuits: 1,
+            ..Load::default()
+        },
+        "an open circuit is remembered for a while, and is no lane that has something to send"
     );
+    let opened = world.lanes.opened_circuits();
+    assert!(opened.len() == 1 && opened[0].subscription == lane);
+    assert_eq!(
+        world.lanes.reserve_many(lane, terms(16), 10, world.now),
+        1,
+        "a probe"
+    );
+    world.lanes.unreserve(lane, 1);
     world.now += REMEMBERED;
     world.lanes.forget_old(world.now);
     assert_eq!(world.lanes.load(), Load::default());
+}
+
+/// The scheduler looks over the lanes while time goes by.
+fn pass(world: &mut Timed, time: Duration) {
+    let end = world.now + time;
+    while world.now < end {
+        world.now += Duration::from_secs(3);
+        world.lanes.forget_old(world.now);
+    }
+}
+
+#[test]
+fn a_subscriber_that_hangs_at_one_event_a_minute_opens_its_circuit_all_the_same() {
+    let lane = SubscriptionId::new();
+    let mut world = Timed::new(100, 100, 100);
+    for event in 0..3 {
+        assert_eq!(world.lanes.load().open_circuits, 0);
+        world.put(lane, terms(16), 1);
+        let mut place = world.send_all().remove(0);
+        assert_eq!(place.is_trusted(), event == 0, "it is trusted once");
+        world.now += SLOW;
+        world.lanes.turned_slow(&mut place);
+        world.now += Duration::from_secs(14);
+        world.end(&place, Ending::Failed { timed_out: true });
+        pass(&mut world, Duration::from_secs(45));
+    }
+    assert_eq!(world.lanes.load().open_circuits, 1);
+}
+
+#[test]
+fn failures_that_are_minutes_apart_are_in_a_row() {
+    let lane = SubscriptionId::new();
+    let mut world = Timed::new(100, 100, 100);
+    for _ in 0..10 {
+        assert_eq!(world.lanes.load().open_circuits, 0);
+        world.put(lane, terms(16), 1);
+        let place = world.send_all().remove(0);
+        world.end(&place, FAILED);
+        pass(&mut world, Duration::from_mins(5));
+    }
+    assert_eq!(world.lanes.load().open_circuits, 1);
+}
+
+#[test]
+fn a_lane_that_starts_slowly_goes_on_so_after_a_moment_with_nothing_to_send() {
+    let lane = SubscriptionId::new();
+    let mut world = Timed::new(100, 100, 100);
+    world.put(lane, terms(16), 10);
+    for place in world.send_all() {
+        world.end(&place, FAILED);
+    }
+    world.now += Duration::from_secs(2);
+    world.put(lane, terms(16), 1);
+    let probe = world.send_all().remove(0);
+    assert_eq!(
+        world.end(&probe, Ending::Delivered).circuit,
+        Some(CircuitState::Closed)
+    );
+    pass(&mut world, Duration::from_mins(1));
+    world.put(lane, terms(16), 10);
+    assert_eq!(world.send_all().len(), 2);
+}
+
+#[test]
+fn a_change_makes_forgotten_what_was_known_of_a_subscriber_without_a_lane() {
+    let lane = SubscriptionId::new();
+    let mut world = Timed::new(100, 100, 100);
+    world.put(lane, terms(16), 10);
+    for place in world.send_all() {
+        world.end(&place, FAILED);
+    }
+    world.lanes.set_terms(lane, terms(16), world.now);
+    assert_eq!(world.lanes.load().open_circuits, 1, "nothing has changed");
+    let changed = Terms {
+        version: 2,
+        ..terms(16)
+    };
+    world.lanes.set_terms(lane, changed, world.now);
+    assert_eq!(world.lanes.load(), Load::default());
+    world.put(lane, changed, 10);
+    let sent = world.send_all();
+    assert!(sent.len() == 10 && sent.iter().all(Place::is_trusted));
 }
 
 proptest! {
@@ -380,6 +511,8 @@ proptest! {
         let (me, old) = (WorkerId::new(), WorkerId::new());
         let one = job(subscriptions[0], me).weight();
         let mut world = Timed::new(5, 6, 12);
+        world.lanes.bounds.bytes = 20 * 1_024;
+        world.lanes.weighs = one;
         world.lanes.bounds.in_flight_bytes = 3 * one + 1;
         let mut reserved: Vec<SubscriptionId> = Vec::new();
         let mut sending: Vec<Place> = Vec::new();
@@ -388,7 +521,7 @@ proptest! {
             let terms = Terms { rate_per_second: (which == 3).then_some(5), ..terms(2) };
             let (lanes, now) = (&mut world.lanes, world.now);
             match step {
-                0 | 1 => if lanes.reserve(subscription, terms, now) { reserved.push(subscription) },
+                0 | 1 => if lanes.reserve(subscription, terms, SMALL, now) { reserved.push(subscription) },
                 2 | 3 => if let Some(subscription) = reserved.pop() {
                     lanes.push(job(subscription, if which == 0 { old } else { me }), now);
                 },
@@ -410,7 +543,7 @@ proptest! {
                     prop_assert!(room <= most);
                     reserved.extend(std::iter::repeat_n(subscription, room));
                 }
-                13 => if let Some(place) = sending.last_mut() { lanes.turned_slow(place) },
+                13 => if let Some(place) = sending.last_mut() { drop(lanes.turned_slow(place)) },
                 14 => {
                     world.now += Duration::from_millis(millis);
                     world.lanes.rouse(world.now);
@@ -424,7 +557,9 @@ proptest! {
             let of = |pool: In| sending.iter().filter(move |place| place.pool == pool);
             let summed = |pool| Pool { in_flight: of(pool).count(), bytes: of(pool).map(|place| place.weight).sum() };
             prop_assert_eq!(lanes.held, waiting + reserved.len());
-            prop_assert_eq!(lanes.bytes, weight);
+            let promised: usize = lanes.by_subscription.values().map(Lane::bytes).sum::<usize>() - weight;
+            prop_assert_eq!(lanes.bytes, weight + promised);
+            prop_assert!(promised == 0 || !reserved.is_empty(), "nothing is left of what was promised");
             prop_assert_eq!((lanes.trusted, lanes.suspect), (summed(In::Trusted), summed(In::Suspect)));
             prop_assert!(lanes.trusted.in_flight <= 4 && lanes.suspect.in_flight <= 20 && lanes.held <= 24);
             let open = lanes.by_subscription.values().filter(|lane| lane.health.is_open()).count();
@@ -473,7 +608,7 @@ fn what_another_worker_was_told_puts_a_lane_off() {
         !world.end(&sent[0], Ending::Delivered).feed,
         "it asked for time all the same"
     );
-    assert!(!world.lanes.reserve(subscription, terms(1), world.now));
+    assert!(!world.lanes.reserve(subscription, terms(1), SMALL, world.now));
     assert_eq!(world.lanes.reserve_many(subscription, terms(1), 10, world.now), 0);
     // A shorter one changes nothing.
     let sooner = world.now + Duration::from_secs(2);
@@ -503,7 +638,7 @@ fn a_lane_that_is_made_later_keeps_to_it_too() {
     for (subscription, until) in [(brief, soon), (long, late), (changed, late)] {
         assert!(world.lanes.pause(subscription, 1, until, world.now).is_empty());
     }
-    assert!(!world.lanes.reserve(long, terms(1), world.now));
+    assert!(!world.lanes.reserve(long, terms(1), SMALL, world.now));
     world.put(brief, terms(1), 1);
     assert!(world.send_all().is_empty());
     // The subscriber of another version may be another.

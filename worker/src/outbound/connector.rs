@@ -12,8 +12,9 @@ use std::{
 use http::Uri;
 use hyper_util::rt::TokioIo;
 use shared::{
-    FailureKind, SubscriptionUrl,
+    FailureKind, OrganizationId, SubscriptionUrl,
     guard::{Blocked, TargetPolicy},
+    lookup::{LookupError, Lookups},
 };
 use tokio::net::TcpStream;
 use tower_service::Service;
@@ -29,7 +30,7 @@ pub enum ConnectError {
         /// The name.
         host: String,
         /// What the resolver said.
-        cause: io::Error,
+        cause: LookupError,
     },
     /// The guard refuses.
     #[error("the URL {0}")]
@@ -55,6 +56,8 @@ impl ConnectError {
 pub struct GuardedConnector {
     /// What may be reached.
     pub(super) policy: Arc<TargetPolicy>,
+    /// By what hosts are looked up.
+    pub(super) lookups: Lookups,
 }
 
 impl Service<Uri> for GuardedConnector {
@@ -67,12 +70,19 @@ impl Service<Uri> for GuardedConnector {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let policy = Arc::clone(&self.policy);
-        Box::pin(async move { connect(&policy, &uri).await.map(TokioIo::new) })
+        let (policy, lookups) = (Arc::clone(&self.policy), self.lookups.clone());
+        // The request that a connection is begun for says on whose behalf.
+        let whose = Progress::whose();
+        Box::pin(async move { connect(&policy, &lookups, whose, &uri).await.map(TokioIo::new) })
     }
 }
 
-async fn connect(policy: &TargetPolicy, uri: &Uri) -> Result<TcpStream, ConnectError> {
+async fn connect(
+    policy: &TargetPolicy,
+    lookups: &Lookups,
+    whose: Option<OrganizationId>,
+    uri: &Uri,
+) -> Result<TcpStream, ConnectError> {
     let invalid =
         |why: &str| ConnectError::Connect(io::Error::new(io::ErrorKind::InvalidInput, why.to_owned()));
     let url = SubscriptionUrl::parse(&uri.to_string()).map_err(|error| invalid(error.rule()))?;
@@ -85,14 +95,12 @@ async fn connect(policy: &TargetPolicy, uri: &Uri) -> Result<TcpStream, ConnectE
         Some(url::Host::Ipv6(address)) => vec![address.into()],
         Some(url::Host::Domain(host)) => {
             Progress::reached(Phase::Resolving);
-            let found = tokio::net::lookup_host((host, port)).await;
-            found
-                .map_err(|cause| ConnectError::Dns {
-                    host: host.to_owned(),
-                    cause,
-                })?
-                .map(|found| found.ip())
-                .collect()
+            let found = lookups.addresses(whose, host).await;
+            let found = found.map_err(|cause| ConnectError::Dns {
+                host: host.to_owned(),
+                cause,
+            });
+            found?.to_vec()
         }
         None => return Err(invalid("the URL has no host")),
     };

@@ -3,7 +3,7 @@
 use std::{error::Error, io};
 
 use hyper_util::client::legacy;
-use shared::FailureKind;
+use shared::{FailureKind, lookup::LookupError};
 
 use super::connector::ConnectError;
 
@@ -24,18 +24,30 @@ pub fn failure(error: &legacy::Error) -> (FailureKind, String) {
     (FailureKind::Connect, innermost)
 }
 
-/// Whether a request failed for want of something of this process (file descriptors), which says nothing of the subscriber.
+/// Whether a request failed for want of something of this process (file descriptors, threads), which says nothing of the
+/// subscriber.
 pub fn is_ours(error: &legacy::Error) -> bool {
     let mut cause: Option<&(dyn Error + 'static)> = Some(error);
     while let Some(error) = cause {
-        if let Some(ConnectError::Connect(io) | ConnectError::Dns { cause: io, .. }) = error.downcast_ref() {
-            return io
-                .raw_os_error()
-                .is_some_and(|code| TOO_MANY_OPEN_FILES.contains(&code));
+        if let Some(connect) = error.downcast_ref::<ConnectError>() {
+            return match connect {
+                ConnectError::Connect(io) => is_out_of_files(io),
+                ConnectError::Dns { cause, .. } => match cause {
+                    LookupError::Unanswered(io) => is_out_of_files(io),
+                    LookupError::NotAsked(_) => true,
+                },
+                ConnectError::Blocked(_) => false,
+            };
         }
         cause = error.source();
     }
     false
+}
+
+fn is_out_of_files(error: &io::Error) -> bool {
+    error
+        .raw_os_error()
+        .is_some_and(|code| TOO_MANY_OPEN_FILES.contains(&code))
 }
 
 /// `ENFILE` and `EMFILE`, which are these numbers on every Unix.

@@ -13,10 +13,18 @@ use bytes::Bytes;
 use http::Request;
 use http_body_util::Full;
 use hyper_util::client::legacy::connect::{CaptureConnection, capture_connection};
+use shared::OrganizationId;
 
 tokio::task_local! {
-    /// Of the request that this task makes. A connection that goes on after its request found another has none.
-    static CURRENT: Arc<AtomicU8>;
+    /// The request that this task makes. A connection that goes on after its request found another has none.
+    static CURRENT: Current;
+}
+
+/// What the connection that a request waits for is told of it, and tells it.
+#[derive(Debug, Clone)]
+struct Current {
+    whose: OrganizationId,
+    reached: Arc<AtomicU8>,
 }
 
 /// What a request waits for.
@@ -60,33 +68,41 @@ impl Phase {
 /// How far a request has come.
 #[derive(Debug)]
 pub struct Progress {
-    reached: Arc<AtomicU8>,
+    current: Current,
     connection: CaptureConnection,
 }
 
 impl Progress {
-    /// Of a request that is to be sent.
-    pub fn of(request: &mut Request<Full<Bytes>>) -> Self {
+    /// Of a request that is to be sent on behalf of an organization.
+    pub fn of(request: &mut Request<Full<Bytes>>, whose: OrganizationId) -> Self {
         Self {
-            reached: Arc::default(),
+            current: Current {
+                whose,
+                reached: Arc::default(),
+            },
             connection: capture_connection(request),
         }
     }
 
     /// Follows the request, which `sending` sends.
     pub async fn follow<T>(&self, sending: impl Future<Output = T>) -> T {
-        CURRENT.scope(Arc::clone(&self.reached), sending).await
+        CURRENT.scope(self.current.clone(), sending).await
     }
 
     /// The request of this task has come so far.
     pub fn reached(phase: Phase) {
         // Outside of a request there is nobody to be told.
-        let _ = CURRENT.try_with(|reached| reached.store(phase as u8, Ordering::Relaxed));
+        let _ = CURRENT.try_with(|current| current.reached.store(phase as u8, Ordering::Relaxed));
+    }
+
+    /// On whose behalf the request of this task is made.
+    pub fn whose() -> Option<OrganizationId> {
+        CURRENT.try_with(|current| current.whose).ok()
     }
 
     /// How far it has come.
     pub fn phase(&self) -> Phase {
-        let reached = self.reached.load(Ordering::Relaxed);
+        let reached = self.current.reached.load(Ordering::Relaxed);
         let phase = Phase::ALL.into_iter().find(|phase| *phase as u8 == reached);
         match phase.unwrap_or(Phase::Connecting) {
             Phase::Body => Phase::Body,

@@ -33,6 +33,7 @@ fn gone(real: &RealStore, lease: &Lease, deliveries: &[DeliveryKey], version: i6
         in_order: false,
         asked_to_wait: None,
         is_test: false,
+        begets: true,
         received_at: Timestamp::now(),
     };
     deliveries.iter().map(ended).collect()
@@ -72,4 +73,27 @@ async fn a_subscription_is_disabled_once_a_batch_and_not_if_it_has_changed() {
         assert_eq!(now.unwrap().unwrap().enabled, enabled);
     }
     assert_eq!(real.watched.disabling(), 3, "once for each, of 60 answers");
+}
+
+/// They beget no others: whoever listens and is gone is disabled without a word, unless another event was answered so, too.
+#[tokio::test]
+async fn gone_for_the_systems_own_events_is_not_announced() {
+    let real = RealStore::open().await;
+    let lease = Lease::enlist(&*real.store.deliveries).await.unwrap();
+    let (wake, _words) = scheduler::wake();
+    let held_by = Some(lease.current().worker());
+    real.listener().await;
+    for (begets, expected) in [([false, false], 0), ([false, true], 1)] {
+        let of = real.subscription().await;
+        let deliveries = real.take_in(2, of.id, held_by).await;
+        let mut batch = gone(&real, &lease, &deliveries, of.version);
+        for (ended, begets) in batch.iter_mut().zip(begets) {
+            ended.begets = begets;
+        }
+        write(&real.store, &wake, &lease, batch).await;
+        let now = real.store.subscriptions.get(of.organization, of.id).await;
+        assert!(!now.unwrap().unwrap().enabled);
+        let announced = real.store.announcements.announcements(10).await.unwrap();
+        assert_eq!(announced.len(), expected, "{begets:?}");
+    }
 }

@@ -1,9 +1,11 @@
 //! Room that is promised for a claim is given back, however the claim goes.
 
-use shared::guard::TargetPolicy;
+use shared::{WorkerId, guard::TargetPolicy};
 
 use super::*;
 use crate::{
+    awaited::Awaited,
+    changes::Changes,
     lane::{Bounds, Lanes},
     outbound::Outbound,
     outcome,
@@ -98,4 +100,63 @@ async fn a_claim_keeps_no_more_room_than_it_needs() {
     }
     let drained = scheduler.dispatch.lanes().drain(some);
     assert_eq!((drained.len(), scheduler.held()), (3, 0));
+}
+
+/// A delivery is cancelled, opened again and taken anew before word of the cancellation is heard.
+#[tokio::test]
+async fn late_word_of_a_cancellation_strands_nothing() {
+    let real = RealStore::open().await;
+    let lane = real.subscription().await.id;
+    let scheduler = scheduler(&real).await;
+    let key = real.take_in(1, lane, None).await[0];
+    let word = real.store.keeper.changes();
+    scheduler.feed(&[lane]).await.unwrap();
+    let replays = &real.store.replays;
+    replays.cancel(real.organization(), key).await.unwrap();
+    replays.retry(real.organization(), key).await.unwrap();
+    scheduler.feed(&[lane]).await.unwrap();
+    let me = scheduler.lease.current();
+    let held = real
+        .store
+        .deliveries
+        .still_held(me.worker(), &[key])
+        .await
+        .unwrap();
+    assert_eq!(held, [key], "it was taken anew");
+    let (wake, _words) = wake();
+    let changes = Changes {
+        registry: Arc::clone(&scheduler.registry),
+        ownership: Arc::clone(&scheduler.ownership),
+        awaited: Arc::new(Awaited::default()),
+        dispatch: Arc::clone(&scheduler.dispatch),
+        wake,
+        store: real.store.clone(),
+    };
+    let other = WorkerId::new();
+    real.store
+        .deliveries
+        .enlist(other, Duration::from_mins(5))
+        .await
+        .unwrap();
+    let is_free = async {
+        while real
+            .store
+            .deliveries
+            .claim(other, &[(lane, 1)])
+            .await
+            .unwrap()
+            .is_empty()
+        {
+            // Else it would be free once this ends.
+            scheduler.lease.renew(&*real.store.deliveries).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::select! {
+        _ = changes.heed(word, CancellationToken::new()) => unreachable!("it is not told to stop"),
+        is_free = tokio::time::timeout(Duration::from_secs(30), is_free) => {
+            is_free.expect("what is out of its lane is anybody's");
+        }
+    }
+    assert_eq!(scheduler.held(), 0);
 }

@@ -106,8 +106,9 @@ impl Announcements for Engine {
         version: i64,
         failed_for: Duration,
         reason: &str,
+        announced: bool,
     ) -> Result<bool> {
-        self.disable_as(organization, id, version, Some(failed_for), reason)
+        self.disable_as(organization, id, version, Some(failed_for), reason, announced)
             .await
     }
 }

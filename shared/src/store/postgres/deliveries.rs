@@ -13,7 +13,7 @@ use super::{Engine, Result, StoreError, lists::SETTLED_BELOW, organizations::uui
 use crate::{
     DeliveryKey, EventId, OrganizationId, SubscriptionId, WorkerId,
     delivery::AttemptOutcome,
-    store::{Acknowledged, Backlog, CLAIM_BYTES, Claimed, Deliveries, Lease, Standing},
+    store::{Acknowledged, Backlog, CLAIM_BYTES, CLAIM_IN_ORDER_BYTES, Claimed, Deliveries, Lease, Standing},
 };
 
 /// How far [`Backlog`] counts.
@@ -123,7 +123,8 @@ const STANDING: &str = "
            (SELECT count(*) FROM lanes WHERE owner = $1) AS mine,
            (SELECT count(*) FROM lanes WHERE owner = ANY (ARRAY(SELECT id FROM living))) AS all_owned";
 
-/// Whoever loses the race for a lane sees that in the row itself.
+/// Whoever loses the race for a lane sees that in the row itself. A lane is taken over from those alone that are seen to be gone:
+/// who has come to own it since this began may be a worker that is not seen among the living.
 const OWN: &str = concat!(
     "INSERT INTO lanes AS l (subscription_id, owner)
      SELECT wanted.id, $1 FROM unnest($2::uuid[]) AS wanted (id) WHERE ",
@@ -131,9 +132,23 @@ const OWN: &str = concat!(
     " ORDER BY wanted.id
      ON CONFLICT (subscription_id) DO UPDATE SET owner = excluded.owner
      WHERE l.owner = excluded.owner
-        OR l.owner <> ALL (ARRAY(SELECT id FROM workers WHERE lease_until > now()))
+        OR l.owner = ANY (ARRAY(
+            SELECT gone.owner FROM lanes gone
+            WHERE gone.subscription_id = ANY ($2)
+              AND gone.owner <> ALL (ARRAY(SELECT id FROM workers WHERE lease_until > now()))))
      RETURNING subscription_id"
 );
+
+/// Locked in the order in which [`OWN`] does it.
+const HAND_OVER: &str = "
+    WITH theirs AS MATERIALIZED (
+        SELECT subscription_id FROM lanes
+        WHERE owner = $1 AND EXISTS (SELECT FROM workers WHERE id = $2 AND lease_until > now())
+        ORDER BY subscription_id FOR UPDATE
+    )
+    UPDATE lanes l SET owner = $2 FROM theirs
+    WHERE l.subscription_id = theirs.subscription_id AND l.owner = $1
+    RETURNING l.subscription_id";
 
 const DISOWN: &str = "DELETE FROM lanes WHERE owner = $1 AND subscription_id = ANY($2)";
 
@@ -375,6 +390,12 @@ impl Deliveries for Engine {
         owned.iter().map(|row| row.id("subscription_id")).collect()
     }
 
+    async fn hand_over(&self, from: WorkerId, to: WorkerId) -> Result<Vec<SubscriptionId>> {
+        let statement = query(HAND_OVER).bind(from.uuid()).bind(to.uuid());
+        let handed_over = self.rows(statement).await?;
+        handed_over.iter().map(|row| row.id("subscription_id")).collect()
+    }
+
     async fn disown(&self, worker: WorkerId, lanes: &[SubscriptionId]) -> Result<()> {
         let statement = query(DISOWN).bind(worker.uuid()).bind(uuids(lanes));
         self.rows(statement).await.map(drop)
@@ -396,7 +417,7 @@ impl Deliveries for Engine {
             .bind(lane.uuid())
             .bind(i64::from(most))
             .bind(settled)
-            .bind(i64::try_from(CLAIM_BYTES).unwrap_or(i64::MAX));
+            .bind(i64::try_from(CLAIM_IN_ORDER_BYTES).unwrap_or(i64::MAX));
         self.rows(statement).await?.iter().map(claimed).collect()
     }
 

@@ -105,8 +105,8 @@ impl Events for Engine {
             offset,
             settled_below,
         };
-        let found = lists::list(organization, filter, order, &part);
-        self.read_page(organization, found, order, page.limit).await
+        let listed = lists::list(organization, filter, order, &part);
+        self.read_page(organization, listed, order, page.limit).await
     }
 
     async fn browse(

@@ -1,8 +1,9 @@
 //! Which events a list shows: its statements. They answer with ids and sizes (which are known without reading a payload
 //! out of line): what of it is one page is read then.
 //!
-//! Events that are `pending` are found by the partial index over open deliveries alone; other statuses by walking the
-//! organization's events in order.
+//! Events that are `pending` are found by the partial index over open deliveries alone, dead letters by that over dead ones, other
+//! statuses by walking the organization's events in order. Where a filter may leave out much of what is found, a page [looks
+//! at](listed) so many and no more, and says how far that was.
 
 use sqlx::query;
 
@@ -31,25 +32,25 @@ pub(super) const SETTLED_BELOW: &str = "
         pg_snapshot_xmax(pg_current_snapshot())::text::bigint
     ) + xid_offset) << 18 AS seq FROM intake_order";
 
-/// `$1` organization, `$2` cursor, `$3` type, `$4` failed, `$5` limit, `$6` offset, `$7` the end of what is settled, `$8`
-/// statuses.
+/// `$1` organization, `$2` cursor, `$3` limit, `$4` offset, `$5` the end of what is settled; where there is a filter, `$6` type,
+/// `$7` statuses, `$8` failed, `$9` how many are looked at.
 macro_rules! place {
     ($seq:literal, oldest) => {
         concat!(
             "($2::bigint IS NULL OR ",
             $seq,
-            " > $2) AND ($7::bigint IS NULL OR ",
+            " > $2) AND ($5::bigint IS NULL OR ",
             $seq,
-            " < $7)"
+            " < $5)"
         )
     };
     ($seq:literal, newest) => {
         concat!(
             "($2::bigint IS NULL OR ",
             $seq,
-            " < $2) AND ($7::bigint IS NULL OR ",
+            " < $2) AND ($5::bigint IS NULL OR ",
             $seq,
-            " < $7)"
+            " < $5)"
         )
     };
 }
@@ -62,7 +63,7 @@ macro_rules! direction {
     };
 }
 
-/// Pending events alone: by the open deliveries, of which an event may have several. All on one level, so that the
+/// Pending events, all of them: by the open deliveries, of which an event may have several. All on one level, so that the
 /// planner knows of the limit and reads the index in order, no further than that.
 macro_rules! pending {
     ($columns:literal, $order:tt) => {
@@ -71,63 +72,153 @@ macro_rules! pending {
             CROSS JOIN LATERAL (SELECT * FROM events e WHERE e.id = d.event_id LIMIT 1) e
             WHERE d.organization_id = $1 AND d.due_at IS NOT NULL AND ", place!("d.seq", $order), "
               AND (SELECT true FROM subscriptions s WHERE s.id = d.subscription_id AND s.deleted_at IS NULL)
-              AND ($3::text IS NULL OR e.type = $3)
-              AND ($4::boolean IS NULL OR $4 = (
-                SELECT bool_or(o.state = 'retrying') FROM deliveries o
-                WHERE o.event_id = d.event_id AND o.due_at IS NOT NULL
-                  AND (SELECT true FROM subscriptions s WHERE s.id = o.subscription_id AND s.deleted_at IS NULL)
-              ))
-            ORDER BY d.seq ", direction!($order), " LIMIT $5 OFFSET $6"
+            ORDER BY d.seq ", direction!($order), " LIMIT $3 OFFSET $4"
         )
     };
 }
 
-/// Any events: each with its status, the least of its deliveries', in the order of [`EventStatus`].
-macro_rules! walked {
+/// All events.
+macro_rules! all {
     ($columns:literal, $order:tt) => {
         concat!(
-            "SELECT ", $columns, " FROM events e
-            LEFT JOIN LATERAL (
-                SELECT coalesce(min(CASE
-                    WHEN d.due_at IS NOT NULL THEN CASE WHEN s.id IS NULL THEN 5 ELSE 0 END
-                    WHEN d.state = 'dead_letter' THEN 1
-                    WHEN d.state = 'expired' THEN 2
-                    WHEN d.state = 'delivered' THEN 3
-                    WHEN d.state = 'acknowledged' THEN 4
-                    ELSE 5 END), 0) AS status,
-                    coalesce(bool_or(d.due_at IS NOT NULL AND s.id IS NOT NULL AND d.state = 'retrying'), false) AS failed
-                FROM deliveries d
-                LEFT JOIN LATERAL (
-                    SELECT s.id FROM subscriptions s WHERE s.id = d.subscription_id AND s.deleted_at IS NULL LIMIT 1
-                ) s ON true
-                WHERE d.event_id = e.id
-            ) summary ON $8::integer[] IS NOT NULL OR $4::boolean IS NOT NULL
-            WHERE e.organization_id = $1 AND ($3::text IS NULL OR e.type = $3) AND ", place!("e.seq", $order), "
-              AND ($8::integer[] IS NULL OR summary.status = ANY ($8))
-              AND ($4::boolean IS NULL OR summary.status <> 0 OR summary.failed = $4)
-            ORDER BY e.seq ", direction!($order), " LIMIT $5 OFFSET $6"
+            "SELECT ",
+            $columns,
+            " FROM events e WHERE e.organization_id = $1 AND ",
+            place!("e.seq", $order),
+            "
+            ORDER BY e.seq ",
+            direction!($order),
+            " LIMIT $3 OFFSET $4"
         )
     };
 }
 
-const PENDING_OLDEST: &str = pending!("e.id, e.seq, octet_length(e.payload) AS bytes", oldest);
-const PENDING_NEWEST: &str = pending!("e.id, e.seq, octet_length(e.payload) AS bytes", newest);
-const WALKED_OLDEST: &str = walked!("e.id, e.seq, octet_length(e.payload) AS bytes", oldest);
-const WALKED_NEWEST: &str = walked!("e.id, e.seq, octet_length(e.payload) AS bytes", newest);
-const PENDING_COUNT: &str = concat!(
-    "SELECT count(*) AS count FROM (",
-    pending!("1", newest),
-    ") shown"
-);
-const WALKED_COUNT: &str = concat!("SELECT count(*) AS count FROM (", walked!("1", newest), ") shown");
-
-fn pending_alone(filter: &EventFilter) -> bool {
-    !filter.statuses.is_empty()
-        && filter
-            .statuses
-            .iter()
-            .all(|status| *status == EventStatus::Pending)
+/// What is looked at of all events.
+macro_rules! of_events {
+    ($order:tt) => {
+        concat!(
+            "SELECT e.id, e.seq, e.type, octet_length(e.payload) AS bytes FROM events e
+             WHERE e.organization_id = $1 AND ",
+            place!("e.seq", $order),
+            "
+             ORDER BY e.seq ",
+            direction!($order),
+            " LIMIT $9"
+        )
+    };
 }
+
+/// What is looked at of events with deliveries of which there is an index.
+macro_rules! with_deliveries {
+    ($which:literal, $order:tt) => {
+        concat!(
+            "SELECT e.id, found.seq, e.type, octet_length(e.payload) AS bytes FROM (
+                SELECT DISTINCT ON (w.seq) w.event_id AS id, w.seq FROM deliveries w
+                WHERE w.organization_id = $1 AND ",
+            $which,
+            " AND ",
+            place!("w.seq", $order),
+            "
+                ORDER BY w.seq ",
+            direction!($order),
+            " LIMIT $9
+             ) found
+             CROSS JOIN LATERAL (SELECT * FROM events e WHERE e.id = found.id LIMIT 1) e"
+        )
+    };
+}
+
+/// Those of the events that are looked at which the filter shows: each with its status, the least of its deliveries', in the order
+/// of [`EventStatus`].
+macro_rules! shown {
+    ($looked:expr, $order:tt) => {
+        concat!(
+            "WITH looked AS MATERIALIZED (", $looked, "),
+            shown AS (
+                SELECT l.id, l.seq, l.bytes FROM looked l
+                LEFT JOIN LATERAL (
+                    SELECT coalesce(min(CASE
+                        WHEN d.due_at IS NOT NULL THEN CASE WHEN s.id IS NULL THEN 5 ELSE 0 END
+                        WHEN d.state = 'dead_letter' THEN 1
+                        WHEN d.state = 'expired' THEN 2
+                        WHEN d.state = 'delivered' THEN 3
+                        WHEN d.state = 'acknowledged' THEN 4
+                        ELSE 5 END), 0) AS status,
+                        coalesce(bool_or(d.due_at IS NOT NULL AND s.id IS NOT NULL AND d.state = 'retrying'), false) AS failed
+                    FROM deliveries d
+                    LEFT JOIN LATERAL (
+                        SELECT s.id FROM subscriptions s WHERE s.id = d.subscription_id AND s.deleted_at IS NULL LIMIT 1
+                    ) s ON true
+                    WHERE d.event_id = l.id
+                ) summary ON $7::integer[] IS NOT NULL OR $8::boolean IS NOT NULL
+                WHERE ($6::text IS NULL OR l.type = $6)
+                  AND ($7::integer[] IS NULL OR summary.status = ANY ($7))
+                  AND ($8::boolean IS NULL OR summary.status <> 0 OR summary.failed = $8)
+                ORDER BY l.seq ", direction!($order), " LIMIT $3 OFFSET $4
+            ) "
+        )
+    };
+}
+
+/// Those that are shown, in no order; and in a row without an id, the last that was looked at and how many were.
+macro_rules! listed {
+    ($looked:expr, oldest) => {
+        concat!(
+            shown!($looked, oldest),
+            "SELECT id, seq, bytes, NULL::bigint AS looked FROM shown
+             UNION ALL SELECT NULL, max(seq), NULL, count(*) FROM looked"
+        )
+    };
+    ($looked:expr, newest) => {
+        concat!(
+            shown!($looked, newest),
+            "SELECT id, seq, bytes, NULL::bigint AS looked FROM shown
+             UNION ALL SELECT NULL, min(seq), NULL, count(*) FROM looked"
+        )
+    };
+}
+macro_rules! counted {
+    ($looked:expr) => {
+        concat!(shown!($looked, newest), "SELECT count(*) AS count FROM shown")
+    };
+}
+
+/// The statements of one way to find events.
+struct Found {
+    oldest: &'static str,
+    newest: &'static str,
+    count: &'static str,
+}
+
+const PENDING: Found = Found {
+    oldest: pending!("e.id, e.seq, octet_length(e.payload) AS bytes", oldest),
+    newest: pending!("e.id, e.seq, octet_length(e.payload) AS bytes", newest),
+    count: concat!(
+        "SELECT count(*) AS count FROM (",
+        pending!("1", newest),
+        ") shown"
+    ),
+};
+const ALL: Found = Found {
+    oldest: all!("e.id, e.seq, octet_length(e.payload) AS bytes", oldest),
+    newest: all!("e.id, e.seq, octet_length(e.payload) AS bytes", newest),
+    count: concat!("SELECT count(*) AS count FROM (", all!("1", newest), ") shown"),
+};
+const FILTERED: Found = Found {
+    oldest: listed!(of_events!(oldest), oldest),
+    newest: listed!(of_events!(newest), newest),
+    count: counted!(of_events!(newest)),
+};
+const FILTERED_OPEN: Found = Found {
+    oldest: listed!(with_deliveries!("w.due_at IS NOT NULL", oldest), oldest),
+    newest: listed!(with_deliveries!("w.due_at IS NOT NULL", newest), newest),
+    count: counted!(with_deliveries!("w.due_at IS NOT NULL", newest)),
+};
+const FILTERED_DEAD: Found = Found {
+    oldest: listed!(with_deliveries!("w.state = 'dead_letter'", oldest), oldest),
+    newest: listed!(with_deliveries!("w.state = 'dead_letter'", newest), newest),
+    count: counted!(with_deliveries!("w.state = 'dead_letter'", newest)),
+};
 
 /// Which part of a list is asked for.
 pub(super) struct Part {
@@ -138,55 +229,73 @@ pub(super) struct Part {
     pub(super) settled_below: Option<i64>,
 }
 
-pub(super) fn list(
-    organization: OrganizationId,
-    filter: &EventFilter,
-    order: Order,
-    part: &Part,
-) -> Statement {
-    let sql = match (pending_alone(filter), order) {
-        (true, Order::OldestFirst) => PENDING_OLDEST,
-        (true, Order::NewestFirst) => PENDING_NEWEST,
-        (false, Order::OldestFirst) => WALKED_OLDEST,
-        (false, Order::NewestFirst) => WALKED_NEWEST,
-    };
-    bind(sql, organization, filter, part)
+/// A statement that gives a part of a list, and how many it looks at, where that is bounded: then it says, too, how far it came.
+pub(super) struct Listed {
+    pub(super) statement: Statement,
+    pub(super) window: Option<u64>,
 }
 
-/// Counts what a list would show, no further than `most`.
-pub(super) fn count(organization: OrganizationId, filter: &EventFilter, most: u64) -> Statement {
-    let sql = if pending_alone(filter) {
-        PENDING_COUNT
-    } else {
-        WALKED_COUNT
+pub(super) fn list(organization: OrganizationId, filter: &EventFilter, order: Order, part: &Part) -> Listed {
+    let found = found(filter);
+    let sql = match order {
+        Order::OldestFirst => found.oldest,
+        Order::NewestFirst => found.newest,
     };
-    let limit = i64::try_from(most).unwrap_or(i64::MAX);
+    let window = filter.window(part.offset);
+    Listed {
+        statement: bind(sql, organization, filter, part, window),
+        window,
+    }
+}
+
+/// Counts what a list would show, no further than `most`; with a filter, of so many alone.
+pub(super) fn count(organization: OrganizationId, filter: &EventFilter, most: u64) -> Statement {
+    let part = Part {
+        after: None,
+        limit: i64::try_from(most).unwrap_or(i64::MAX),
+        offset: 0,
+        settled_below: None,
+    };
     bind(
-        sql,
+        found(filter).count,
         organization,
         filter,
-        &Part {
-            after: None,
-            limit,
-            offset: 0,
-            settled_below: None,
-        },
+        &part,
+        filter.window(most),
     )
 }
 
-fn bind(sql: &'static str, organization: OrganizationId, filter: &EventFilter, part: &Part) -> Statement {
+fn found(filter: &EventFilter) -> Found {
+    match (filter.window(0), &filter.statuses[..]) {
+        (None, []) => ALL,
+        (None, _) => PENDING,
+        (Some(_), [EventStatus::Pending]) => FILTERED_OPEN,
+        (Some(_), [EventStatus::DeadLetter]) => FILTERED_DEAD,
+        (Some(_), _) => FILTERED,
+    }
+}
+
+fn bind(
+    sql: &'static str,
+    organization: OrganizationId,
+    filter: &EventFilter,
+    part: &Part,
+    window: Option<u64>,
+) -> Statement {
+    let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
     let statement = query(sql)
         .bind(organization.uuid())
         .bind(part.after)
-        .bind(filter.event_type.clone())
-        .bind(filter.failed)
         .bind(part.limit)
-        .bind(i64::try_from(part.offset).unwrap_or(i64::MAX))
+        .bind(number(part.offset))
         .bind(part.settled_below);
-    if pending_alone(filter) {
-        statement
-    } else {
-        let statuses: Vec<i32> = filter.statuses.iter().map(|status| *status as i32).collect();
-        statement.bind((!statuses.is_empty()).then_some(statuses))
-    }
+    let Some(window) = window else {
+        return statement;
+    };
+    let statuses: Vec<i32> = filter.statuses.iter().map(|status| *status as i32).collect();
+    statement
+        .bind(filter.event_type.clone())
+        .bind((!statuses.is_empty()).then_some(statuses))
+        .bind(filter.failed)
+        .bind(number(window))
 }

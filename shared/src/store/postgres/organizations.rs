@@ -51,17 +51,19 @@ const CREATE_KEY: &str = "
     RETURNING id, organization_id, name, hint, scopes, created_at, expires_at, revoked_at, replaced_by,
               last_used_at";
 
-/// The old key is locked first, so that what is read of it still holds when it is written. `$6` is the overlap.
+/// The old key is locked first, so that what is read of it still holds when it is written. `$6` is the overlap, `$7` what the old
+/// key may do at most.
 const ROTATE_KEY: &str = "
     WITH old AS MATERIALIZED (
         SELECT id, organization_id, name, scopes, expires_at, replaced_by,
-               revoked_at IS NOT NULL OR coalesce(expires_at <= now(), false) AS ended
+               revoked_at IS NOT NULL OR coalesce(expires_at <= now(), false) AS ended,
+               NOT coalesce(string_to_array(scopes, ' ') <@ $7::text[], true) AS beyond
         FROM api_keys WHERE id = $1 AND organization_id = $2
         FOR UPDATE
     ), new AS (
         INSERT INTO api_keys (id, organization_id, name, hint, hash, scopes, expires_at)
         SELECT $3, organization_id, name, $4, $5, scopes, expires_at FROM old
-        WHERE NOT ended AND replaced_by IS NULL
+        WHERE NOT ended AND NOT beyond AND replaced_by IS NULL
         RETURNING id, organization_id, name, hint, scopes, created_at, expires_at, revoked_at, replaced_by,
                   last_used_at
     ), changed AS (
@@ -73,7 +75,7 @@ const ROTATE_KEY: &str = "
         FROM new WHERE k.id = $1
         RETURNING k.expires_at AS old_until, k.revoked_at AS old_revoked_at
     )
-    SELECT old.ended AS old_ended, old.replaced_by AS old_replaced_by, changed.old_until, changed.old_revoked_at,
+    SELECT old.ended AS old_ended, old.beyond AS old_beyond, old.replaced_by AS old_replaced_by, changed.old_until, changed.old_revoked_at,
            new.*
     FROM old LEFT JOIN new ON true LEFT JOIN changed ON true";
 
@@ -218,7 +220,11 @@ impl Organizations for Engine {
             .bind(rotation.id.uuid())
             .bind(rotation.hint.clone())
             .bind(rotation.hash.0.to_vec())
-            .bind(rows::seconds(rotation.overlap));
+            .bind(rows::seconds(rotation.overlap))
+            .bind(rotation.within.map(|within| {
+                let scopes = within.iter().map(|scope| scope.as_str().to_owned());
+                scopes.collect::<Vec<_>>()
+            }));
         let (organization, old, new) = (rotation.organization, rotation.old, rotation.id);
         let rotated = self
             .audited(statement, |row| {
@@ -234,6 +240,9 @@ impl Organizations for Engine {
         let Some(row) = rotated else {
             return Ok(Rotated::NotFound);
         };
+        if row.value("old_beyond")? {
+            return Ok(Rotated::Beyond);
+        }
         if row.value("old_ended")? {
             return Ok(Rotated::Ended);
         }

@@ -1,7 +1,7 @@
 //! Events with all that belongs to them, read in one snapshot: deliveries, attempts and repeats, each by the index of its
 //! own.
 
-use std::{collections::HashMap, time::Duration};
+use std::{cmp::Reverse, collections::HashMap, time::Duration};
 
 use sqlx::{
     postgres::{PgConnection, PgRow},
@@ -9,7 +9,9 @@ use sqlx::{
 };
 use uuid::Uuid;
 
-use super::{CALL, Engine, Result, Session, Statement, classify, partitions, rows::Columns, within};
+use super::{
+    CALL, Engine, Result, Session, Statement, classify, lists::Listed, partitions, rows::Columns, within,
+};
 use crate::{
     DeliveryKey, DeliveryState, DeliveryStatus, EventId, OrganizationId,
     delivery::SubscriptionCondition,
@@ -95,13 +97,13 @@ impl Engine {
     pub(super) async fn read_page(
         &self,
         organization: OrganizationId,
-        found: Statement,
+        listed: Listed,
         order: Order,
         limit: u32,
     ) -> Result<Page<EventRecord, i64>> {
         Box::pin(within(CALL, async {
             let mut session = Session::of(&self.pool).await?;
-            let read = read_page(session.connection(), organization, found, order, limit).await;
+            let read = read_page(session.connection(), organization, listed, order, limit).await;
             session.settle_read(read)
         }))
         .await
@@ -139,14 +141,25 @@ async fn read_one(
 async fn read_page(
     connection: &mut PgConnection,
     organization: OrganizationId,
-    found: Statement,
+    listed: Listed,
     order: Order,
     limit: u32,
 ) -> Result<Page<EventRecord, i64>> {
     begin(connection).await?;
-    let found = found.fetch_all(&mut *connection).await.map_err(classify)?;
-    let found = found.iter().map(shown).collect::<Result<Vec<_>>>()?;
-    let shown = page::page(found, limit);
+    let rows = listed.statement.fetch_all(&mut *connection).await;
+    let (mut found, mut last) = (Vec::new(), None);
+    for row in rows.map_err(classify)? {
+        if row.value::<Option<Uuid>>("id")?.is_some() {
+            found.push(shown(&row)?);
+        } else if row.optional_number::<u64>("looked")? >= listed.window {
+            last = row.value("seq")?;
+        }
+    }
+    match order {
+        Order::OldestFirst => found.sort_unstable_by_key(|event| event.seq),
+        Order::NewestFirst => found.sort_unstable_by_key(|event| Reverse(event.seq)),
+    }
+    let shown = page::page_of(found, limit, last);
     let ids = shown.items.iter().map(|event| event.id).collect();
     let mut items = events_of(connection, organization, ids).await?;
     commit(connection).await?;

@@ -24,10 +24,10 @@ use crate::{
     Filter, OrganizationId, Subscription, SubscriptionId,
     announcement::Announcement,
     audit::{Action, By, Change},
+    filter::{FiltersFull, FiltersKept, PATTERN_WORD},
     seal::{KeyId, Sealed},
     store::{
-        FiltersKept, InForce, NewSecret, Page, PageRequest, PatchOutcome, SealedSecrets, SubscriptionPatch,
-        Subscriptions,
+        InForce, NewSecret, Page, PageRequest, PatchOutcome, SealedSecrets, SubscriptionPatch, Subscriptions,
     },
     subscription::Target,
 };
@@ -162,7 +162,7 @@ const DELETE: &str = changing!(
     ", forgotten AS (DELETE FROM subscription_failures WHERE subscription_id IN (SELECT id FROM changed))"
 );
 
-/// `$7` is for how many seconds it must have failed, if that is what it is disabled for. That row is locked, so that a success
+/// `$8` is whether it is announced, and `$7` for how many seconds it must have failed, if that is what it is disabled for. That row is locked, so that a success
 /// which is just being told of comes first; and after the subscription's own, as wherever both are.
 const DISABLE: &str = changing!(
     "UPDATE subscriptions s SET enabled = false, disabled_reason = $4, updated_at = now(), version = version + 1
@@ -176,7 +176,7 @@ const DISABLE: &str = changing!(
     concat!(
         ", told AS (
             INSERT INTO announcements (id, organization_id, type, payload)
-            SELECT $5, organization_id, 'triggers.subscription.disabled', $6 FROM changed WHERE ",
+            SELECT $5, organization_id, 'triggers.subscription.disabled', $6 FROM changed WHERE $8 AND ",
         wanted!("changed.organization_id"),
         "   ON CONFLICT DO NOTHING
         ), forgotten AS (
@@ -202,11 +202,14 @@ const SEALED_OTHERWISE: &str = "
            OR substring(headers FROM 1 FOR 4) <> $1)
     ORDER BY id LIMIT $3";
 
+/// The organization's version stays: nothing that deliveries are planned by has changed, and thousands of these in a row would
+/// make every plan stale.
 const RESEAL: &str = "
     UPDATE subscriptions SET
         secret = CASE WHEN secret = $2 THEN $3 ELSE secret END,
         former_secret = CASE WHEN former_secret = $2 THEN $3 ELSE former_secret END,
-        headers = CASE WHEN headers = $2 THEN $3 ELSE headers END
+        headers = CASE WHEN headers = $2 THEN $3 ELSE headers END,
+        version = version + 1
     WHERE id = $1 AND (secret = $2 OR former_secret = $2 OR headers = $2) RETURNING organization_id";
 
 const GET: &str = concat!(
@@ -249,8 +252,14 @@ const IN_FORCE: &str = concat!(
       ORDER BY o.id, s.id"
 );
 
+/// Comes before what is to be counted: whoever else changes the organization's filters has been, or waits. The change itself
+/// locks the same row later.
+const HOLD_ORGANIZATION: &str = "SELECT id FROM organizations WHERE id = $1 FOR NO KEY UPDATE";
+
 const FILTERS_BESIDE: &str = "
-    SELECT count(filter) AS count, coalesce(sum(length(filter)), 0)::bigint AS characters FROM subscriptions
+    SELECT count(filter) AS count, coalesce(sum(length(filter)), 0)::bigint AS characters,
+        coalesce(sum((length(filter) - length(replace(filter, $3::text, ''))) / length($3::text)), 0)::bigint AS patterns
+    FROM subscriptions
     WHERE organization_id = $1 AND id <> $2 AND deleted_at IS NULL AND filter IS NOT NULL";
 
 fn bind_target(statement: Statement, target: Option<&Target>) -> Statement {
@@ -289,16 +298,83 @@ fn bind_target(statement: Statement, target: Option<&Target>) -> Statement {
         .bind(headers.map(|headers| headers.values.0.clone()))
 }
 
+/// Whether an organization's filters leave room for one that a subscription is to have. That holds until the end of the
+/// transaction.
+async fn room_for(
+    connection: &mut PgConnection,
+    organization: OrganizationId,
+    id: SubscriptionId,
+    filter: &Filter,
+) -> Result<Result<(), FiltersFull>> {
+    query(HOLD_ORGANIZATION)
+        .bind(organization.uuid())
+        .execute(&mut *connection)
+        .await
+        .map_err(classify)?;
+    let beside = query(FILTERS_BESIDE)
+        .bind(organization.uuid())
+        .bind(id.uuid())
+        .bind(PATTERN_WORD)
+        .fetch_one(connection)
+        .await
+        .map_err(classify)?;
+    let kept = FiltersKept {
+        count: beside.number("count")?,
+        characters: beside.number("characters")?,
+        patterns: beside.number("patterns")?,
+    };
+    Ok(kept.room_for(filter))
+}
+
+/// Makes a subscription, and writes down that it was.
+async fn made(
+    connection: &mut PgConnection,
+    by: &By,
+    subscription: &Subscription,
+    create: Statement,
+) -> Result<Result<Subscription, FiltersFull>> {
+    // Dropped on the way, it rolls back.
+    let mut transaction = connection.begin().await.map_err(classify)?;
+    let (organization, id) = (subscription.organization, subscription.id);
+    if let Some(filter) = &subscription.filter
+        && let Err(full) = room_for(&mut transaction, organization, id, filter).await?
+    {
+        transaction.rollback().await.map_err(classify)?;
+        return Ok(Err(full));
+    }
+    // Read to its end: what is first seen at the commit is an error, too.
+    let made = create.fetch_all(&mut *transaction).await.map_err(classify)?.pop();
+    let made = made.ok_or_else(|| StoreError::Corrupt("an inserted row was not answered".to_owned()))?;
+    let change = Change::of(organization, Action::SubscriptionCreated, id);
+    audit_log::write(&mut transaction, by, &change).await?;
+    transaction.commit().await.map_err(classify)?;
+    rows::subscription(&made).map(Ok)
+}
+
 /// Runs a patch, and writes down which fields it has changed; `None` if it does not apply.
 async fn patched(
     connection: &mut PgConnection,
     by: &By,
-    before: Statement,
+    (organization, id): (OrganizationId, SubscriptionId),
+    filter: Option<Filter>,
     patch: Statement,
-) -> Result<Option<Subscription>> {
+) -> Result<Result<Option<Subscription>, FiltersFull>> {
     // Dropped on the way, it rolls back.
     let mut transaction = connection.begin().await.map_err(classify)?;
-    let before = before.fetch_optional(&mut *transaction).await.map_err(classify)?;
+    let before = query(GET_HELD)
+        .bind(id.uuid())
+        .bind(organization.uuid())
+        .fetch_optional(&mut *transaction)
+        .await
+        .map_err(classify)?;
+    // After the subscription's own row, as wherever both are locked.
+    if before.is_some()
+        && let Some(filter) = &filter
+        && let Err(full) = room_for(&mut transaction, organization, id, filter).await?
+    {
+        transaction.rollback().await.map_err(classify)?;
+        return Ok(Err(full));
+    }
     let changed = patch.fetch_all(&mut *transaction).await.map_err(classify)?.pop();
     let changed = match (before, changed) {
         (Some(before), Some(changed)) => {
@@ -311,7 +387,7 @@ async fn patched(
         _ => None,
     };
     transaction.commit().await.map_err(classify)?;
-    Ok(changed)
+    Ok(Ok(changed))
 }
 
 fn shared(rows: &[PgRow]) -> Result<Vec<Arc<Subscription>>> {
@@ -322,7 +398,7 @@ fn shared(rows: &[PgRow]) -> Result<Vec<Arc<Subscription>>> {
 
 #[async_trait]
 impl Subscriptions for Engine {
-    async fn create(&self, subscription: Subscription) -> Result<Subscription> {
+    async fn create(&self, subscription: Subscription) -> Result<Result<Subscription, FiltersFull>> {
         let statement = query(CREATE)
             .bind(subscription.id.uuid())
             .bind(subscription.organization.uuid())
@@ -336,14 +412,13 @@ impl Subscriptions for Engine {
             .bind(subscription.push().map(|push| push.scheme.as_str()))
             .bind(subscription.push().and_then(|push| push.public_key.clone()))
             .bind(text(subscription.filter.as_ref()));
-        let created = Change::of(
-            subscription.organization,
-            Action::SubscriptionCreated,
-            subscription.id,
-        );
-        let row = self.audited_as(statement, created).await?;
-        let row = row.ok_or_else(|| StoreError::Corrupt("an inserted row was not answered".to_owned()))?;
-        rows::subscription(&row)
+        let by = By::now();
+        Box::pin(within(CALL, async {
+            let mut session = Session::of(&self.pool).await?;
+            let done = made(session.connection(), &by, &subscription, statement).await;
+            session.settle_read(done)
+        }))
+        .await
     }
 
     async fn get(&self, organization: OrganizationId, id: SubscriptionId) -> Result<Option<Subscription>> {
@@ -380,6 +455,7 @@ impl Subscriptions for Engine {
         version: i64,
         patch: SubscriptionPatch,
     ) -> Result<PatchOutcome> {
+        let filter = patch.filter.clone().flatten();
         let statement = query(PATCH)
             .bind(id.uuid())
             .bind(organization.uuid())
@@ -396,13 +472,15 @@ impl Subscriptions for Engine {
         let by = By::now();
         let patched = Box::pin(within(CALL, async {
             let mut session = Session::of(&self.pool).await?;
-            let before = query(GET_HELD).bind(id.uuid()).bind(organization.uuid());
-            let done = patched(session.connection(), &by, before, statement).await;
+            let which = (organization, id);
+            let done = patched(session.connection(), &by, which, filter, statement).await;
             session.settle_read(done)
         }))
         .await?;
-        if let Some(changed) = patched {
-            return Ok(PatchOutcome::Changed(Box::new(changed)));
+        match patched {
+            Ok(Some(changed)) => return Ok(PatchOutcome::Changed(Box::new(changed))),
+            Ok(None) => {}
+            Err(full) => return Ok(PatchOutcome::FiltersFull(full)),
         }
         Ok(match Subscriptions::get(self, organization, id).await? {
             Some(_) => PatchOutcome::Conflict,
@@ -422,8 +500,10 @@ impl Subscriptions for Engine {
         id: SubscriptionId,
         version: i64,
         reason: &str,
+        announced: bool,
     ) -> Result<bool> {
-        self.disable_as(organization, id, version, None, reason).await
+        self.disable_as(organization, id, version, None, reason, announced)
+            .await
     }
 
     async fn rotate(
@@ -498,15 +578,6 @@ impl Subscriptions for Engine {
             .transpose()
     }
 
-    async fn filters_beside(&self, organization: OrganizationId, id: SubscriptionId) -> Result<FiltersKept> {
-        let statement = query(FILTERS_BESIDE).bind(organization.uuid()).bind(id.uuid());
-        let row = self.one(statement).await?;
-        Ok(FiltersKept {
-            count: row.number("count")?,
-            characters: row.number("characters")?,
-        })
-    }
-
     async fn in_force(&self, organizations: &[OrganizationId]) -> Result<Vec<InForce>> {
         let read = self.rows(query(IN_FORCE).bind(uuids(organizations))).await?;
         let mut in_force: Vec<InForce> = Vec::new();
@@ -546,6 +617,7 @@ impl Engine {
         version: i64,
         failed_for: Option<Duration>,
         reason: &str,
+        announced: bool,
     ) -> Result<bool> {
         let announcement = Announcement::disabled(id, reason);
         let statement = query(DISABLE)
@@ -555,7 +627,8 @@ impl Engine {
             .bind(reason.to_owned())
             .bind(announcement.id.uuid())
             .bind(announcement.payload)
-            .bind(failed_for.map(rows::seconds));
+            .bind(failed_for.map(rows::seconds))
+            .bind(announced);
         let disabled = Change::of(organization, Action::SubscriptionDisabled, id)
             .with_changed(vec!["enabled"])
             .because(reason);

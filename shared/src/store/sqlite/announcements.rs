@@ -158,6 +158,7 @@ impl Announcements for Engine {
         version: i64,
         failed_for: Duration,
         reason: &str,
+        announced: bool,
     ) -> Result<bool> {
         let reason = reason.to_owned();
         self.writer
@@ -167,7 +168,7 @@ impl Announcements for Engine {
                     if since.is_none_or(|since| since > tx.now.minus(failed_for)) {
                         return Ok(false);
                     }
-                    disable(tx, organization, id, version, reason).await
+                    disable(tx, organization, id, version, reason, announced).await
                 })
             })
             .await

@@ -14,7 +14,10 @@ use super::{
 use crate::{
     DeliveryKey, EventId, OrganizationId, SubscriptionId, Timestamp, WorkerId,
     delivery::AttemptOutcome,
-    store::{Acknowledged, Backlog, CLAIM_BYTES, Change, Claimed, Deliveries, Lease, Result, Standing},
+    store::{
+        Acknowledged, Backlog, CLAIM_BYTES, CLAIM_IN_ORDER_BYTES, Change, Claimed, Deliveries, Lease, Result,
+        Standing,
+    },
 };
 
 /// Leases that ran out longer ago than this are forgotten.
@@ -234,7 +237,7 @@ async fn hold(tx: &mut Tx, worker: WorkerId, claimed: &[Claimed]) -> Result<()> 
     Ok(())
 }
 
-/// The first of a lane in order, up to the first that has to wait, or that makes more than [`CLAIM_BYTES`].
+/// The first of a lane in order, up to the first that has to wait, or that makes more than [`CLAIM_IN_ORDER_BYTES`].
 async fn claim_in_order(
     tx: &mut Tx,
     worker: WorkerId,
@@ -262,7 +265,7 @@ async fn claim_in_order(
     .map_err(failed)?;
     let (mut claimed, mut bytes) = (Vec::new(), 0);
     for row in &rows {
-        if bytes >= CLAIM_BYTES || !row.value::<bool>(11)? {
+        if bytes >= CLAIM_IN_ORDER_BYTES || !row.value::<bool>(11)? {
             break;
         }
         let read = read_claimed(row, lane)?;
@@ -297,6 +300,21 @@ async fn own(tx: &mut Tx, worker: WorkerId, lanes: Vec<SubscriptionId>) -> Resul
     Ok(owned)
 }
 
+async fn hand_over(tx: &mut Tx, from: WorkerId, to: WorkerId) -> Result<Vec<SubscriptionId>> {
+    if !lives(&mut tx.connection, to, tx.now).await? {
+        return Ok(Vec::new());
+    }
+    sqlx::query("UPDATE lanes SET owner = ? WHERE owner = ? RETURNING subscription_id")
+        .bind(to.uuid())
+        .bind(from.uuid())
+        .fetch_all(&mut tx.connection)
+        .await
+        .map_err(failed)?
+        .iter()
+        .map(|row| row.id(0))
+        .collect()
+}
+
 async fn disown(tx: &mut Tx, worker: WorkerId, lanes: Vec<SubscriptionId>) -> Result<()> {
     for lane in lanes {
         sqlx::query("DELETE FROM lanes WHERE subscription_id = ? AND owner = ?")
@@ -314,7 +332,7 @@ async fn release(tx: &mut Tx, worker: WorkerId, keys: Vec<DeliveryKey>) -> Resul
         let sql = format!(
             "UPDATE deliveries SET lease_owner = NULL FROM (VALUES {}) v \
              WHERE deliveries.event_id = v.column1 AND deliveries.subscription_id = v.column2 \
-             AND deliveries.lease_owner = ?",
+             AND deliveries.due_at IS NOT NULL AND deliveries.lease_owner = ?",
             values(portion.len(), 2)
         );
         let mut query = sqlx::query(AssertSqlSafe(sql));
@@ -430,6 +448,10 @@ impl Deliveries for Engine {
     async fn own(&self, worker: WorkerId, lanes: &[SubscriptionId]) -> Result<Vec<SubscriptionId>> {
         let lanes = lanes.to_vec();
         self.writer.run(move |tx| Box::pin(own(tx, worker, lanes))).await
+    }
+
+    async fn hand_over(&self, from: WorkerId, to: WorkerId) -> Result<Vec<SubscriptionId>> {
+        self.writer.run(move |tx| Box::pin(hand_over(tx, from, to))).await
     }
 
     async fn disown(&self, worker: WorkerId, lanes: &[SubscriptionId]) -> Result<()> {

@@ -2,7 +2,8 @@
 //!
 //! First the numbers of the events that a page shows, by the index that fits the filter, then their sizes (which SQLite
 //! knows without reading a payload), then those that fit. What is open is found by the index over open deliveries, however much is closed; what failed or was acknowledged by one over
-//! those few; everything else by walking an organization's events.
+//! those few; everything else by walking an organization's events. Where a filter may leave out much of what is found, a page looks
+//! at so many and no more.
 
 use std::collections::HashMap;
 
@@ -54,12 +55,53 @@ impl Way {
                 EventStatus::DeadLetter | EventStatus::Expired | EventStatus::Acknowledged
             )
         };
+        let pending = |status: &EventStatus| *status == EventStatus::Pending;
         match &filter.statuses[..] {
             [] => Self::Events,
-            [EventStatus::Pending] => Self::Open,
+            statuses if statuses.iter().all(pending) => Self::Open,
             statuses if statuses.iter().all(ended) => Self::Ended,
             _ => Self::Events,
         }
+    }
+}
+
+/// Adds what finds a part's events, as columns `seq` and `id`, in order: so many, where `window` says so.
+fn push_found(
+    query: &mut QueryBuilder<Sqlite>,
+    organization: OrganizationId,
+    filter: &EventFilter,
+    part: &Part,
+    window: Option<u64>,
+) {
+    let way = Way::of(filter);
+    query.push(match way {
+        Way::Open => {
+            "SELECT d.seq, d.event_id AS id FROM deliveries d INDEXED BY deliveries_open \
+             CROSS JOIN subscriptions s ON s.id = d.subscription_id \
+             WHERE d.due_at IS NOT NULL AND s.deleted_at IS NULL AND d.organization_id = "
+        }
+        Way::Ended => {
+            "SELECT d.seq, d.event_id AS id FROM deliveries d INDEXED BY deliveries_ended \
+             WHERE d.state IN ('dead_letter', 'expired', 'acknowledged') AND d.organization_id = "
+        }
+        Way::Events => {
+            "SELECT d.seq, d.id FROM events d INDEXED BY events_by_organization WHERE d.organization_id = "
+        }
+    });
+    query.push_bind(organization.uuid());
+    let (sign, direction) = match part.order {
+        Order::OldestFirst => (">", "ASC"),
+        Order::NewestFirst => ("<", "DESC"),
+    };
+    if let Some(after) = part.after {
+        query.push(format_args!(" AND d.seq {sign} ")).push_bind(after);
+    }
+    if !matches!(way, Way::Events) {
+        query.push(" GROUP BY d.seq");
+    }
+    query.push(format_args!(" ORDER BY d.seq {direction}"));
+    if let Some(window) = window {
+        query.push(" LIMIT ").push_bind(whole(window));
     }
 }
 
@@ -69,47 +111,33 @@ fn push_seqs(
     organization: OrganizationId,
     filter: &EventFilter,
     part: &Part,
+    window: Option<u64>,
 ) {
-    let way = Way::of(filter);
-    let (from, seq, event) = match way {
-        Way::Open => (
-            "SELECT d.seq FROM deliveries d INDEXED BY deliveries_open \
-             CROSS JOIN subscriptions s ON s.id = d.subscription_id \
-             WHERE d.due_at IS NOT NULL AND s.deleted_at IS NULL AND d.organization_id = ",
-            "d.seq",
-            "d.event_id",
-        ),
-        Way::Ended => (
-            "SELECT d.seq FROM deliveries d INDEXED BY deliveries_ended \
-             WHERE d.state IN ('dead_letter', 'expired', 'acknowledged') AND d.organization_id = ",
-            "d.seq",
-            "d.event_id",
-        ),
-        Way::Events => (
-            "SELECT e.seq FROM events e INDEXED BY events_by_organization WHERE e.organization_id = ",
-            "e.seq",
-            "e.id",
-        ),
-    };
-    let rank = RANK.replace("{event}", event);
-
-    query.push(from).push_bind(organization.uuid());
-    if let Some(after) = part.after {
-        let sign = if part.order == Order::OldestFirst {
-            ">"
-        } else {
-            "<"
+    if window.is_some() {
+        query.push("SELECT f.seq FROM (");
+        push_found(query, organization, filter, part, window);
+        query.push(") f WHERE true");
+        push_filter(query, filter);
+        let direction = match part.order {
+            Order::OldestFirst => "ASC",
+            Order::NewestFirst => "DESC",
         };
-        query.push(format_args!(" AND {seq} {sign} ")).push_bind(after);
+        query.push(format_args!(" ORDER BY f.seq {direction}"));
+    } else {
+        push_found(query, organization, filter, part, None);
     }
+    query.push(" LIMIT ").push_bind(whole(part.limit));
+    query.push(" OFFSET ").push_bind(whole(part.offset));
+}
+
+/// Adds what leaves out of the events `f` those that the filter does not show.
+fn push_filter(query: &mut QueryBuilder<Sqlite>, filter: &EventFilter) {
+    let rank = RANK.replace("{event}", "f.id");
     if let Some(event_type) = &filter.event_type {
-        match way {
-            Way::Events => query.push(" AND e.type = "),
-            Way::Open | Way::Ended => query.push(" AND (SELECT e.type FROM events e WHERE e.seq = d.seq) = "),
-        };
+        query.push(" AND (SELECT e.type FROM events e WHERE e.seq = f.seq) = ");
         query.push_bind(event_type.clone());
     }
-    if !filter.statuses.is_empty() && !matches!(way, Way::Open) {
+    if !filter.statuses.is_empty() {
         query.push(format_args!(" AND {rank} IN ("));
         let mut ranks = query.separated(", ");
         for status in &filter.statuses {
@@ -118,31 +146,41 @@ fn push_seqs(
         query.push(")");
     }
     if let Some(wanted) = filter.failed {
-        let pending = match way {
-            Way::Open => "true".to_owned(),
-            Way::Ended | Way::Events => format!("{rank} = 0"),
-        };
         query
             .push(format_args!(
-                " AND (NOT {pending} OR EXISTS (SELECT 1 FROM deliveries f \
-                 JOIN subscriptions u ON u.id = f.subscription_id \
-                 WHERE f.event_id = {event} AND f.state = 'retrying' AND u.deleted_at IS NULL) = "
+                " AND (NOT {rank} = 0 OR EXISTS (SELECT 1 FROM deliveries f2 \
+                 JOIN subscriptions u ON u.id = f2.subscription_id \
+                 WHERE f2.event_id = f.id AND f2.state = 'retrying' AND u.deleted_at IS NULL) = "
             ))
             .push_bind(wanted)
             .push(")");
     }
-    if !matches!(way, Way::Events) {
-        query.push(" GROUP BY d.seq");
-    }
-    let direction = if part.order == Order::OldestFirst {
-        "ASC"
-    } else {
-        "DESC"
+}
+
+fn whole(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// The last event that was looked at for a part, if there may be more.
+async fn last_looked_at(
+    connection: &mut SqliteConnection,
+    organization: OrganizationId,
+    filter: &EventFilter,
+    part: &Part,
+    window: u64,
+) -> Result<Option<i64>> {
+    let last = match part.order {
+        Order::OldestFirst => "max",
+        Order::NewestFirst => "min",
     };
-    query.push(format_args!(" ORDER BY {seq} {direction} LIMIT "));
-    query.push_bind(i64::try_from(part.limit).unwrap_or(i64::MAX));
-    query.push(" OFFSET ");
-    query.push_bind(i64::try_from(part.offset).unwrap_or(i64::MAX));
+    let mut query = QueryBuilder::new(format!("SELECT count(*), {last}(seq) FROM ("));
+    push_found(&mut query, organization, filter, part, Some(window));
+    query.push(")");
+    let row = query.build().fetch_one(connection).await.map_err(failed)?;
+    if row.number::<u64>(0)? < window {
+        return Ok(None);
+    }
+    row.value(1)
 }
 
 /// The events with these numbers, in their order, with their sizes.
@@ -185,15 +223,20 @@ impl Engine {
             limit: u64::from(page.limit) + 1,
             offset,
         };
+        let window = filter.window(offset);
         let mut snapshot = self.readers.begin().await.map_err(failed)?;
         let mut query = QueryBuilder::new("");
-        push_seqs(&mut query, organization, filter, &part);
+        push_seqs(&mut query, organization, filter, &part, window);
         let rows = query.build().fetch_all(&mut *snapshot).await.map_err(failed)?;
         let found = rows
             .iter()
             .map(|row| row.value(0))
             .collect::<Result<Vec<i64>>>()?;
-        let shown = page::page(sized(&mut snapshot, &found).await?, page.limit);
+        let last = match window {
+            Some(window) => last_looked_at(&mut snapshot, organization, filter, &part, window).await?,
+            None => None,
+        };
+        let shown = page::page_of(sized(&mut snapshot, &found).await?, page.limit, last);
         let seqs: Vec<i64> = shown.items.iter().map(|event| event.seq).collect();
         Ok(Page {
             items: records(&mut snapshot, &seqs, Log::Last, Timestamp::now()).await?,
@@ -214,7 +257,7 @@ impl Engine {
             offset: 0,
         };
         let mut query = QueryBuilder::new("SELECT count(*) FROM (");
-        push_seqs(&mut query, organization, filter, &part);
+        push_seqs(&mut query, organization, filter, &part, filter.window(most));
         query
             .push(")")
             .build()

@@ -306,6 +306,12 @@ async fn rotate(tx: &mut Tx, rotation: Rotation) -> Result<Rotated> {
     let Some(old) = found.as_ref().map(key).transpose()? else {
         return Ok(Rotated::NotFound);
     };
+    if rotation
+        .within
+        .is_some_and(|within| !within.contains_all(old.scopes))
+    {
+        return Ok(Rotated::Beyond);
+    }
     if old.revoked_at.is_some() || old.expires_at.is_some_and(|end| end <= tx.now) {
         return Ok(Rotated::Ended);
     }

@@ -22,10 +22,11 @@ use crate::{
     SubscriptionUrl, Timestamp,
     announcement::Announcement,
     audit::{self, Action},
+    filter::{FiltersFull, FiltersKept, PATTERN_WORD},
     seal::{KeyId, Sealed},
     signature::SignatureScheme,
     store::{
-        Change, FiltersKept, InForce, NewSecret, Page, PageRequest, PatchOutcome, Result, SealedSecrets,
+        Change, InForce, NewSecret, Page, PageRequest, PatchOutcome, Result, SealedSecrets,
         SubscriptionPatch, Subscriptions,
     },
     subscription::{
@@ -221,6 +222,49 @@ async fn changed(tx: &mut Tx, organization: OrganizationId, id: SubscriptionId) 
     Ok(())
 }
 
+/// Whether an organization's filters leave room for one that a subscription is to have. That holds, for nobody else writes.
+async fn room_for(
+    tx: &mut Tx,
+    organization: OrganizationId,
+    id: SubscriptionId,
+    filter: &Filter,
+) -> Result<Result<(), FiltersFull>> {
+    let row = sqlx::query(
+        "SELECT count(filter), coalesce(sum(length(filter)), 0), \
+         coalesce(sum((length(filter) - length(replace(filter, ?1, ''))) / length(?1)), 0) FROM subscriptions \
+         WHERE organization_id = ?2 AND id <> ?3 AND deleted_at IS NULL AND filter IS NOT NULL",
+    )
+    .bind(PATTERN_WORD)
+    .bind(organization.uuid())
+    .bind(id.uuid())
+    .fetch_one(&mut tx.connection)
+    .await
+    .map_err(failed)?;
+    let kept = FiltersKept {
+        count: row.number(0)?,
+        characters: row.number(1)?,
+        patterns: row.number(2)?,
+    };
+    Ok(kept.room_for(filter))
+}
+
+async fn create(tx: &mut Tx, mut subscription: Subscription) -> Result<Result<Subscription, FiltersFull>> {
+    let (organization, id) = (subscription.organization, subscription.id);
+    if let Some(filter) = &subscription.filter
+        && let Err(full) = room_for(tx, organization, id, filter).await?
+    {
+        return Ok(Err(full));
+    }
+    subscription.version = 1;
+    subscription.created_at = tx.now;
+    subscription.updated_at = tx.now;
+    insert(&mut tx.connection, &subscription).await?;
+    changed(tx, organization, id).await?;
+    tx.audit(audit::Change::of(organization, Action::SubscriptionCreated, id))
+        .await?;
+    Ok(Ok(subscription))
+}
+
 async fn patch(
     tx: &mut Tx,
     organization: OrganizationId,
@@ -242,6 +286,11 @@ async fn patch(
     let mut subscription = subscription(&row)?;
     if subscription.version != version {
         return Ok(PatchOutcome::Conflict);
+    }
+    if let Some(Some(filter)) = &patch.filter
+        && let Err(full) = room_for(tx, organization, id, filter).await?
+    {
+        return Ok(PatchOutcome::FiltersFull(full));
     }
     let was = (subscription.enabled, url(&subscription));
     let before = subscription.clone();
@@ -318,13 +367,14 @@ async fn delete(tx: &mut Tx, organization: OrganizationId, id: SubscriptionId) -
     Ok(true)
 }
 
-/// Disables one, if it is as it was, and tells of it.
+/// Disables one, if it is as it was, and tells of it if it is to be announced.
 pub(super) async fn disable(
     tx: &mut Tx,
     organization: OrganizationId,
     id: SubscriptionId,
     version: i64,
     reason: String,
+    announced: bool,
 ) -> Result<bool> {
     let announcement = Announcement::disabled(id, &reason);
     let audited = audit::Change::of(organization, Action::SubscriptionDisabled, id)
@@ -345,7 +395,9 @@ pub(super) async fn disable(
     if disabled.rows_affected() == 0 {
         return Ok(false);
     }
-    announce(tx, organization, &announcement).await?;
+    if announced {
+        announce(tx, organization, &announcement).await?;
+    }
     tx.audit(audited).await?;
     forget_failing(tx, id).await?;
     changed(tx, organization, id).await?;
@@ -402,7 +454,7 @@ async fn reseal(tx: &mut Tx, id: SubscriptionId, before: Sealed, after: Sealed) 
     let done = sqlx::query(
         "UPDATE subscriptions SET secret = CASE WHEN secret = ?2 THEN ?3 ELSE secret END, \
          former_secret = CASE WHEN former_secret = ?2 THEN ?3 ELSE former_secret END, \
-         headers = CASE WHEN headers = ?2 THEN ?3 ELSE headers END \
+         headers = CASE WHEN headers = ?2 THEN ?3 ELSE headers END, version = version + 1 \
          WHERE id = ?1 AND (secret = ?2 OR former_secret = ?2 OR headers = ?2) RETURNING organization_id",
     )
     .bind(id.uuid())
@@ -422,21 +474,9 @@ async fn reseal(tx: &mut Tx, id: SubscriptionId, before: Sealed, after: Sealed) 
 
 #[async_trait]
 impl Subscriptions for Engine {
-    async fn create(&self, mut subscription: Subscription) -> Result<Subscription> {
+    async fn create(&self, subscription: Subscription) -> Result<Result<Subscription, FiltersFull>> {
         self.writer
-            .run(move |tx| {
-                Box::pin(async move {
-                    subscription.version = 1;
-                    subscription.created_at = tx.now;
-                    subscription.updated_at = tx.now;
-                    insert(&mut tx.connection, &subscription).await?;
-                    changed(tx, subscription.organization, subscription.id).await?;
-                    let (organization, id) = (subscription.organization, subscription.id);
-                    tx.audit(audit::Change::of(organization, Action::SubscriptionCreated, id))
-                        .await?;
-                    Ok(subscription)
-                })
-            })
+            .run(move |tx| Box::pin(create(tx, subscription)))
             .await
     }
 
@@ -499,10 +539,11 @@ impl Subscriptions for Engine {
         id: SubscriptionId,
         version: i64,
         reason: &str,
+        announced: bool,
     ) -> Result<bool> {
         let reason = reason.to_owned();
         self.writer
-            .run(move |tx| Box::pin(disable(tx, organization, id, version, reason)))
+            .run(move |tx| Box::pin(disable(tx, organization, id, version, reason, announced)))
             .await
     }
 
@@ -568,22 +609,6 @@ impl Subscriptions for Engine {
         .as_ref()
         .map(subscription)
         .transpose()
-    }
-
-    async fn filters_beside(&self, organization: OrganizationId, id: SubscriptionId) -> Result<FiltersKept> {
-        let row = sqlx::query(
-            "SELECT count(filter), coalesce(sum(length(filter)), 0) FROM subscriptions \
-             WHERE organization_id = ? AND id <> ? AND deleted_at IS NULL AND filter IS NOT NULL",
-        )
-        .bind(organization.uuid())
-        .bind(id.uuid())
-        .fetch_one(&self.readers)
-        .await
-        .map_err(failed)?;
-        Ok(FiltersKept {
-            count: row.number(0)?,
-            characters: row.number(1)?,
-        })
     }
 
     async fn in_force(&self, organizations: &[OrganizationId]) -> Result<Vec<InForce>> {

@@ -15,6 +15,8 @@ pub(super) struct Row {
     pub(super) attempts: u32,
     pub(super) owner: Option<WorkerId>,
     pub(super) acknowledged: bool,
+    /// When it was opened again, if it was.
+    pub(super) opened_again: Option<Instant>,
 }
 
 /// An attempt's outcome, to be written down.
@@ -40,6 +42,7 @@ pub(super) struct Model {
     pub(super) seqs: HashMap<EventId, i64>,
     leases: HashMap<WorkerId, Instant>,
     lane_owner: Option<WorkerId>,
+    pub(super) handed_over: u32,
 }
 
 impl Model {
@@ -75,6 +78,7 @@ impl Model {
             attempts: 0,
             owner,
             acknowledged: false,
+            opened_again: None,
         };
         self.rows.insert(seq, row);
         self.seqs.insert(event, seq);
@@ -89,6 +93,13 @@ impl Model {
             self.lane_owner = Some(worker);
         }
         self.lane_owner == Some(worker)
+    }
+
+    pub(super) fn hand_over(&mut self, from: WorkerId, to: WorkerId, now: Instant) {
+        if self.lane_owner == Some(from) && self.lives(to, now) {
+            self.lane_owner = Some(to);
+            self.handed_over += 1;
+        }
     }
 
     pub(super) fn disown(&mut self, worker: WorkerId) {
@@ -165,6 +176,22 @@ impl Model {
             None => row.open = false,
         }
         true
+    }
+
+    /// Closes what is open, and opens what is closed.
+    pub(super) fn turn(&mut self, seq: i64, now: Instant) -> Option<EventId> {
+        let row = self.rows.get_mut(&seq)?;
+        if row.open {
+            row.open = false;
+            row.acknowledged = true;
+        } else {
+            row.open = true;
+            row.acknowledged = false;
+            row.due_at = now;
+            row.owner = None;
+            row.opened_again = Some(now);
+        }
+        Some(row.event)
     }
 
     pub(super) fn open(&self) -> Vec<i64> {

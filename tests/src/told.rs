@@ -1,11 +1,13 @@
-//! What the roles are told behind their backs: another time, another address of a host. See `told.c`.
+//! What the roles are told behind their backs: another time, another address of a host, or none that ever comes. See `told.c`.
 
 use std::{fs::File, os::unix::fs::FileExt, process::Command, time::Duration};
 
-use harness::{Node, Scratch};
+use crate::{Node, Scratch};
 
 /// The host whose address can be changed.
 pub const MOVING_HOST: &str = "moving.test";
+/// Hosts under this domain are looked up for ever.
+pub const HANGING_HOSTS: &str = "hangs.test";
 
 /// The library that is loaded into the roles, and the files that it reads.
 pub struct Told {
@@ -14,9 +16,10 @@ pub struct Told {
 
 impl Told {
     /// Compiles it.
+    #[must_use]
     pub fn compile() -> Self {
         let directory = Scratch::new();
-        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/faults/told.c");
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/src/told.c");
         let compiled = Command::new("cc")
             .args(["-shared", "-fPIC", "-O2", "-o"])
             .arg(directory.path().join("told.so"))
@@ -32,6 +35,7 @@ impl Told {
     }
 
     /// The settings that load it.
+    #[must_use]
     pub fn settings(&self) -> [(&'static str, String); 2] {
         let path = self.directory.path();
         [
@@ -49,6 +53,11 @@ impl Told {
     /// Lets [`MOVING_HOST`] be `127.0.0.host` for a process.
     pub fn move_host(&self, node: &Node, host: u8) {
         self.tell(node, 8, host.into());
+    }
+
+    /// Whether a process's look-ups of [`MOVING_HOST`] hang. Those that do go on once none are to.
+    pub fn let_lookups_hang(&self, node: &Node, hang: bool) {
+        self.tell(node, 16, hang.into());
     }
 
     fn tell(&self, node: &Node, offset: u64, what: i64) {

@@ -1,9 +1,11 @@
-/* Loaded into the roles under test (LD_PRELOAD): steps their clock and moves a host name while they run.
+/* Loaded into the roles under test (LD_PRELOAD): steps their clock, moves a host name, and lets look-ups hang, while they
+ * run.
  *
- * What to do stands in a file that is named by the process's id, in the directory that FAULTS_TOLD names: two numbers of
- * 64 bits, the seconds to add to the clock and the last byte of the address of MOVING. The file is mapped, so that a
- * change is seen at once, and reading it costs nothing. Clocks that only measure (CLOCK_MONOTONIC) are left alone, as an
- * operator's or NTP's step leaves them alone.
+ * What to do stands in a file that is named by the process's id, in the directory that FAULTS_TOLD names: three numbers of
+ * 64 bits, the seconds to add to the clock, the last byte of the address of MOVING, and whether looking that up hangs. The
+ * file is mapped, so that a change is seen at once, and reading it costs nothing. Clocks that only measure
+ * (CLOCK_MONOTONIC) are left alone, as an operator's or NTP's step leaves them alone. Names under HANGING are never
+ * answered, as if their name server dropped every query and the resolver never gave up.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -19,13 +21,15 @@
 #include <unistd.h>
 
 #define MOVING "moving.test"
+#define HANGING ".hangs.test"
 
 struct told {
     int64_t seconds;
     int64_t host;
+    int64_t hangs;
 };
 
-static const struct told nothing = {0, 1};
+static const struct told nothing = {0, 1, 0};
 static const volatile struct told *told = &nothing;
 
 static int (*real_clock_gettime)(clockid_t, struct timespec *);
@@ -77,11 +81,18 @@ time_t time(time_t *now) {
     return precise.tv_sec;
 }
 
+static int hangs(const char *node) {
+    size_t length = strlen(node), suffix = strlen(HANGING);
+    return length > suffix && strcmp(node + length - suffix, HANGING) == 0;
+}
+
 int getaddrinfo(const char *restrict node, const char *restrict service, const struct addrinfo *restrict hints,
                 struct addrinfo **restrict found) {
     if (!real_getaddrinfo) find_real();
     char address[sizeof "127.0.0.255"];
+    while (node && hangs(node)) sleep(60);
     if (node && strcmp(node, MOVING) == 0) {
+        while (told->hangs) usleep(10000);
         snprintf(address, sizeof address, "127.0.0.%d", (int)(told->host & 255));
         node = address;
     }
