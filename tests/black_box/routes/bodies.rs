@@ -16,6 +16,7 @@ async fn bodies_that_are_none(engine: Engine) {
     let world = World::start(engine).await;
     let operations = operations(&world).await;
     let party = Party::stranger(&world).await;
+    party.usage_is_counted().await;
     let before = party.everything(&operations).await;
     for operation in operations.iter().filter(|operation| operation.has_body) {
         let client = client_of(operation, &world, &party);

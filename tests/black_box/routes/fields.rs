@@ -181,6 +181,7 @@ async fn fields_that_are_not_what_they_should_be(engine: Engine) {
     assert!(refused.len() > 500, "{}", refused.len());
     // Another, who sends nothing but what is refused, has what it had.
     let party = Party::stranger(&world).await;
+    party.usage_is_counted().await;
     let before = party.everything(&operations).await;
     for (at, attempt) in attempts(&operations, &party).iter().enumerate() {
         if refused.contains(&at) {

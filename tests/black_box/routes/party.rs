@@ -133,7 +133,6 @@ impl Party {
         party.event("own.one", "a stranger's").await;
         party.replay(&push).await;
         party.key().await;
-        party.usage_is_counted().await;
         party
     }
 
@@ -152,7 +151,8 @@ impl Party {
         .await;
     }
 
-    async fn usage_is_counted(&self) {
+    /// Waits until the events that it has posted are counted.
+    pub(super) async fn usage_is_counted(&self) {
         eventually("its events are counted", SOON, async || {
             let usage = self.client.get("/v1/usage").await.expect(200);
             if usage["accepted"] == self.ids["evt"].len() {
