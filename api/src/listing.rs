@@ -22,7 +22,7 @@ use http::{HeaderName, HeaderValue, header};
 use serde::Serialize;
 use shared::{
     OrganizationId,
-    http::ApiError,
+    http::{ApiError, FieldError},
     store::{EventFilter, EventQuery, EventRecord, Order, PageRequest, Store},
 };
 
@@ -159,6 +159,37 @@ enum Place {
 }
 
 impl<F: Form> List<F> {
+    /// Passes over what comes before the first event, if that is looked for: whether there may be more behind it. What is not looked
+    /// for is passed over as it is read.
+    async fn pass_over(&mut self) -> Result<bool, ApiError> {
+        let Source::List {
+            filter,
+            order,
+            offset,
+        } = &mut self.wanted.source
+        else {
+            return Ok(true);
+        };
+        let events = &self.store.events;
+        while *offset > 0 && filter.is_looked_for() {
+            if self.looks == 0 {
+                let rule = "leads further than a request looks that gives a status: use cursor";
+                return Err(ApiError::invalid(vec![FieldError::parameter("offset", rule)]));
+            }
+            self.looks -= 1;
+            let (organization, after) = (self.wanted.organization, self.wanted.page.after);
+            let passed = events
+                .pass_over(organization, filter, *order, after, *offset)
+                .await?;
+            *offset -= passed.count;
+            if passed.next.is_none() {
+                return Ok(false);
+            }
+            self.wanted.page.after = passed.next;
+        }
+        Ok(true)
+    }
+
     /// Reads the next page.
     async fn read(&mut self) -> Result<(), ApiError> {
         if Instant::now() > self.deadline {
@@ -166,6 +197,11 @@ impl<F: Form> List<F> {
                 "the list was not read to its end in time",
                 Duration::from_secs(1),
             ));
+        }
+        if !self.pass_over().await? {
+            self.wanted.page.after = None;
+            self.more = false;
+            return Ok(());
         }
         let wanted = &mut self.wanted;
         let request = PageRequest {

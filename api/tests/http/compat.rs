@@ -236,6 +236,51 @@ async fn a_status_that_is_rare_is_not_looked_for_everywhere_at_once() {
 }
 
 #[tokio::test]
+async fn pages_by_offset_are_those_by_cursor() {
+    let desk = Desk::open().await;
+    let tenant = desk.tenant().await;
+    let (inbox, hook) = (desk.inbox(&tenant).await, desk.subscribe(&tenant).await);
+    // Few of them are among those that a page looks at.
+    let mut dead = Vec::new();
+    for at in 0..50 {
+        let id = desk.event(&tenant, "rare", "1", hook).await;
+        desk.fail(id, hook, &tenant, Next::DeadLetter).await;
+        dead.push(id.uuid().to_string());
+        if at % 2 == 0 {
+            let batch: Vec<_> = (0..300).map(|_| event(&tenant, "usual", "2")).collect();
+            desk.take_in_all(&batch, inbox).await;
+        }
+    }
+    dead.reverse();
+    let mut found = Vec::new();
+    loop {
+        let path = format!("/api/inbox?status=dead_letter&limit=7&offset={}", found.len());
+        let answer = desk.get(&path, &tenant.key).await;
+        assert_eq!(answer.status, 200, "{}", answer.text);
+        found.extend(answer.ids());
+        if answer.body["pagination"]["has_more"] == false {
+            break;
+        }
+    }
+    assert_eq!(found, dead);
+    let past = desk
+        .get("/api/inbox?status=dead_letter&offset=50", &tenant.key)
+        .await;
+    assert_eq!(past.ids(), [""; 0]);
+    assert_eq!(past.body["pagination"]["has_more"], false);
+    // Where more would have to be looked at than a request looks at, it says what to do.
+    for _ in 0..52 {
+        let batch: Vec<_> = (0..500).map(|_| event(&tenant, "usual", "2")).collect();
+        desk.take_in_all(&batch, inbox).await;
+    }
+    let far = desk
+        .get("/api/inbox?status=dead_letter&offset=50", &tenant.key)
+        .await;
+    assert_eq!(far.status, 422, "{}", far.text);
+    assert!(far.text.contains("use cursor"), "{}", far.text);
+}
+
+#[tokio::test]
 async fn what_is_called_off_shows_as_dead() {
     let desk = Desk::open().await;
     let tenant = desk.tenant().await;

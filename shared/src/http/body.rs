@@ -222,7 +222,7 @@ async fn read_to_cap(
     cap: Cap,
     mut admit: impl FnMut(usize) -> Result<(), ApiError>,
 ) -> Result<Bytes, ApiError> {
-    // What is announced is only a promise: no more is made ready for it than for any body.
+    // What is announced is only a promise: no more is made ready for it than has come so far, once more.
     let announced = http_body::Body::size_hint(&body).exact().unwrap_or(0);
     let capacity = usize::try_from(announced).map_or(MAX_BODY_BYTES, |bytes| bytes.min(MAX_BODY_BYTES));
     let mut whole: Option<Bytes> = None;
@@ -239,7 +239,8 @@ async fn read_to_cap(
             None if gathered.is_empty() => whole = Some(data),
             first => {
                 if let Some(first) = first {
-                    gathered.reserve(capacity.max(first.len() + data.len()));
+                    let arrived = first.len() + data.len();
+                    gathered.reserve(capacity.clamp(arrived, 2 * arrived));
                     gathered.extend_from_slice(&first);
                 }
                 gathered.extend_from_slice(&data);

@@ -149,13 +149,27 @@ pub struct EventFilter {
 const LOOKED_AT: u64 = 2_000;
 
 impl EventFilter {
-    /// How many events a page looks at, beside so many that it passes over or counts. `None` is as many as it shows: all events, or
-    /// all that are pending, are found without looking at others.
+    /// How many events a page looks at, beside so many that are counted. `None` is as many as it shows: all events, or all that are
+    /// pending, are found without looking at others.
     pub(super) fn window(&self, beside: u64) -> Option<u64> {
+        self.is_looked_for().then(|| LOOKED_AT.saturating_add(beside))
+    }
+
+    /// Whether what it shows is looked for among events that it does not show, so that a page of it may be short.
+    pub fn is_looked_for(&self) -> bool {
         let pending = self.statuses.iter().all(|status| *status == EventStatus::Pending);
         let all_are_shown = pending && self.failed.is_none() && self.event_type.is_none();
-        (!all_are_shown).then(|| LOOKED_AT.saturating_add(beside))
+        !all_are_shown
     }
+}
+
+/// How far a list was passed over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Passed {
+    /// How many events that the filter shows.
+    pub count: u64,
+    /// Where it goes on; `None` after the last.
+    pub next: Option<i64>,
 }
 
 /// A list's order and place.
@@ -183,7 +197,8 @@ pub trait Events: Send + Sync {
     /// Lists events with their deliveries (without attempts but the last), by `seq`; in order, nothing that commits
     /// later can come before what was listed. `Order::OldestFirst` with the one status `pending` is the inbox. A page ends
     /// before its limit rather than have more than [`PAGE_BYTES`] of payloads; its `next` says that there is more. With a filter that
-    /// may leave much out, its work is bounded: it may show few, or none, and its `next` is then the last that was looked at.
+    /// may leave much out, its work is bounded: it may show few, or none, and its `next` is then the last that was looked at. What
+    /// [is looked for](EventFilter::is_looked_for) takes no `offset` but 0: see [`Events::pass_over`].
     async fn list(
         &self,
         organization: OrganizationId,
@@ -192,6 +207,16 @@ pub trait Events: Send + Sync {
         page: PageRequest<i64>,
         offset: u64,
     ) -> Result<Page<EventRecord, i64>>;
+    /// Passes over so many events of a list, or fewer, since its work is bounded as that of a page is: then it goes on with the
+    /// rest from where it came to.
+    async fn pass_over(
+        &self,
+        organization: OrganizationId,
+        filter: &EventFilter,
+        order: Order,
+        after: Option<i64>,
+        count: u64,
+    ) -> Result<Passed>;
     /// Looks at events, newest first, and shows those that fit. The work of a page is bounded whatever fits: it may show
     /// none though its `next` says that there is more to look at. It is bounded in bytes as that of [`Events::list`] is.
     async fn browse(

@@ -43,7 +43,7 @@ pub use self::{
     erasures::{ERASURE_KEPT, Erased, Erasures, MAX_MARKS},
     events::{
         AttemptRecord, DeliveryRecord, EventFilter, EventRecord, Events, IntakeBatch, IntakeOutcome, Order,
-        PlannedDelivery, StoredEvent,
+        Passed, PlannedDelivery, StoredEvent,
     },
     feed::{Feed, FeedEvent, FeedPage},
     insight::{DeliveryFilter, DeliveryPlace, Insight, ListedDelivery},

@@ -3,7 +3,7 @@
 //! Payloads differ in size by five orders of magnitude, so that a number of events says little of what reading them takes.
 //! Engines look first which events a page shows and how large they are, then read no more than these.
 
-use super::Page;
+use super::{Page, Passed};
 
 /// The most bytes of payloads that one page of [`Events::list`](super::Events::list) has, unless its first event alone has
 /// more.
@@ -47,6 +47,18 @@ pub(super) fn page_within<I>(mut found: Vec<Shown<I>>, limit: u32, most: u64) ->
     found.truncate(fitting);
     let next = found.last().filter(|_| more).map(|last| last.seq);
     Page { items: found, next }
+}
+
+impl Passed {
+    /// Over what was `found` of at most `count`, where all that was looked at ends with `last`, if there may be more.
+    pub(super) fn of<I>(found: &[Shown<I>], count: u64, last: Option<i64>) -> Self {
+        let passed = found.len() as u64;
+        let next = match found.last() {
+            Some(found) if passed >= count => Some(found.seq),
+            _ => last,
+        };
+        Self { count: passed, next }
+    }
 }
 
 #[cfg(test)]

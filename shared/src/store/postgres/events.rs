@@ -19,7 +19,7 @@ use crate::{
     audit::{Action, Change},
     store::{
         EventFilter, EventQuery, EventRecord, Events, IntakeBatch, IntakeOutcome, Order, Page, PageRequest,
-        SetAside, SetAsidePlace,
+        Passed, SetAside, SetAsidePlace,
     },
 };
 
@@ -58,6 +58,16 @@ const SET_ASIDE_AFTER: &str = "
 const FORGET: &str =
     "DELETE FROM set_aside WHERE id = $1 AND times = coalesce($2, times) RETURNING organization_id";
 
+impl Engine {
+    /// Below which `seq` nothing can come any more: what is listed oldest first ends there.
+    async fn settled_below(&self, order: Order) -> Result<Option<i64>> {
+        match order {
+            Order::OldestFirst => Ok(Some(self.one(query(lists::SETTLED_BELOW)).await?.value("seq")?)),
+            Order::NewestFirst => Ok(None),
+        }
+    }
+}
+
 #[async_trait]
 impl Events for Engine {
     async fn intake(&self, batch: &IntakeBatch<'_>) -> Result<IntakeOutcome> {
@@ -95,18 +105,33 @@ impl Events for Engine {
         page: PageRequest<i64>,
         offset: u64,
     ) -> Result<Page<EventRecord, i64>> {
-        let settled_below = match order {
-            Order::OldestFirst => Some(self.one(query(lists::SETTLED_BELOW)).await?.value("seq")?),
-            Order::NewestFirst => None,
-        };
         let part = Part {
             after: page.after,
             limit: i64::from(page.limit) + 1,
             offset,
-            settled_below,
+            settled_below: self.settled_below(order).await?,
         };
         let listed = lists::list(organization, filter, order, &part);
         self.read_page(organization, listed, order, page.limit).await
+    }
+
+    async fn pass_over(
+        &self,
+        organization: OrganizationId,
+        filter: &EventFilter,
+        order: Order,
+        after: Option<i64>,
+        count: u64,
+    ) -> Result<Passed> {
+        let part = Part {
+            after,
+            limit: i64::try_from(count).unwrap_or(i64::MAX),
+            offset: 0,
+            settled_below: self.settled_below(order).await?,
+        };
+        let listed = lists::list(organization, filter, order, &part);
+        let (found, last) = self.find(listed, order).await?;
+        Ok(Passed::of(&found, count, last))
     }
 
     async fn browse(

@@ -241,7 +241,7 @@ pub(super) fn list(organization: OrganizationId, filter: &EventFilter, order: Or
         Order::OldestFirst => found.oldest,
         Order::NewestFirst => found.newest,
     };
-    let window = filter.window(part.offset);
+    let window = filter.window(0);
     Listed {
         statement: bind(sql, organization, filter, part, window),
         window,

@@ -108,6 +108,16 @@ impl Engine {
         }))
         .await
     }
+
+    /// Finds what a list shows, without reading it.
+    pub(super) async fn find(&self, listed: Listed, order: Order) -> Result<(Vec<Shown<Uuid>>, Option<i64>)> {
+        Box::pin(within(CALL, async {
+            let mut session = Session::of(&self.pool).await?;
+            let found = find(session.connection(), listed, order).await;
+            session.settle_read(found)
+        }))
+        .await
+    }
 }
 
 pub(super) async fn begin(connection: &mut PgConnection) -> Result<()> {
@@ -146,7 +156,27 @@ async fn read_page(
     limit: u32,
 ) -> Result<Page<EventRecord, i64>> {
     begin(connection).await?;
-    let rows = listed.statement.fetch_all(&mut *connection).await;
+    let (found, last) = find(connection, listed, order).await?;
+    let shown = page::page_of(found, limit, last);
+    let ids = shown.items.iter().map(|event| event.id).collect();
+    let mut items = events_of(connection, organization, ids).await?;
+    commit(connection).await?;
+    if order == Order::NewestFirst {
+        items.reverse();
+    }
+    Ok(Page {
+        items,
+        next: shown.next,
+    })
+}
+
+/// What a list shows, in its order, and the last that was looked at for it, if there may be more.
+async fn find(
+    connection: &mut PgConnection,
+    listed: Listed,
+    order: Order,
+) -> Result<(Vec<Shown<Uuid>>, Option<i64>)> {
+    let rows = listed.statement.fetch_all(connection).await;
     let (mut found, mut last) = (Vec::new(), None);
     for row in rows.map_err(classify)? {
         if row.value::<Option<Uuid>>("id")?.is_some() {
@@ -159,17 +189,7 @@ async fn read_page(
         Order::OldestFirst => found.sort_unstable_by_key(|event| event.seq),
         Order::NewestFirst => found.sort_unstable_by_key(|event| Reverse(event.seq)),
     }
-    let shown = page::page_of(found, limit, last);
-    let ids = shown.items.iter().map(|event| event.id).collect();
-    let mut items = events_of(connection, organization, ids).await?;
-    commit(connection).await?;
-    if order == Order::NewestFirst {
-        items.reverse();
-    }
-    Ok(Page {
-        items,
-        next: shown.next,
-    })
+    Ok((found, last))
 }
 
 /// The events with these ids, in order of `seq`, as lists show them.

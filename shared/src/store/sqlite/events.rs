@@ -18,7 +18,8 @@ use crate::{
     delivery::{Status, SubscriptionCondition},
     store::{
         AttemptRecord, DeliveryRecord, EventFilter, EventQuery, EventRecord, Events, IntakeBatch,
-        IntakeOutcome, Order, Page, PageRequest, Result, SetAside, SetAsidePlace, is_in_range, parse_state,
+        IntakeOutcome, Order, Page, PageRequest, Passed, Result, SetAside, SetAsidePlace, is_in_range,
+        parse_state,
     },
 };
 
@@ -264,6 +265,18 @@ impl Events for Engine {
         offset: u64,
     ) -> Result<Page<EventRecord, i64>> {
         self.list_events(organization, filter, order, page, offset).await
+    }
+
+    async fn pass_over(
+        &self,
+        organization: OrganizationId,
+        filter: &EventFilter,
+        order: Order,
+        after: Option<i64>,
+        count: u64,
+    ) -> Result<Passed> {
+        self.pass_over_events(organization, filter, order, after, count)
+            .await
     }
 
     async fn browse(

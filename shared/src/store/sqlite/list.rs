@@ -18,7 +18,7 @@ use super::{
 use crate::{
     EventStatus, OrganizationId, Timestamp,
     store::{
-        EventFilter, EventRecord, Order, Page, PageRequest, Result,
+        EventFilter, EventRecord, Order, Page, PageRequest, Passed, Result,
         page::{self, Shown},
     },
 };
@@ -183,6 +183,25 @@ async fn last_looked_at(
     row.value(1)
 }
 
+/// The numbers of a part's events, in its order, and the last that was looked at for it, if there may be more.
+async fn find(
+    connection: &mut SqliteConnection,
+    organization: OrganizationId,
+    filter: &EventFilter,
+    part: &Part,
+) -> Result<(Vec<i64>, Option<i64>)> {
+    let window = filter.window(0);
+    let mut query = QueryBuilder::new("");
+    push_seqs(&mut query, organization, filter, part, window);
+    let rows = query.build().fetch_all(&mut *connection).await.map_err(failed)?;
+    let found: Result<Vec<i64>> = rows.iter().map(|row| row.value(0)).collect();
+    let last = match window {
+        Some(window) => last_looked_at(connection, organization, filter, part, window).await?,
+        None => None,
+    };
+    Ok((found?, last))
+}
+
 /// The events with these numbers, in their order, with their sizes.
 async fn sized(connection: &mut SqliteConnection, seqs: &[i64]) -> Result<Vec<Shown<()>>> {
     let mut sizes = HashMap::with_capacity(seqs.len());
@@ -223,25 +242,38 @@ impl Engine {
             limit: u64::from(page.limit) + 1,
             offset,
         };
-        let window = filter.window(offset);
         let mut snapshot = self.readers.begin().await.map_err(failed)?;
-        let mut query = QueryBuilder::new("");
-        push_seqs(&mut query, organization, filter, &part, window);
-        let rows = query.build().fetch_all(&mut *snapshot).await.map_err(failed)?;
-        let found = rows
-            .iter()
-            .map(|row| row.value(0))
-            .collect::<Result<Vec<i64>>>()?;
-        let last = match window {
-            Some(window) => last_looked_at(&mut snapshot, organization, filter, &part, window).await?,
-            None => None,
-        };
+        let (found, last) = find(&mut snapshot, organization, filter, &part).await?;
         let shown = page::page_of(sized(&mut snapshot, &found).await?, page.limit, last);
         let seqs: Vec<i64> = shown.items.iter().map(|event| event.seq).collect();
         Ok(Page {
             items: records(&mut snapshot, &seqs, Log::Last, Timestamp::now()).await?,
             next: shown.next,
         })
+    }
+
+    pub(super) async fn pass_over_events(
+        &self,
+        organization: OrganizationId,
+        filter: &EventFilter,
+        order: Order,
+        after: Option<i64>,
+        count: u64,
+    ) -> Result<Passed> {
+        let part = Part {
+            order,
+            after,
+            limit: count,
+            offset: 0,
+        };
+        let mut snapshot = self.readers.begin().await.map_err(failed)?;
+        let (found, last) = find(&mut snapshot, organization, filter, &part).await?;
+        let passed = found.into_iter().map(|seq| Shown {
+            id: (),
+            seq,
+            bytes: 0,
+        });
+        Ok(Passed::of(&passed.collect::<Vec<_>>(), count, last))
     }
 
     pub(super) async fn count_events(
