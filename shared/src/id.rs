@@ -79,6 +79,21 @@ impl<K: Kind> Id<K> {
     }
 }
 
+impl WorkerId {
+    /// A new id of the same worker, which goes on under it. All of its ids end in the same 64 bits, by which whoever counts workers
+    /// knows it for one.
+    #[must_use]
+    pub fn successor(self) -> Self {
+        let (own, new) = (self.0.as_u128(), Self::new().0.as_u128());
+        // Later than its own, whatever the clock says: it is never the same.
+        let millis = (new >> 80).max((own >> 80) + 1);
+        let rest = (new >> 64) & 0xffff;
+        Self::from_uuid(Uuid::from_u128(
+            (millis << 80) | (rest << 64) | (own & u128::from(u64::MAX)),
+        ))
+    }
+}
+
 impl<K: Kind> Default for Id<K> {
     fn default() -> Self {
         Self::new()
@@ -161,6 +176,20 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_worker_has_ids_that_are_new_and_known_for_its_own() {
+        let (first, other) = (WorkerId::new(), WorkerId::new());
+        let end = |id: WorkerId| id.uuid().as_u64_pair().1;
+        let mut last = first;
+        for _ in 0..1_000 {
+            let next = last.successor();
+            assert!(next > last && end(next) == end(first), "{next}");
+            assert!(next.created_at().is_some(), "{next} is of version 7");
+            last = next;
+        }
+        assert_ne!(end(first), end(other));
+    }
 
     proptest! {
         #[test]

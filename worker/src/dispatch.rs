@@ -5,6 +5,7 @@
 //! before it begins, so that nothing waits once it is sent.
 
 use std::{
+    collections::HashSet,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -35,6 +36,9 @@ const RECHECK: Duration = Duration::from_secs(2);
 
 /// The most test pushes under way at once, beside the pools of attempts.
 const TESTS: usize = 32;
+
+/// The most deliveries that one call gives back.
+const RELEASED_AT_ONCE: usize = 500;
 
 /// An outcome on its way to the store, with what the metrics want to know.
 #[derive(Debug)]
@@ -316,10 +320,13 @@ impl Dispatch {
     }
 
     async fn release(&self, holding: &Holding, keys: &[DeliveryKey]) {
-        for some in keys.chunks(500) {
+        for some in keys.chunks(RELEASED_AT_ONCE) {
             if let Err(error) = self.store.deliveries.release(holding.worker(), some).await {
-                tracing::warn!(%error, "deliveries could not be given back; a new lease frees them");
-                self.lease.doubt();
+                tracing::warn!(%error, "deliveries could not be given back; the end of their lease frees them");
+                // One that is on its way out ends without more doubt, which would go on for as long as the store fails.
+                if self.lease.is_current(holding) {
+                    self.lease.doubt();
+                }
             }
         }
     }
@@ -362,6 +369,29 @@ impl Dispatch {
             let dispatch = Arc::clone(self);
             self.attempts.spawn(async move { dispatch.give_back(jobs).await });
         }
+    }
+
+    /// Gives deliveries back, however many there are, while the worker goes on; their lanes are fed as soon as they are free. What
+    /// they carried is let go of at once.
+    pub fn give_back_and_feed(self: &Arc<Self>, mut jobs: Vec<Job>) {
+        // Stable, and ids grow: what is first in its lane is free first.
+        jobs.sort_by_key(|job| job.holding.worker());
+        let of_one = |same: &[Job]| -> (Arc<Holding>, Vec<DeliveryKey>) {
+            let keys = same.iter().map(|job| job.key).collect();
+            (Arc::clone(&same[0].holding), keys)
+        };
+        let leases = jobs.chunk_by(|one, other| one.holding.worker() == other.holding.worker());
+        let leases: Vec<_> = leases.map(of_one).collect();
+        let dispatch = Arc::clone(self);
+        self.attempts.spawn(async move {
+            for (holding, keys) in leases {
+                for some in keys.chunks(RELEASED_AT_ONCE) {
+                    dispatch.release(&holding, some).await;
+                    let lanes: HashSet<_> = some.iter().map(|key| key.subscription).collect();
+                    dispatch.feed(lanes);
+                }
+            }
+        });
     }
 
     /// Sends nothing more, gives back what waited, so that others need not wait for the slowest attempt, and waits for the

@@ -84,7 +84,7 @@ pub enum Renewed {
 impl Lease {
     /// Takes a first lease.
     pub async fn enlist(deliveries: &dyn store::Deliveries) -> store::Result<Self> {
-        let holding = enlist(deliveries).await?;
+        let holding = enlist(deliveries, WorkerId::new()).await?;
         Ok(Self {
             current: Mutex::new(holding),
             retiring: Mutex::default(),
@@ -134,7 +134,8 @@ impl Lease {
         if !lost && !self.doubt.load(Ordering::Relaxed) {
             return Ok(Renewed::Same);
         }
-        let holding = enlist(deliveries).await?;
+        // Known for the same worker, also should the answer be lost and another be taken.
+        let holding = enlist(deliveries, current.worker.successor()).await?;
         self.doubt.store(false, Ordering::Relaxed);
         let old = std::mem::replace(&mut *lock(&self.current), holding);
         drop(current);
@@ -155,8 +156,8 @@ impl Lease {
     }
 }
 
-async fn enlist(deliveries: &dyn store::Deliveries) -> store::Result<Arc<Holding>> {
-    let (worker, asked) = (WorkerId::new(), Instant::now());
+async fn enlist(deliveries: &dyn store::Deliveries, worker: WorkerId) -> store::Result<Arc<Holding>> {
+    let asked = Instant::now();
     deliveries.enlist(worker, TIME_TO_LIVE).await?;
     tracing::info!(worker.id = %worker, "the worker is enlisted");
     Ok(Holding::new(worker, asked))

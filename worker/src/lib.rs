@@ -273,7 +273,7 @@ async fn enlisted(store: &Store, soft: &CancellationToken) -> Option<(Arc<Lease>
 async fn hold(
     lease: &Lease,
     ownership: &Ownership,
-    dispatch: &Dispatch,
+    dispatch: &Arc<Dispatch>,
     store: &Store,
     recorded: CancellationToken,
 ) {
@@ -284,39 +284,46 @@ async fn hold(
             () = recorded.cancelled() => break,
             _ = every.tick() => {}
         }
-        let renewed = lease.renew(&*store.deliveries).await;
-        match &renewed {
-            Ok(Renewed::Same) => {}
-            Ok(Renewed::Anew) => {
-                tracing::info!("a call's outcome was in doubt: what it may have taken is freed");
-            }
-            Ok(Renewed::AfterLoss) => {
-                telemetry::lease_lost().increment(1);
-                tracing::warn!("the lease ran out: others may have taken what this worker held");
-            }
-            Err(error) => tracing::warn!(%error, "the lease could not be renewed"),
-        }
-        let mut hungry: HashSet<SubscriptionId> = HashSet::new();
-        if matches!(renewed, Ok(Renewed::Anew | Renewed::AfterLoss)) {
-            let dropped = dispatch.lanes().keep_held_by(lease.current().worker());
-            hungry.extend(dropped.iter().map(|job| job.key.subscription));
-            if matches!(renewed, Ok(Renewed::Anew)) {
-                // They are known: they need not wait for the old lease to end.
-                dispatch.give_back(dropped).await;
-            }
-        }
-        match ownership.take_along().await {
-            Ok(lanes) => hungry.extend(lanes),
-            Err(error) => {
-                tracing::debug!(%error, "lanes could not be taken along; the next renewal tries again");
-            }
-        }
-        dispatch.feed(hungry);
+        renew(lease, ownership, dispatch, store).await;
     }
     // If this fails the lease runs out by itself.
     if let Err(error) = lease.resign(&*store.deliveries).await {
         tracing::warn!(%error, "the worker could not resign");
     }
+}
+
+/// Renews the lease, and sees to what follows from that. Whatever there is to be given back, the next renewal does not wait for it: the
+/// lease would run out.
+async fn renew(lease: &Lease, ownership: &Ownership, dispatch: &Arc<Dispatch>, store: &Store) {
+    let renewed = lease.renew(&*store.deliveries).await;
+    match &renewed {
+        Ok(Renewed::Same) => {}
+        Ok(Renewed::Anew) => {
+            tracing::info!("a call's outcome was in doubt: what it may have taken is freed");
+        }
+        Ok(Renewed::AfterLoss) => {
+            telemetry::lease_lost().increment(1);
+            tracing::warn!("the lease ran out: others may have taken what this worker held");
+        }
+        Err(error) => tracing::warn!(%error, "the lease could not be renewed"),
+    }
+    let mut hungry: HashSet<SubscriptionId> = HashSet::new();
+    if matches!(renewed, Ok(Renewed::Anew | Renewed::AfterLoss)) {
+        let dropped = dispatch.lanes().keep_held_by(lease.current().worker());
+        if matches!(renewed, Ok(Renewed::Anew)) {
+            // They are known: they need not wait for the old lease to end.
+            dispatch.give_back_and_feed(dropped);
+        } else {
+            hungry.extend(dropped.iter().map(|job| job.key.subscription));
+        }
+    }
+    match ownership.take_along().await {
+        Ok(lanes) => hungry.extend(lanes),
+        Err(error) => {
+            tracing::debug!(%error, "lanes could not be taken along; the next renewal tries again");
+        }
+    }
+    dispatch.feed(hungry);
 }
 
 /// What a worker cannot do its work without.

@@ -289,8 +289,53 @@ impl State {
 
 #[cfg(test)]
 mod tests {
+    use shared::guard::TargetPolicy;
+
     use super::*;
-    use crate::{lease::Renewed, real_store::RealStore};
+    use crate::{
+        lane::{Bounds, Lanes},
+        lease::Renewed,
+        outbound::Outbound,
+        outcome,
+        real_store::RealStore,
+        scheduler,
+    };
+
+    #[tokio::test]
+    async fn a_worker_in_doubt_keeps_its_share() {
+        let real = RealStore::open().await;
+        let mut lanes = Vec::new();
+        for _ in 0..20 {
+            lanes.push(real.subscription().await.id);
+        }
+        let deliveries = &*real.store.deliveries;
+        let lease = Arc::new(Lease::enlist(deliveries).await.unwrap());
+        let ownership = Ownership::begin(real.store.clone(), Arc::clone(&lease))
+            .await
+            .unwrap();
+        let ((ended, _), (wake, _words)) = (outcome::channel(), scheduler::wake());
+        let dispatch = Dispatch::new(
+            Lanes::new(Bounds::default()),
+            Arc::clone(&lease),
+            real.registry(),
+            Outbound::new(TargetPolicy::default(), None).unwrap(),
+            real.store.clone(),
+            ended,
+            wake,
+        );
+        assert_eq!(ownership.acquire(&lanes).await.unwrap().len(), 20);
+        // The old lease lives for as long as this takes.
+        let under_way = lease.current();
+        lease.doubt();
+        assert_eq!(lease.renew(deliveries).await.unwrap(), Renewed::Anew);
+        assert_eq!(ownership.take_along().await.unwrap().len(), 20);
+        let standing = deliveries.standing(lease.current().worker()).await.unwrap();
+        assert_eq!((standing.workers, standing.mine, standing.all), (1, 20, 20));
+        ownership.once(&dispatch).await.unwrap();
+        assert_eq!(ownership.workers(), 1, "the limits are not shared with itself");
+        assert!(lanes.iter().all(|lane| ownership.owns(*lane)));
+        assert_eq!(lease.retiring(), [under_way.worker()]);
+    }
 
     #[tokio::test]
     async fn a_worker_in_doubt_takes_its_lanes_along() {

@@ -1,5 +1,7 @@
 //! For tests: a real store on SQLite in a directory of the test's own, whose calls about subscriptions can be told to fail,
-//! and are counted.
+//! and are counted; and so can those that give deliveries back be told to, or to take their time.
+
+mod releases;
 
 use std::{
     path::PathBuf,
@@ -25,6 +27,7 @@ use shared::{
     subscription::{AttemptTimeout, Format, MaxInFlight, Metadata, Push, Target},
 };
 
+pub use self::releases::Releases;
 use crate::registry::Registry;
 
 /// Delegates to a real store, but for what it is told.
@@ -143,6 +146,8 @@ pub struct RealStore {
     pub store: Store,
     /// Its subscriptions, as they are watched.
     pub watched: Arc<Watched>,
+    /// Its deliveries, as they are given back.
+    pub releases: Arc<Releases>,
     organization: OrganizationId,
     directory: PathBuf,
 }
@@ -160,6 +165,8 @@ impl RealStore {
             disabling: AtomicUsize::new(0),
         });
         store.subscriptions = Arc::clone(&watched) as _;
+        let releases = Arc::new(Releases::of(Arc::clone(&store.deliveries)));
+        store.deliveries = Arc::clone(&releases) as _;
         let (organization, text) = (OrganizationId::new(), KeyText::generate());
         let key = NewKey {
             id: KeyId::new(),
@@ -177,6 +184,7 @@ impl RealStore {
         Self {
             store,
             watched,
+            releases,
             organization,
             directory,
         }

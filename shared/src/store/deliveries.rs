@@ -58,7 +58,8 @@ pub enum Lease {
 /// How many workers there are, and how the lanes that have an owner are spread over them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Standing {
-    /// Workers whose lease lives.
+    /// Workers whose lease lives; one that has several, under ids that [succeeded](WorkerId::successor) one another, counts
+    /// once.
     pub workers: u32,
     /// Lanes that the worker owns that asked.
     pub mine: u32,
@@ -104,7 +105,7 @@ pub trait Deliveries: Send + Sync {
     /// now. A lane belongs to its owner until that gives it up, or has no living lease any more.
     async fn own(&self, worker: WorkerId, lanes: &[SubscriptionId]) -> Result<Vec<SubscriptionId>>;
     /// Makes a worker, if its lease lives, the owner of all lanes that another owns, and returns them: the two are one process,
-    /// which has taken a new id. What the other holds stays held by it.
+    /// which has taken a [new id](WorkerId::successor). What the other holds stays held by it.
     async fn hand_over(&self, from: WorkerId, to: WorkerId) -> Result<Vec<SubscriptionId>>;
     /// Gives lanes up that the worker owns.
     async fn disown(&self, worker: WorkerId, lanes: &[SubscriptionId]) -> Result<()>;

@@ -73,6 +73,13 @@ pub(crate) async fn a_lane_has_one_owner(store: &Store) {
             all: 2
         }
     );
+    // A worker that has taken a new id is one yet, whoever asks.
+    let again = me.successor();
+    deliveries.enlist(again, MINUTE).await.unwrap();
+    for worker in [me, again, other] {
+        assert_eq!(deliveries.standing(worker).await.unwrap().workers, 2);
+    }
+    deliveries.resign(again).await.unwrap();
 
     // Nobody else takes from it, or is told that there is something in it.
     assert_eq!(deliveries.lanes_due(me, None, 10).await.unwrap(), [contested]);

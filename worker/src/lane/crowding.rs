@@ -52,6 +52,24 @@ impl Timed {
         self.lanes.turned_slow(&mut place);
     }
 
+    /// A lane whose last attempts failed.
+    fn fail(&mut self, lane: SubscriptionId, terms: Terms, times: usize) {
+        for _ in 0..times {
+            assert_eq!(self.take_in(lane, terms, 10, 1), 1);
+            let place = self.send_all().remove(0);
+            self.end(&place, Ending::Failed { timed_out: false });
+        }
+    }
+
+    /// Lanes that hang take all that is shared.
+    fn crowd(&mut self, payload: usize) {
+        while !self.lanes.is_short() {
+            let slow = SubscriptionId::new();
+            self.hang(slow, terms(1));
+            self.take_in(slow, terms(1), payload, 1_000);
+        }
+    }
+
     /// One delivery to a lane in which nothing waits: it is taken, and sent at once.
     fn passes(&mut self, lane: SubscriptionId, payload: usize) -> bool {
         if self.take_in(lane, terms(16), payload, 1) == 0 {
@@ -144,6 +162,101 @@ fn however_many_lanes_wait_for_their_rate_another_gets_through() {
     let other = SubscriptionId::new();
     for _ in 0..100 {
         assert!(world.passes(other, 10));
+    }
+}
+
+#[test]
+fn lanes_that_their_rate_lets_send_take_no_more_than_that() {
+    let mut world = world();
+    world.crowd(10);
+    assert_eq!(world.lanes.held, world.lanes.bounds.total, "by their number");
+    for _ in 0..2_000 {
+        // It is ready, and has many more that are due.
+        assert_eq!(world.claim(SubscriptionId::new(), at_a_rate(1), 10, 256), 1);
+    }
+    let quick = SubscriptionId::new();
+    assert_eq!(world.claim(quick, at_a_rate(200), 10, 256), 16);
+    let other = SubscriptionId::new();
+    assert_eq!(world.take_in(other, terms(16), 10, 16), 16);
+    let mut sent = 0;
+    loop {
+        let places = world.send_all();
+        if places.is_empty() {
+            break;
+        }
+        sent += places.len();
+        for place in places {
+            world.end(&place, Ending::Delivered);
+        }
+    }
+    // Two of the quick one, whose others are in a moment.
+    assert_eq!(sent, 2_000 + 2 + 16, "nothing else stays in what is kept");
+    assert!(world.passes(other, 10));
+}
+
+#[test]
+fn who_failed_is_tried_again_however_full_it_is() {
+    for payload in [10, LARGE] {
+        let (mut world, once, open) = (world(), SubscriptionId::new(), SubscriptionId::new());
+        world.fail(once, terms(16), 1);
+        world.fail(open, terms(16), 10);
+        assert_eq!(world.lanes.load().open_circuits, 1);
+        world.crowd(payload);
+        assert_eq!(world.claim(once, terms(16), payload, 256), 1, "one, to see");
+        assert_eq!(world.claim(once, terms(16), payload, 256), 0, "and no more");
+        assert_eq!(
+            world.claim(open, terms(16), payload, 256),
+            0,
+            "its probe is not due"
+        );
+        world.now += Duration::from_secs(2);
+        assert_eq!(world.claim(open, terms(16), payload, 256), 1, "now it is");
+        let places = world.send_all();
+        assert_eq!(places.len(), 2);
+        for place in places {
+            world.end(&place, Ending::Delivered);
+        }
+        assert_eq!(world.lanes.load().open_circuits, 0);
+        for lane in [once, open] {
+            world.lanes.set_hungry(lane, false);
+            for _ in 0..10 {
+                assert!(world.passes(lane, payload), "it is trusted again");
+            }
+        }
+    }
+}
+
+#[test]
+fn however_many_fail_they_leave_room_to_those_that_answer() {
+    for payload in [10, LARGE] {
+        let mut world = world();
+        let failing: Vec<_> = (0..4_000).map(|_| SubscriptionId::new()).collect();
+        for lane in &failing {
+            world.fail(*lane, terms(16), 1);
+        }
+        world.crowd(payload);
+        let claimed = failing.iter().map(|lane| {
+            // Even if nobody knows how large they are.
+            world.lanes.weighs = weight_of(10);
+            world.claim(*lane, terms(16), payload, 256)
+        });
+        let claimed: usize = claimed.sum();
+        let bounds = world.lanes.bounds;
+        if payload == LARGE {
+            let kept = bounds.bytes - bounds.shared_bytes();
+            assert!(claimed > 0, "of {}", failing.len());
+            assert!(world.lanes.bytes <= bounds.shared_bytes() + kept / 4 + 2 * weight_of(LARGE));
+            assert!(
+                world.lanes.bytes + CLAIM_BYTES + weight_of(LARGE) < bounds.bytes,
+                "a claim that is larger than was thought leaves some"
+            );
+        } else {
+            assert_eq!(claimed, bounds.total / 4);
+        }
+        let other = SubscriptionId::new();
+        for _ in 0..100 {
+            assert!(world.passes(other, payload));
+        }
     }
 }
 

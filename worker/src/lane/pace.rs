@@ -21,6 +21,19 @@ impl Pace {
         self.0.and_then(|next| next.checked_sub(tolerance))
     }
 
+    /// How many attempts, `most` at most, may begin from now on within a time.
+    pub fn begins_within(mut self, time: Duration, now: Instant, rate_per_second: u32, most: usize) -> usize {
+        let begins = |_: &usize| {
+            let at = self.ready_at(rate_per_second).map_or(now, |at| at.max(now));
+            let is_within = at <= now + time;
+            if is_within {
+                self.take(at, rate_per_second);
+            }
+            is_within
+        };
+        (0..most).take_while(begins).count()
+    }
+
     /// An attempt begins.
     pub fn take(&mut self, now: Instant, rate_per_second: u32) {
         let (interval, _) = spread(rate_per_second);
@@ -65,6 +78,20 @@ mod tests {
                 prop_assert!(within.count() <= rate as usize);
             }
         }
+    }
+
+    #[test]
+    fn what_may_begin_soon_is_what_the_rate_says() {
+        let (now, soon) = (Instant::now(), Duration::from_millis(100));
+        let mut pace = Pace::default();
+        let within = [1, 20, 1_000].map(|rate| pace.begins_within(soon, now, rate, 200));
+        assert_eq!(within, [1, 3, 109]);
+        assert_eq!(pace.begins_within(soon, now, 1_000, 16), 16);
+        assert_eq!(pace.begins_within(Duration::ZERO, now, 200, 16), 2, "together");
+        pace.take(now, 1);
+        assert_eq!(pace.begins_within(soon, now, 1, 16), 0);
+        let next = now + Duration::from_secs(1);
+        assert_eq!(pace.begins_within(soon, next, 1, 16), 1);
     }
 
     #[test]

@@ -48,6 +48,20 @@ impl Scheduler {
     fn held(&self) -> usize {
         self.dispatch.lanes().load().held
     }
+
+    /// The lease's next renewal, with all that follows from it.
+    async fn renew(&self) {
+        let renewed = crate::renew(&self.lease, &self.ownership, &self.dispatch, &self.store);
+        let renewed = tokio::time::timeout(Duration::from_secs(30), renewed).await;
+        renewed.expect("it waits for nothing but the lease and the lanes");
+    }
+
+    /// Waits until the lane is to be fed.
+    async fn told_to_feed(&mut self, lane: SubscriptionId) {
+        let word = tokio::time::timeout(Duration::from_secs(30), self.words.0.recv()).await;
+        let word = word.expect("there is word").unwrap();
+        assert!(matches!(word, Word::Feed(fed) if fed == lane), "{word:?}");
+    }
 }
 
 #[tokio::test]
@@ -159,4 +173,54 @@ async fn late_word_of_a_cancellation_strands_nothing() {
         }
     }
     assert_eq!(scheduler.held(), 0);
+}
+
+#[tokio::test]
+async fn a_lease_is_renewed_while_deliveries_are_given_back() {
+    let real = RealStore::open().await;
+    let lane = real.subscription().await.id;
+    let mut scheduler = scheduler(&real).await;
+    scheduler.ownership.acquire(&[lane]).await.unwrap();
+    real.take_in(3, lane, None).await;
+    scheduler.feed(&[lane]).await.unwrap();
+    assert_eq!(scheduler.held(), 3);
+    let old = scheduler.lease.current().worker();
+    let stalled = real.releases.stall().await;
+    scheduler.lease.doubt();
+    scheduler.renew().await;
+    assert_eq!(scheduler.lease.retiring(), [old]);
+    assert!(scheduler.ownership.owns(lane), "it was taken along");
+    scheduler.told_to_feed(lane).await;
+    scheduler.renew().await;
+    assert_eq!(
+        scheduler.lease.retiring(),
+        [old],
+        "what is to be given back is held by it"
+    );
+    drop(stalled);
+    scheduler.told_to_feed(lane).await;
+    scheduler.feed(&[lane]).await.unwrap();
+    assert_eq!(scheduler.held(), 3, "they are free while the old lease lives");
+}
+
+#[tokio::test]
+async fn what_cannot_be_given_back_is_no_new_doubt_each_time() {
+    let real = RealStore::open().await;
+    let lane = real.subscription().await.id;
+    let mut scheduler = scheduler(&real).await;
+    real.take_in(3, lane, None).await;
+    scheduler.feed(&[lane]).await.unwrap();
+    real.releases.fail();
+    scheduler.lease.doubt();
+    scheduler.renew().await;
+    let new = scheduler.lease.current().worker();
+    // It was tried.
+    scheduler.told_to_feed(lane).await;
+    for _ in 0..2 {
+        scheduler.renew().await;
+        assert_eq!(scheduler.lease.current().worker(), new);
+    }
+    assert!(scheduler.lease.retiring().is_empty(), "it ends, and frees them");
+    scheduler.feed(&[lane]).await.unwrap();
+    assert_eq!(scheduler.held(), 3);
 }

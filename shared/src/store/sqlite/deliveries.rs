@@ -427,8 +427,9 @@ impl Deliveries for Engine {
     }
 
     async fn standing(&self, worker: WorkerId) -> Result<Standing> {
+        // The ids of one worker end in the same 64 bits.
         let row = sqlx::query(
-            "SELECT count(*), (SELECT count(*) FROM lanes WHERE owner = ?), \
+            "SELECT count(DISTINCT substr(id, 9)), (SELECT count(*) FROM lanes WHERE owner = ?), \
              (SELECT count(*) FROM lanes l JOIN workers w ON w.id = l.owner WHERE w.lease_until > ?) \
              FROM workers WHERE lease_until > ?",
         )
