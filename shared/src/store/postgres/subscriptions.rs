@@ -203,7 +203,7 @@ const SEALED_OTHERWISE: &str = "
     ORDER BY id LIMIT $3";
 
 /// The organization's version stays: nothing that deliveries are planned by has changed, and thousands of these in a row would
-/// make every plan stale.
+/// make every plan stale. It is raised once, at the end.
 const RESEAL: &str = "
     UPDATE subscriptions SET
         secret = CASE WHEN secret = $2 THEN $3 ELSE secret END,
@@ -211,6 +211,9 @@ const RESEAL: &str = "
         headers = CASE WHEN headers = $2 THEN $3 ELSE headers END,
         version = version + 1
     WHERE id = $1 AND (secret = $2 OR former_secret = $2 OR headers = $2) RETURNING organization_id";
+
+const RAISE: &str =
+    "UPDATE organizations SET subscriptions_version = subscriptions_version + 1 WHERE id = $1";
 
 const GET: &str = concat!(
     "SELECT ",
@@ -567,6 +570,10 @@ impl Subscriptions for Engine {
             })
             .await?;
         Ok(resealed.is_some())
+    }
+
+    async fn raise_version(&self, organization: OrganizationId) -> Result<()> {
+        self.rows(query(RAISE).bind(organization.uuid())).await.map(drop)
     }
 
     async fn webhook(&self, organization: OrganizationId) -> Result<Option<Subscription>> {
