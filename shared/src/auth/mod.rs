@@ -245,13 +245,16 @@ impl Auth {
         endings.insert(ending, Instant::now());
         let of_the_key = self.known.iter().filter_map(|(hash, known)| {
             let grant = known.grant.clone().filter(|grant| grant.key == ending.key)?;
-            Some((hash, grant, known.looked_up, known.missed))
+            Some((hash, grant, known))
         });
         let of_the_key: Vec<_> = of_the_key.collect();
-        for (hash, grant, looked_up, missed) in of_the_key {
+        for (hash, grant, known) in of_the_key {
             let grant = cut(&grant, endings.left(ending.key)).map(Arc::new);
-            self.known
-                .insert(hash, Arc::new(Known::new(grant, looked_up, missed, true)));
+            // It is looked up with the next refresh; that is no use of it.
+            let used = known.used.load(Ordering::Relaxed);
+            let ending = Known::new(grant, known.looked_up, known.missed, used);
+            ending.owed.store(true, Ordering::Relaxed);
+            self.known.insert(hash, Arc::new(ending));
         }
     }
 

@@ -190,6 +190,25 @@ async fn a_key_that_was_replaced_ends_when_it_was_told_to() {
     assert_eq!(known.grant.as_ref().unwrap().expires_at, ends_at);
 }
 
+#[tokio::test]
+async fn that_a_key_ends_is_no_use_of_it() {
+    for used in [false, true] {
+        let (_, store) = slow();
+        let auth = auth(&store);
+        let grant = Some(Arc::new(store.grant.clone()));
+        let known = Known::new(grant, Instant::now(), 0, used);
+        auth.known.insert(store.hash, Arc::new(known));
+        auth.end(Ending {
+            key: store.grant.key,
+            ends_at: Some(Timestamp::now().plus(Duration::from_mins(1))),
+        });
+        let mut last_use = LastUse::default();
+        assert_eq!(auth.note_uses(&mut last_use), [store.hash], "it is looked up");
+        let uses = last_use.due(Instant::now()).len();
+        assert_eq!(uses, usize::from(used));
+    }
+}
+
 /// A key that was used and looked up again since, and that nobody uses any more.
 async fn resting(store: &Slow, auth: &Auth) {
     store.answer.add_permits(2);
