@@ -277,11 +277,15 @@ async fn a_key_in_doubt_is_served_only_if_there_was_no_time_to_ask() {
     );
     let missed = auth.missed.last.load(Ordering::SeqCst);
     let in_time = u64::try_from(CAUGHT_UP.as_millis()).unwrap();
-    auth.refreshed.store(missed + in_time - 1, Ordering::SeqCst);
+    auth.answered(missed + in_time - 1);
     assert!(auth.grant(store.hash).await.is_ok(), "or while it was");
     assert_eq!(store.began.available_permits(), 0);
     // The store went on answering, and not for this key.
-    auth.refreshed.store(missed + in_time, Ordering::SeqCst);
+    auth.answered(missed + in_time);
+    let refused = auth.grant(store.hash).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable, "nobody can tell");
+    // Nor does anybody know more once notices are missed again.
+    auth.missed_notices();
     let refused = auth.grant(store.hash).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable, "nobody can tell");
     store.answer.add_permits(1);
