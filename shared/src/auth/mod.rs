@@ -476,6 +476,11 @@ fn presented(headers: &HeaderMap) -> Result<&str, ApiError> {
     }
 }
 
+/// Whether a request presents what reads as a key, in force or not. Nobody is asked.
+pub fn presents_key(headers: &HeaderMap) -> bool {
+    presented(headers).is_ok_and(|key| KeyText::hash_of(key).is_some())
+}
+
 fn invalid() -> ApiError {
     ApiError::unauthorized("the API key is not valid: it is mistyped, unknown, revoked or expired")
 }
