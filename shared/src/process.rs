@@ -1,11 +1,12 @@
 //! What every process does at its start: logs, metrics, traces, a listener, and a schema that is up to date.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 
 use crate::{
+    OrganizationId,
     config::{ProcessArgs, SettingError},
     engine::Engine,
     lifecycle::Lifecycle,
@@ -185,8 +186,32 @@ struct Resealed {
     anew: u64,
 }
 
-/// Looks at all secrets once, and seals anew what is sealed under a former key; `None` if the process is to stop first.
+/// Looks at all secrets once, and seals anew what is sealed under a former key; `None` if the process is to stop first. Each
+/// organization's version is raised once, when that is done, so that plans are by the subscriptions' new ones; also where it ends
+/// before all is done.
 async fn reseal_all(engine: &Engine, lifecycle: &Lifecycle) -> anyhow::Result<Option<Resealed>> {
+    let mut concerned = BTreeSet::new();
+    let resealed = reseal_each(engine, lifecycle, &mut concerned).await;
+    for organization in concerned {
+        let raise = || engine.store.subscriptions.raise_version(organization);
+        if lifecycle.soft.is_cancelled() {
+            raise().await?;
+        } else if patiently("versions cannot be raised", lifecycle, raise)
+            .await?
+            .is_none()
+        {
+            raise().await?;
+        }
+    }
+    resealed
+}
+
+/// Notes in `concerned` whose subscriptions have other versions now.
+async fn reseal_each(
+    engine: &Engine,
+    lifecycle: &Lifecycle,
+    concerned: &mut BTreeSet<OrganizationId>,
+) -> anyhow::Result<Option<Resealed>> {
     let (sealer, store) = (&engine.sealer, &engine.store);
     let (mut after, mut resealed) = (None, Resealed::default());
     loop {
@@ -212,7 +237,11 @@ async fn reseal_all(engine: &Engine, lifecycle: &Lifecycle) -> anyhow::Result<Op
                 match patiently("secrets cannot be written", lifecycle, put).await? {
                     None => return Ok(None),
                     // Where it was changed meanwhile, the next look finds what became of it.
-                    Some(put) => resealed.anew += u64::from(put),
+                    Some(false) => {}
+                    Some(true) => {
+                        resealed.anew += 1;
+                        concerned.insert(organization);
+                    }
                 }
             }
         }

@@ -14,6 +14,7 @@ on_both_engines!(
     what_the_producer_does_not_sample_passes_through,
     a_trace_begins_here_where_the_producer_has_none,
     each_event_of_a_batch_has_its_own_trace,
+    a_request_without_a_key_has_no_span,
     a_collector_that_is_away_costs_spans_and_nothing_else,
     a_collector_that_is_back_takes_spans_again,
     a_collector_that_hangs_holds_up_no_end,
@@ -230,6 +231,31 @@ async fn each_event_of_a_batch_has_its_own_trace(engine: Engine) {
         let mut headers = webhooks.iter().map(|webhook| webhook.header("traceparent"));
         assert!(headers.any(|header| header == attempt.context()), "{attempt:#?}");
     }
+}
+
+async fn a_request_without_a_key_has_no_span(engine: Engine) {
+    let collector = Collector::start().await;
+    let world = traced(engine, &collector.url()).start().await;
+    let client = world.organization().await;
+    let event = json!({"type": "order.placed", "payload": 1});
+    let strangers = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let post_as = async |key: Option<&str>| {
+        let request = client
+            .anonymous(http::Method::POST, "/v1/events")
+            .header("traceparent", strangers);
+        let request = match key {
+            Some(key) => request.header("x-api-key", key),
+            None => request,
+        };
+        client.send(request.json(&event)).await.expect(401);
+    };
+    post_as(None).await;
+    post_as(Some("a-word")).await;
+    // What comes later is sent later.
+    post(&client, &sampled(), &event).await.expect(202);
+    collector.wait_for(TRACE, 3).await;
+    let others = collector.spans().into_iter().filter(|span| span.trace != TRACE);
+    assert_eq!(others.count(), 0);
 }
 
 async fn a_collector_that_is_away_costs_spans_and_nothing_else(engine: Engine) {

@@ -81,6 +81,14 @@ async fn the_secret_key_is_changed_and_pushes_still_verify() {
         ("TRIGGERS_SECRET_KEY", NEW),
         ("TRIGGERS_FORMER_SECRET_KEYS", &old),
     ];
+    let versions = "SELECT sum(subscriptions_version)::bigint FROM organizations";
+    let mut database = PgConnection::connect(&world.database_url())
+        .await
+        .expect("it answers");
+    let before: i64 = query_scalar(versions)
+        .fetch_one(&mut database)
+        .await
+        .expect("a sum");
     let refused = run(&["reseal"], with(&world, &both[..1])).await;
     assert_eq!(refused.code, Some(2), "the old key is needed: {refused:?}");
     for expected in ["4 were not", "0 were not"] {
@@ -88,6 +96,15 @@ async fn the_secret_key_is_changed_and_pushes_still_verify() {
         assert_eq!(ended.code, Some(0), "{ended:?}");
         assert!(ended.out.contains(expected), "{ended:?}");
     }
+    let after: i64 = query_scalar(versions)
+        .fetch_one(&mut database)
+        .await
+        .expect("a sum");
+    assert_eq!(
+        after,
+        before + 1,
+        "plans are made anew once, however many secrets"
+    );
     let stale = run(&["reseal"], world.settings().to_vec()).await;
     assert_eq!(
         stale.code,

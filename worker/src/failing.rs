@@ -6,11 +6,15 @@
 //! next failure, or when the minute is over.
 //!
 //! Events of the system's own count like others: whoever listens and fails for days is disabled. But they beget no others: what
-//! nothing but attempts at those have led to is not announced.
+//! nothing but attempts at those have led to is not announced. Whether others have failed too is in the store, for any worker.
 
 use std::{collections::HashMap, time::Duration};
 
-use shared::{OrganizationId, SubscriptionId, announcement::Announcement, store::Store};
+use shared::{
+    OrganizationId, SubscriptionId,
+    announcement::Announcement,
+    store::{FailedAttempt, Store},
+};
 use tokio::time::Instant;
 
 /// How long what the store was told holds.
@@ -44,7 +48,7 @@ struct Told {
     at: Option<Instant>,
     /// A success that the store was not told of.
     owed: Option<Went>,
-    /// Where it went ill: whether what follows from that may be announced.
+    /// Where it went ill: whether the store was told that what follows from that may be announced.
     begets: bool,
 }
 
@@ -54,6 +58,15 @@ impl Went {
         Self {
             begets: self.begets || before.is_some_and(|before| before.begets),
             ..self
+        }
+    }
+
+    /// An attempt that failed, as the store is told of it.
+    fn failed(&self) -> FailedAttempt {
+        FailedAttempt {
+            subscription: self.subscription,
+            version: self.version,
+            begets: self.begets,
         }
     }
 }
@@ -125,9 +138,11 @@ impl Failing {
         let remembered = self.remembered();
         let mut last: HashMap<SubscriptionId, Went> = HashMap::new();
         let mut well: HashMap<SubscriptionId, Went> = HashMap::new();
-        for one in went {
-            let alike = last.get(&one.subscription).filter(|last| last.well == one.well);
-            last.insert(one.subscription, one.and(alike));
+        for &one in went {
+            // What recovers has failed before.
+            let before = last.get(&one.subscription).filter(|last| one.well || !last.well);
+            let one = one.and(before);
+            last.insert(one.subscription, one);
             if one.well {
                 let before = well.get(&one.subscription);
                 well.insert(one.subscription, one.and(before));
@@ -143,10 +158,12 @@ impl Failing {
                     told.owed = Some(one.and(told.owed.as_ref()));
                     well.remove(&subscription);
                 }
-                // Nothing has succeeded since the store was told of a failure.
-                Some(told) if !one.well && !told.well && !well.contains_key(&subscription) => {
-                    told.begets |= one.begets;
-                }
+                // Nothing has succeeded since the store was told of a failure, and of no less.
+                Some(told)
+                    if !one.well
+                        && !told.well
+                        && (told.begets || !one.begets)
+                        && !well.contains_key(&subscription) => {}
                 _ if one.well => {}
                 _ => {
                     if let Some(owed) = owed {
@@ -170,9 +187,6 @@ impl Failing {
         }
         let mut of = HashMap::with_capacity(well.len());
         for one in well {
-            // What recovers has failed before.
-            let begets = one.begets || self.fails_and_begets(one.subscription);
-            let one = Went { begets, ..one };
             of.insert(one.subscription, one);
             // What the store could not be told is still owed.
             let entry = Told {
@@ -183,9 +197,12 @@ impl Failing {
             };
             self.told.insert(one.subscription, entry);
         }
-        for (subscription, age) in told.unwrap_or_default() {
-            if age >= WORTH_A_WORD.min(self.disable_after / 2) && of[&subscription].begets {
-                recovered(store, of[&subscription], age).await;
+        for had_failed in told.unwrap_or_default() {
+            let (one, age) = (of[&had_failed.subscription], had_failed.failed_for);
+            // What recovers has failed before.
+            let begets = one.begets || had_failed.begets;
+            if age >= WORTH_A_WORD.min(self.disable_after / 2) && begets {
+                recovered(store, one, age).await;
             }
         }
     }
@@ -201,8 +218,7 @@ impl Failing {
         if ill.is_empty() {
             return;
         }
-        let attempts: Vec<(SubscriptionId, i64)> =
-            ill.iter().map(|one| (one.subscription, one.version)).collect();
+        let attempts: Vec<FailedAttempt> = ill.iter().map(Went::failed).collect();
         let now = Instant::now();
         let ages = match store.announcements.failed(&attempts).await {
             Ok(ages) => ages,
@@ -214,13 +230,12 @@ impl Failing {
         };
         let mut of = HashMap::with_capacity(ill.len());
         for one in ill {
-            let begets = one.begets || self.fails_and_begets(one.subscription);
-            of.insert(one.subscription, Went { begets, ..one });
+            of.insert(one.subscription, one);
             let entry = Told {
                 well: false,
                 at: Some(now),
                 owed: None,
-                begets,
+                begets: one.begets,
             };
             self.told.insert(one.subscription, entry);
         }
@@ -230,12 +245,6 @@ impl Failing {
                 disable(store, of[&subscription], age, self.disable_after).await;
             }
         }
-    }
-
-    /// Whether it went ill the last time that the store was told, and what follows from that may be announced.
-    fn fails_and_begets(&self, subscription: SubscriptionId) -> bool {
-        let told = self.told.get(&subscription);
-        told.is_some_and(|told| !told.well && told.begets)
     }
 }
 
@@ -251,14 +260,7 @@ async fn disable(store: &Store, of: Went, age: Duration, after: Duration) {
     let reason = format!("every attempt has failed for {} hours", age.as_secs() / 3_600);
     let disabled = store
         .announcements
-        .disable_failing(
-            of.organization,
-            of.subscription,
-            of.version,
-            after,
-            &reason,
-            of.begets,
-        )
+        .disable_failing(of.organization, of.subscription, of.version, after, &reason)
         .await;
     match disabled {
         Ok(true) => tracing::warn!(subscription.id = %of.subscription, reason, "a subscription is disabled"),

@@ -198,9 +198,9 @@ impl Lanes {
         let lane = match self.by_subscription.entry(subscription) {
             Entry::Occupied(lane) => lane.into_mut(),
             Entry::Vacant(none) => {
-                let health = self.remembered.recall(subscription, terms.version, now);
+                let (version, health) = self.remembered.recall(subscription, terms.version, now);
                 self.open_circuits += usize::from(health.is_open());
-                none.insert(Lane::new(terms, health))
+                none.insert(Lane::new(Terms { version, ..terms }, health))
             }
         };
         lane.heed(self.pauses.get(&subscription), now);

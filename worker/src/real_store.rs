@@ -120,6 +120,10 @@ impl Subscriptions for Watched {
         self.real.reseal(id, before, after).await
     }
 
+    async fn raise_version(&self, organization: OrganizationId) -> Result<()> {
+        self.real.raise_version(organization).await
+    }
+
     async fn webhook(&self, organization: OrganizationId) -> Result<Option<Subscription>> {
         self.real.webhook(organization).await
     }

@@ -110,8 +110,6 @@ pub struct Auth {
     started: Instant,
     /// Milliseconds after `started` of the last failed look-up, plus one; zero is never.
     failed: AtomicU64,
-    /// The same of the last call of a refresh that was answered.
-    refreshed: AtomicU64,
     missed: Missed,
 }
 
@@ -122,6 +120,9 @@ struct Missed {
     times: AtomicU64,
     /// Milliseconds after the process started of the last time, plus one.
     last: AtomicU64,
+    /// After how many times the store went on answering for long enough to be asked for every known key: one that it was not asked
+    /// for since is not served from before, however often notices are missed after that.
+    decided: AtomicU64,
     /// After how many times every known key was looked up.
     caught_up: AtomicU64,
 }
@@ -165,7 +166,6 @@ impl Auth {
             strangers,
             started: Instant::now(),
             failed: AtomicU64::new(0),
-            refreshed: AtomicU64::new(0),
             missed: Missed::default(),
         }
     }
@@ -245,13 +245,16 @@ impl Auth {
         endings.insert(ending, Instant::now());
         let of_the_key = self.known.iter().filter_map(|(hash, known)| {
             let grant = known.grant.clone().filter(|grant| grant.key == ending.key)?;
-            Some((hash, grant, known.looked_up, known.missed))
+            Some((hash, grant, known))
         });
         let of_the_key: Vec<_> = of_the_key.collect();
-        for (hash, grant, looked_up, missed) in of_the_key {
+        for (hash, grant, known) in of_the_key {
             let grant = cut(&grant, endings.left(ending.key)).map(Arc::new);
-            self.known
-                .insert(hash, Arc::new(Known::new(grant, looked_up, missed, true)));
+            // It is looked up with the next refresh; that is no use of it.
+            let used = known.used.load(Ordering::Relaxed);
+            let ending = Known::new(grant, known.looked_up, known.missed, used);
+            ending.owed.store(true, Ordering::Relaxed);
+            self.known.insert(hash, Arc::new(ending));
         }
     }
 
@@ -275,9 +278,17 @@ impl Auth {
     /// Whether an earlier look-up of a key may be gone by while the store is away. Not if the key is in doubt, unless the store went
     /// away before there was time to ask it for all such keys. That one has ended is never in doubt.
     fn is_servable(&self, known: &Known) -> bool {
+        known.grant.is_none() || known.missed >= self.missed.decided.load(Ordering::SeqCst)
+    }
+
+    /// A refresh was answered `at` then: so there was time to ask for all keys in doubt, if notices were not missed just before.
+    fn answered(&self, at: u64) {
+        // In this order: if they are missed meanwhile, this decides nothing.
+        let times = self.missed_before();
         let since = self.missed.last.load(Ordering::SeqCst);
-        let in_time = since + u64::try_from(CAUGHT_UP.as_millis()).unwrap_or(u64::MAX);
-        known.grant.is_none() || !self.is_doubtful(known) || self.refreshed.load(Ordering::SeqCst) < in_time
+        if at >= since + u64::try_from(CAUGHT_UP.as_millis()).unwrap_or(u64::MAX) {
+            self.missed.decided.fetch_max(times, Ordering::SeqCst);
+        }
     }
 
     /// Milliseconds after the process started, plus one.
@@ -382,7 +393,7 @@ impl Auth {
             let looked_up = tokio::time::timeout(FRESH, self.organizations.grants(hashes)).await;
             match looked_up {
                 Ok(Ok(grants)) => {
-                    self.refreshed.store(self.now(), Ordering::SeqCst);
+                    self.answered(self.now());
                     let mut gone: HashSet<KeyHash> = hashes.iter().copied().collect();
                     for (hash, grant) in grants {
                         if self.remember(hash, &grant, missed, false).is_some() {
@@ -463,6 +474,11 @@ fn presented(headers: &HeaderMap) -> Result<&str, ApiError> {
             "send an API key, as Authorization: Bearer <key> or X-API-Key: <key>",
         )),
     }
+}
+
+/// Whether a request presents what reads as a key, in force or not. Nobody is asked.
+pub fn presents_key(headers: &HeaderMap) -> bool {
+    presented(headers).is_ok_and(|key| KeyText::hash_of(key).is_some())
 }
 
 fn invalid() -> ApiError {

@@ -190,6 +190,25 @@ async fn a_key_that_was_replaced_ends_when_it_was_told_to() {
     assert_eq!(known.grant.as_ref().unwrap().expires_at, ends_at);
 }
 
+#[tokio::test]
+async fn that_a_key_ends_is_no_use_of_it() {
+    for used in [false, true] {
+        let (_, store) = slow();
+        let auth = auth(&store);
+        let grant = Some(Arc::new(store.grant.clone()));
+        let known = Known::new(grant, Instant::now(), 0, used);
+        auth.known.insert(store.hash, Arc::new(known));
+        auth.end(Ending {
+            key: store.grant.key,
+            ends_at: Some(Timestamp::now().plus(Duration::from_mins(1))),
+        });
+        let mut last_use = LastUse::default();
+        assert_eq!(auth.note_uses(&mut last_use), [store.hash], "it is looked up");
+        let uses = last_use.due(Instant::now()).len();
+        assert_eq!(uses, usize::from(used));
+    }
+}
+
 /// A key that was used and looked up again since, and that nobody uses any more.
 async fn resting(store: &Slow, auth: &Auth) {
     store.answer.add_permits(2);
@@ -258,11 +277,15 @@ async fn a_key_in_doubt_is_served_only_if_there_was_no_time_to_ask() {
     );
     let missed = auth.missed.last.load(Ordering::SeqCst);
     let in_time = u64::try_from(CAUGHT_UP.as_millis()).unwrap();
-    auth.refreshed.store(missed + in_time - 1, Ordering::SeqCst);
+    auth.answered(missed + in_time - 1);
     assert!(auth.grant(store.hash).await.is_ok(), "or while it was");
     assert_eq!(store.began.available_permits(), 0);
     // The store went on answering, and not for this key.
-    auth.refreshed.store(missed + in_time, Ordering::SeqCst);
+    auth.answered(missed + in_time);
+    let refused = auth.grant(store.hash).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable, "nobody can tell");
+    // Nor does anybody know more once notices are missed again.
+    auth.missed_notices();
     let refused = auth.grant(store.hash).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable, "nobody can tell");
     store.answer.add_permits(1);

@@ -33,7 +33,7 @@ mod test_pushes;
 use std::{sync::Arc, time::Duration};
 
 pub use self::{
-    announcements::{Announced, Announcements},
+    announcements::{Announced, Announcements, FailedAttempt, Recovered},
     audit_log::{AuditFilter, AuditLog, AuditPlace},
     browse::EventQuery,
     deliveries::{

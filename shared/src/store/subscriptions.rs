@@ -152,8 +152,11 @@ pub trait Subscriptions: Send + Sync {
     ) -> Result<Vec<SealedSecrets>>;
     /// Puts what is sealed anew in place of what was, wherever the subscription has it; `false` if it has it no more. Raises the
     /// subscription's version, so that a change by what was read before does not put the old back; but not the organization's, and
-    /// announces nothing: it is sent as before.
+    /// announces nothing: it is sent as before. Plans are by the version of before until [`Subscriptions::raise_version`].
     async fn reseal(&self, id: SubscriptionId, before: &Sealed, after: Sealed) -> Result<bool>;
+    /// Raises the organization's version alone, once its subscriptions are sealed anew: so plans come to be by the versions that
+    /// they have now.
+    async fn raise_version(&self, organization: OrganizationId) -> Result<()>;
     /// The organization's built-in push subscription that `POST /api/webhook/config` sets, if it has one.
     async fn webhook(&self, organization: OrganizationId) -> Result<Option<Subscription>>;
     /// What is in force for these organizations, each read in one snapshot with its version. An organization that does

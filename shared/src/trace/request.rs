@@ -10,7 +10,7 @@ use http::{HeaderValue, StatusCode};
 use opentelemetry::trace::SpanKind;
 
 use super::{is_on, start};
-use crate::TraceParent;
+use crate::{TraceParent, auth};
 
 const TRACEPARENT: &str = "traceparent";
 
@@ -23,9 +23,13 @@ pub fn routes(routes: Router) -> Router {
     }
 }
 
-/// Traces a request below the trace of whoever makes it. From here on the request is part of its own span: that is what its
+/// Traces a request below the trace of whoever makes it. One without what reads as a key has no span: whoever may send nothing is not
+/// to crowd out the spans of those who may. From here on the request is part of its own span: that is what its
 /// header says to all that read it.
 async fn traced(mut request: Request, next: Next) -> Response {
+    if !auth::presents_key(request.headers()) {
+        return next.run(request).await;
+    }
     let parent = request.headers().get(TRACEPARENT);
     let parent = parent.and_then(|value| TraceParent::parse(value.to_str().ok()?));
     let Some(mut span) = start(SpanKind::Server, "POST", parent.as_ref()) else {

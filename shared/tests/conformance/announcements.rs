@@ -6,7 +6,7 @@ use shared::{
     EventPattern, OrganizationId, SubscriptionId,
     announcement::{Announcement, DEAD_LETTERED, DISABLED},
     delivery::{AttemptOutcome, AttemptResult, Next},
-    store::{PatchOutcome, Store, SubscriptionPatch},
+    store::{FailedAttempt, PatchOutcome, Store, SubscriptionPatch},
     subscription::Target,
 };
 
@@ -25,6 +25,23 @@ pub(super) async fn listener(store: &Store, organization: OrganizationId) {
 async fn push_to(store: &Store, organization: OrganizationId) -> SubscriptionId {
     let made = store.subscriptions.create(new_push(organization)).await;
     made.unwrap().unwrap().id
+}
+
+/// An attempt at an event that is not the system's own.
+pub(super) fn attempt(subscription: SubscriptionId, version: i64) -> FailedAttempt {
+    FailedAttempt {
+        subscription,
+        version,
+        begets: true,
+    }
+}
+
+/// An attempt at an event of the system's own.
+fn silent(subscription: SubscriptionId, version: i64) -> FailedAttempt {
+    FailedAttempt {
+        begets: false,
+        ..attempt(subscription, version)
+    }
 }
 
 pub(super) fn dead(outcome: AttemptOutcome) -> AttemptOutcome {
@@ -93,7 +110,7 @@ pub(crate) async fn a_dead_letter_is_announced_with_its_outcome(store: &Store) {
 pub(crate) async fn disabling_is_announced(store: &Store) {
     let (ours, push, _) = lane(store, 0, None).await;
     listener(store, ours).await;
-    store.announcements.failed(&[(push, 1)]).await.unwrap();
+    store.announcements.failed(&[attempt(push, 1)]).await.unwrap();
     assert!(
         store
             .subscriptions
@@ -120,10 +137,11 @@ pub(crate) async fn disabling_is_announced(store: &Store) {
     let (other, failing) = (push_to(store, ours).await, push_to(store, ours).await);
     let silently = store.subscriptions.disable(ours, other, 1, "gone", false);
     assert!(silently.await.unwrap());
-    store.announcements.failed(&[(failing, 1)]).await.unwrap();
+    let of_its_own = silent(failing, 1);
+    store.announcements.failed(&[of_its_own]).await.unwrap();
     let silently = store
         .announcements
-        .disable_failing(ours, failing, 1, Duration::ZERO, "it fails", false);
+        .disable_failing(ours, failing, 1, Duration::ZERO, "it fails");
     assert!(silently.await.unwrap());
     for id in [other, failing] {
         let shown = store.subscriptions.get(ours, id).await.unwrap().unwrap();
@@ -149,17 +167,20 @@ pub(crate) async fn failing_is_timed_from_the_first(store: &Store) {
     let (_, well, _) = lane(store, 0, None).await;
     let announcements = &store.announcements;
     assert!(announcements.succeeded(&[ill, well]).await.unwrap().is_empty());
-    let first = announcements.failed(&[(ill, 1)]).await.unwrap();
+    let first = announcements.failed(&[attempt(ill, 1)]).await.unwrap();
     assert_eq!(first.len(), 1);
     assert!(first[0].0 == ill && first[0].1 < MINUTE);
     tokio::time::sleep(Duration::from_millis(60)).await;
-    let later = announcements.failed(&[(ill, 1), (well, 1)]).await.unwrap();
+    let later = announcements
+        .failed(&[attempt(ill, 1), attempt(well, 1)])
+        .await
+        .unwrap();
     let age = |of| later.iter().find(|(id, _)| *id == of).unwrap().1;
     assert!(age(ill) >= Duration::from_millis(50), "{later:?}");
     assert!(age(well) < age(ill));
     let recovered = announcements.succeeded(&[ill]).await.unwrap();
     assert_eq!(recovered.len(), 1);
-    assert!(recovered[0].1 >= Duration::from_millis(50));
+    assert!(recovered[0].failed_for >= Duration::from_millis(50));
     assert!(
         announcements.succeeded(&[ill]).await.unwrap().is_empty(),
         "said once"
@@ -171,7 +192,7 @@ pub(crate) async fn failing_is_timed_from_the_first(store: &Store) {
 pub(crate) async fn failing_ends_with_a_change(store: &Store) {
     let (ours, push, _) = lane(store, 0, None).await;
     let announcements = &store.announcements;
-    let fails = async |version| announcements.failed(&[(push, version)]).await.unwrap()[0].1;
+    let fails = async |version| announcements.failed(&[attempt(push, version)]).await.unwrap()[0].1;
     let change = async |version, patch| {
         let patched = store.subscriptions.patch(ours, push, version, patch).await;
         assert!(matches!(patched, Ok(PatchOutcome::Changed(_))), "{patched:?}");
@@ -225,18 +246,54 @@ pub(crate) async fn what_has_not_failed_for_long_is_not_disabled(store: &Store) 
     let announcements = &store.announcements;
     let disable = async |version, failed_for| {
         let reason = "it fails";
-        let disabled = announcements.disable_failing(ours, push, version, failed_for, reason, true);
+        let disabled = announcements.disable_failing(ours, push, version, failed_for, reason);
         disabled.await.unwrap()
     };
     assert!(!disable(1, Duration::ZERO).await, "it does not fail");
-    announcements.failed(&[(push, 1)]).await.unwrap();
+    announcements.failed(&[attempt(push, 1)]).await.unwrap();
     assert!(!disable(1, MINUTE).await, "not for so long");
     assert!(!disable(2, Duration::ZERO).await, "not this version");
     announcements.succeeded(&[push]).await.unwrap();
     assert!(!disable(1, Duration::ZERO).await, "not any more");
-    announcements.failed(&[(push, 1)]).await.unwrap();
+    announcements.failed(&[attempt(push, 1)]).await.unwrap();
     assert!(disable(1, Duration::ZERO).await);
     let shown = store.subscriptions.get(ours, push).await.unwrap().unwrap();
     assert_eq!((shown.enabled, shown.version), (false, 2));
     assert_eq!(shown.disabled_reason.as_deref(), Some("it fails"));
+}
+
+/// One attempt that begets is enough, whoever tells of it and in whatever order.
+pub(crate) async fn whether_what_fails_begets_is_kept(store: &Store) {
+    let (ours, push, _) = lane(store, 0, None).await;
+    listener(store, ours).await;
+    let announcements = &store.announcements;
+    for (told, begets) in [
+        (&[silent(push, 1)][..], false),
+        (&[attempt(push, 1)], true),
+        (&[attempt(push, 1), silent(push, 1)], true),
+        (&[silent(push, 1), attempt(push, 1)], true),
+        (&[silent(push, 1), silent(push, 1)], false),
+    ] {
+        for attempt in told {
+            announcements.failed(&[*attempt]).await.unwrap();
+        }
+        let recovered = announcements.succeeded(&[push]).await.unwrap();
+        assert_eq!((recovered.len(), recovered[0].begets), (1, begets), "{told:?}");
+        // And so it is announced that it is disabled.
+        let failing = push_to(store, ours).await;
+        for attempt in told {
+            let of_it = FailedAttempt {
+                subscription: failing,
+                ..*attempt
+            };
+            announcements.failed(&[of_it]).await.unwrap();
+        }
+        let disabled = announcements.disable_failing(ours, failing, 1, Duration::ZERO, "it fails");
+        assert!(disabled.await.unwrap());
+        let waiting = announcements.announcements(10).await.unwrap();
+        assert_eq!(waiting.len(), usize::from(begets), "{told:?}");
+        for one in waiting {
+            announcements.announced(&[one.id]).await.unwrap();
+        }
+    }
 }

@@ -74,6 +74,7 @@ macro_rules! conformance_tests {
                 an_organization_keeps_its_events_for_shorter;
             audit_log: a_change_is_by_whoever_makes_it, what_changes_nothing_is_not_in_the_log, it_is_kept_for_a_while;
             announcements: a_dead_letter_is_announced_with_its_outcome, disabling_is_announced,
+                whether_what_fails_begets_is_kept,
                 failing_is_timed_from_the_first, failing_ends_with_a_change,
                 what_has_not_failed_for_long_is_not_disabled;
             insight: deliveries_are_listed_newest_first, deliveries_are_filtered, what_is_pulled_is_in_flight_while_it_is_leased, deliveries_since,

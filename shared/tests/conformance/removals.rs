@@ -15,7 +15,7 @@ use tokio::{task::JoinSet, time::Instant};
 use uuid::{NoContext, Uuid};
 
 use super::{
-    announcements::{dead, listener},
+    announcements::{attempt, dead, listener},
     intake::put_back,
     keeper::yesterdays_id,
     statistics::minute,
@@ -56,7 +56,7 @@ pub(crate) async fn full(store: &Store, events: usize) -> (OrganizationId, Subsc
     assert_eq!(store.deliveries.record(me, &outcomes).await.unwrap().len(), 2);
     assert_eq!(store.deliveries.own(me, &[push]).await.unwrap(), [push]);
     store.erasures.erase(ours, event(ours).id).await.unwrap();
-    let failing = [(push, subscription.version)];
+    let failing = [attempt(push, subscription.version)];
     assert_eq!(store.announcements.failed(&failing).await.unwrap().len(), 1);
     assert!(
         store

@@ -625,6 +625,8 @@ pub(crate) async fn a_change_by_what_was_sealed_before_is_a_conflict(store: &Sto
     let resealed = subscriptions.reseal(read.id, before, Sealed(vec![9; 41]));
     assert!(resealed.await.unwrap());
     assert_eq!(version(store, ours).await, planned_by, "no plan is stale for it");
+    subscriptions.raise_version(ours).await.unwrap();
+    assert_eq!(version(store, ours).await, planned_by + 1, "until all are");
     let change = SubscriptionPatch {
         target: Some(read.target.clone()),
         ..SubscriptionPatch::default()

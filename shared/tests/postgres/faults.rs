@@ -289,6 +289,55 @@ async fn a_lane_is_not_taken_from_an_owner_who_came_after_it_was_asked_for() {
     .await;
 }
 
+/// The owner of a lane claims from it; before it gets to the rows, another takes one, by a claim that began before there was an owner,
+/// or is done with it.
+#[tokio::test]
+async fn what_another_takes_meanwhile_is_not_claimed_in_order_nor_what_follows() {
+    on_a_store_at(|store, url| async move {
+        let organization = organization(&store).await.id;
+        for (meanwhile, expected) in [
+            ("lease_owner = $OTHER", &[0][..]),
+            ("due_at = now() + interval '1 minute', state = 'retrying'", &[0]),
+            ("due_at = NULL, state = 'acknowledged'", &[0, 2]),
+        ] {
+            let lane = push(&store, organization).await.id;
+            let (me, other) = (worker(&store).await, worker(&store).await);
+            let events: Vec<AcceptedEvent> = (0..3).map(|_| event(organization)).collect();
+            take_in(&store, me, &events, &[(lane, false)]).await;
+            assert_eq!(store.deliveries.own(me, &[lane]).await.unwrap(), [lane]);
+            let mut taking = PgConnection::connect(&url).await.unwrap();
+            let change = meanwhile.replace("$OTHER", &format!("'{}'", other.uuid()));
+            let take = format!(
+                "BEGIN; UPDATE deliveries SET {change} WHERE event_id = '{}' AND subscription_id = '{}'",
+                events[1].id.uuid(),
+                lane.uuid()
+            );
+            raw_sql(AssertSqlSafe(take)).execute(&mut taking).await.unwrap();
+            let claiming = tokio::spawn({
+                let deliveries = store.deliveries.clone();
+                async move { deliveries.claim_in_order(me, lane, 10).await.unwrap() }
+            });
+            let waiting = "SELECT count(*) FROM pg_stat_activity
+                           WHERE datname = current_database() AND wait_event_type = 'Lock'";
+            while number(&url, waiting).await == 0 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            raw_sql("COMMIT").execute(&mut taking).await.unwrap();
+            let claimed = claiming.await.unwrap();
+            let claimed: Vec<_> = claimed.iter().map(|claimed| claimed.key.event).collect();
+            let expected: Vec<_> = expected.iter().map(|at| events[*at].id).collect();
+            assert_eq!(claimed, expected, "{meanwhile}");
+            let mine = format!(
+                "SELECT count(*) FROM deliveries WHERE lease_owner = '{}'",
+                me.uuid()
+            );
+            let mine = number(&url, &mine).await;
+            assert_eq!(usize::try_from(mine), Ok(expected.len()), "{meanwhile}");
+        }
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_statement_that_waits_for_a_lock_gives_up_and_nothing_is_lost() {
     on_a_store_at(|store, url| async move {

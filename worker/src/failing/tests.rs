@@ -34,6 +34,23 @@ impl World {
         failing.note(&self.real.store, &went).await;
     }
 
+    fn attempt(&self, at: At) -> Went {
+        Went {
+            begets: at.begets,
+            ..self.went(at.well)
+        }
+    }
+
+    async fn note_attempt(&self, failing: &mut Failing, at: At) {
+        failing.note(&self.real.store, &[self.attempt(at)]).await;
+    }
+
+    /// The types of what is announced.
+    async fn announced(&self) -> Vec<String> {
+        let waiting = self.real.store.announcements.announcements(10).await.unwrap();
+        waiting.into_iter().map(|one| one.event_type).collect()
+    }
+
     /// Whether the subscription counts as failing; asking ends that.
     async fn fails(&self) -> bool {
         let ended = self.real.store.announcements.succeeded(&[self.of.id]).await;
@@ -102,10 +119,7 @@ async fn a_success_in_another_worker_is_not_lost() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     world.note(&mut one, &[true]).await;
     world.note(&mut one, &[false]).await;
-    let ages = store
-        .announcements
-        .failed(&[(world.of.id, world.of.version)])
-        .await;
+    let ages = store.announcements.failed(&[world.went(false).failed()]).await;
     assert!(ages.unwrap()[0].1 < Duration::from_millis(800));
 }
 
@@ -127,6 +141,7 @@ async fn an_attempt_at_what_was_is_not_counted() {
 }
 
 /// How an attempt at an event of the system's own went, if it `begets` none, or at another.
+#[derive(Clone, Copy)]
 struct At {
     well: bool,
     begets: bool,
@@ -148,21 +163,51 @@ async fn what_the_systems_own_events_tell_is_not_announced() {
         (at(false, true), at(true, false), Some(recovered)),
         (at(false, false), at(true, true), Some(recovered)),
     ] {
+        // In one worker; and where another goes on, or the same once it was restarted.
+        for others in [false, true] {
+            let world = World::new().await;
+            world.real.listener().await;
+            let after = Duration::from_millis(200);
+            let mut failing = Failing::new(after);
+            world.note_attempt(&mut failing, first).await;
+            tokio::time::sleep(after).await;
+            if others {
+                failing = Failing::new(after);
+            }
+            world.note_attempt(&mut failing, then).await;
+            assert_eq!(world.announced().await, Vec::from_iter(expected), "{others}");
+        }
+    }
+}
+
+/// What one worker tells of an ordinary event holds for what another does with those of the system's own; also if it has just told
+/// of one of those itself.
+#[tokio::test]
+async fn what_begets_is_known_to_all_workers() {
+    for (well, expected) in [(false, announcement::DISABLED), (true, announcement::RECOVERED)] {
         let world = World::new().await;
         world.real.listener().await;
-        let after = Duration::from_millis(200);
-        let mut failing = Failing::new(after);
-        for attempt in [first, then] {
-            let went = Went {
-                begets: attempt.begets,
-                ..world.went(attempt.well)
-            };
-            failing.note(&world.real.store, &[went]).await;
-            tokio::time::sleep(after).await;
-        }
-        let store = &world.real.store.announcements;
-        let announced = store.announcements(10).await.unwrap();
-        let types: Vec<&str> = announced.iter().map(|one| one.event_type.as_str()).collect();
-        assert_eq!(types, expected.into_iter().collect::<Vec<_>>());
+        let after = Duration::from_secs(1);
+        let (mut one, mut other) = (Failing::new(after), Failing::new(after));
+        world.note_attempt(&mut one, at(false, false)).await;
+        world.note_attempt(&mut other, at(false, false)).await;
+        world.note_attempt(&mut one, at(false, true)).await;
+        tokio::time::sleep(after).await;
+        world.note_attempt(&mut other, at(well, false)).await;
+        assert_eq!(world.announced().await, [expected]);
     }
+}
+
+/// An ordinary event that fails just before one of the system's own succeeds is not forgotten either.
+#[tokio::test]
+async fn what_recovers_has_failed_before() {
+    let world = World::new().await;
+    world.real.listener().await;
+    let after = Duration::from_millis(200);
+    let mut failing = Failing::new(after);
+    world.note_attempt(&mut failing, at(false, false)).await;
+    tokio::time::sleep(after).await;
+    let went = [at(false, true), at(true, false)].map(|attempt| world.attempt(attempt));
+    failing.note(&world.real.store, &went).await;
+    assert_eq!(world.announced().await, [announcement::RECOVERED]);
 }

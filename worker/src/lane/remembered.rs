@@ -46,11 +46,20 @@ impl Remembered {
         }
     }
 
-    /// Takes out what is known of a subscriber, which may be nothing.
-    pub(super) fn recall(&mut self, subscription: SubscriptionId, version: i64, now: Instant) -> Health {
+    /// Takes out what is known of a subscriber, which may be nothing, with the version that it is known by: not one of before, or
+    /// it would be forgotten as soon as that is heard of.
+    pub(super) fn recall(
+        &mut self,
+        subscription: SubscriptionId,
+        version: i64,
+        now: Instant,
+    ) -> (i64, Health) {
         self.take_out(subscription)
             .filter(|known| known.version >= version && known.until > now)
-            .map_or_else(Health::default, |known| known.health)
+            .map_or_else(
+                || (version, Health::default()),
+                |known| (known.version, known.health),
+            )
     }
 
     /// Forgets what was known of a subscriber by an earlier version.
@@ -130,12 +139,13 @@ mod tests {
         for subscription in [changed, same] {
             remembered.keep(subscription, 1, failing(now));
         }
-        assert!(remembered.recall(changed, 2, now).is_trusted());
-        assert!(!remembered.recall(same, 1, now).is_trusted());
+        assert!(remembered.recall(changed, 2, now).1.is_trusted());
+        assert!(!remembered.recall(same, 1, now).1.is_trusted());
         remembered.keep(same, 1, failing(now));
         assert!(
             remembered
                 .recall(same, 1, now + Duration::from_hours(1))
+                .1
                 .is_trusted()
         );
     }

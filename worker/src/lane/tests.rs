@@ -502,6 +502,25 @@ fn a_change_makes_forgotten_what_was_known_of_a_subscriber_without_a_lane() {
     assert!(sent.len() == 10 && sent.iter().all(Place::is_trusted));
 }
 
+/// A plan may be by an earlier version than the one that is known, as after secrets were sealed anew.
+#[test]
+fn a_plan_by_an_earlier_version_makes_nothing_forgotten() {
+    let lane = SubscriptionId::new();
+    let mut world = Timed::new(100, 100, 100);
+    let changed = Terms {
+        version: 2,
+        ..terms(16)
+    };
+    world.put(lane, changed, 10);
+    for place in world.send_all() {
+        world.end(&place, FAILED);
+    }
+    world.now += Duration::from_secs(2);
+    world.put(lane, terms(16), 1);
+    world.lanes.set_terms(lane, changed, world.now);
+    assert_eq!(world.lanes.load().open_circuits, 1);
+}
+
 proptest! {
     /// Whatever happens in whatever order, the counts are those of what is there, the bounds hold, all room that was
     /// promised is given back, and no lane that can send is forgotten.

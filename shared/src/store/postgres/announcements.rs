@@ -5,11 +5,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use sqlx::{postgres::PgRow, query};
 
-use super::{Engine, Result, Statement, organizations::uuids, rows::Columns};
+use super::{Engine, Result, Statement, organizations::uuids, rows::Columns, subscriptions::Why};
 use crate::{
     EventId, OrganizationId, SubscriptionId,
     announcement::Announcement,
-    store::{Announced, Announcements},
+    store::{Announced, Announcements, FailedAttempt, Recovered},
 };
 
 /// Whether somebody might want an announcement of the organization given.
@@ -31,20 +31,25 @@ const ANNOUNCE: &str = concat!(
     " ON CONFLICT DO NOTHING"
 );
 
+/// Rows are locked in order of id, as by [`SUCCEEDED`].
 const FAILED: &str = "
-    WITH first AS (
-        INSERT INTO subscription_failures (subscription_id)
-        SELECT s.id FROM unnest($1::uuid[], $2::bigint[]) AS failed (id, version)
+    WITH noted AS (
+        INSERT INTO subscription_failures AS f (subscription_id, begets)
+        SELECT s.id, bool_or(failed.begets) FROM unnest($1::uuid[], $2::bigint[], $3::boolean[]) AS failed (id, version, begets)
         JOIN subscriptions s ON s.id = failed.id AND s.version = failed.version
-        WHERE s.enabled AND s.deleted_at IS NULL ORDER BY s.id
-        ON CONFLICT DO NOTHING
+        WHERE s.enabled AND s.deleted_at IS NULL GROUP BY s.id ORDER BY s.id
+        ON CONFLICT (subscription_id) DO UPDATE SET begets = true WHERE excluded.begets AND NOT f.begets
     )
     SELECT id, greatest(0, coalesce(extract(epoch FROM now() - f.failing_since), 0) * 1000)::bigint AS ms
     FROM unnest($1::uuid[]) AS failed (id) LEFT JOIN subscription_failures f ON f.subscription_id = id";
 
 const SUCCEEDED: &str = "
-    DELETE FROM subscription_failures WHERE subscription_id = ANY ($1)
-    RETURNING subscription_id AS id, greatest(0, extract(epoch FROM now() - failing_since) * 1000)::bigint AS ms";
+    WITH ended AS MATERIALIZED (
+        SELECT subscription_id FROM subscription_failures WHERE subscription_id = ANY ($1)
+        ORDER BY subscription_id FOR UPDATE
+    )
+    DELETE FROM subscription_failures f USING ended WHERE f.subscription_id = ended.subscription_id
+    RETURNING f.subscription_id AS id, f.begets, greatest(0, extract(epoch FROM now() - f.failing_since) * 1000)::bigint AS ms";
 
 /// Keeps an announcement, if somebody might want it.
 pub(super) fn announce(organization: OrganizationId, announcement: &Announcement) -> Statement {
@@ -83,20 +88,28 @@ impl Announcements for Engine {
         self.rows(statement).await.map(drop)
     }
 
-    async fn failed(&self, attempts: &[(SubscriptionId, i64)]) -> Result<Vec<(SubscriptionId, Duration)>> {
-        let (subscriptions, versions): (Vec<_>, Vec<i64>) = attempts
-            .iter()
-            .map(|(subscription, version)| (subscription.uuid(), *version))
-            .unzip();
-        let rows = self
-            .rows(query(FAILED).bind(subscriptions).bind(versions))
-            .await?;
-        rows.iter().map(age).collect()
+    async fn failed(&self, attempts: &[FailedAttempt]) -> Result<Vec<(SubscriptionId, Duration)>> {
+        let subscriptions: Vec<_> = attempts.iter().map(|failed| failed.subscription).collect();
+        let versions: Vec<i64> = attempts.iter().map(|failed| failed.version).collect();
+        let begets: Vec<bool> = attempts.iter().map(|failed| failed.begets).collect();
+        let statement = query(FAILED)
+            .bind(uuids(&subscriptions))
+            .bind(versions)
+            .bind(begets);
+        self.rows(statement).await?.iter().map(age).collect()
     }
 
-    async fn succeeded(&self, subscriptions: &[SubscriptionId]) -> Result<Vec<(SubscriptionId, Duration)>> {
+    async fn succeeded(&self, subscriptions: &[SubscriptionId]) -> Result<Vec<Recovered>> {
         let rows = self.rows(query(SUCCEEDED).bind(uuids(subscriptions))).await?;
-        rows.iter().map(age).collect()
+        let recovered = rows.iter().map(|row| {
+            let (subscription, failed_for) = age(row)?;
+            Ok(Recovered {
+                subscription,
+                failed_for,
+                begets: row.value("begets")?,
+            })
+        });
+        recovered.collect()
     }
 
     async fn disable_failing(
@@ -106,9 +119,8 @@ impl Announcements for Engine {
         version: i64,
         failed_for: Duration,
         reason: &str,
-        announced: bool,
     ) -> Result<bool> {
-        self.disable_as(organization, id, version, Some(failed_for), reason, announced)
+        self.disable_as(organization, id, version, reason, Why::Failed(failed_for))
             .await
     }
 }

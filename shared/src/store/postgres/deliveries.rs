@@ -157,10 +157,12 @@ const TELL_OWNERS: &str =
     "SELECT count(pg_notify('triggers_changes', 'l:' || id)) FROM unnest($1::uuid[]) AS lane (id)";
 
 /// The beginning of the lane, as far as nothing in it keeps the rest waiting; `$4` is where intakes that are still under way
-/// may yet put something. It was asked for by a statement of its own, before: what lies below is seen by this one.
+/// may yet put something. It was asked for by a statement of its own, before: what lies below is seen by this one. A claim that
+/// began before the lane had its owner may take from it meanwhile: what is not free any more, or not due, once it is locked is left
+/// out, and with it what comes after it; what is closed by then holds nothing up.
 const CLAIM_IN_ORDER: &str = concat!(
     "WITH head AS MATERIALIZED (
-        SELECT d.event_id, d.seq, d.due_at <= now() AND ",
+        SELECT d.event_id, d.seq, d.lease_owner, d.due_at <= now() AND ",
     free!(),
     " AS ready
         FROM deliveries d
@@ -170,15 +172,31 @@ const CLAIM_IN_ORDER: &str = concat!(
     "     AND EXISTS (SELECT FROM subscriptions s WHERE s.id = $2 AND s.kind = 'push' AND s.enabled AND s.deleted_at IS NULL)
         ORDER BY d.seq LIMIT $3
     ), weighed AS (
-        SELECT head.event_id, head.seq, e.bytes, bool_and(head.ready) OVER (ORDER BY head.seq) AS ready,
-               sum(e.bytes) OVER (ORDER BY head.seq) AS total
+        SELECT head.event_id, head.lease_owner, row_number() OVER (ORDER BY head.seq) AS place, e.bytes,
+               bool_and(head.ready) OVER (ORDER BY head.seq) AS ready, sum(e.bytes) OVER (ORDER BY head.seq) AS total
         FROM head CROSS JOIN LATERAL (
             SELECT octet_length(payload) AS bytes FROM events WHERE id = head.event_id LIMIT 1
         ) e
+    ), fitting AS MATERIALIZED (
+        SELECT event_id, lease_owner, place FROM weighed WHERE ready AND total - bytes < $5
+    ), held AS MATERIALIZED (
+        SELECT f.event_id, f.place
+        FROM unnest((SELECT array_agg(event_id ORDER BY event_id) FROM fitting),
+                    (SELECT array_agg(lease_owner ORDER BY event_id) FROM fitting),
+                    (SELECT array_agg(place ORDER BY event_id) FROM fitting))
+            AS f (event_id, lease_owner, place)
+        CROSS JOIN LATERAL (
+            SELECT FROM deliveries d
+            WHERE d.event_id = f.event_id AND d.subscription_id = $2
+              AND (d.due_at IS NULL OR d.due_at <= now() AND d.lease_owner IS NOT DISTINCT FROM f.lease_owner)
+            LIMIT 1 FOR UPDATE
+        ) d
+    ), unbroken AS (
+        SELECT event_id FROM (SELECT event_id, place, row_number() OVER (ORDER BY place) AS nth FROM held) held
+        WHERE place = nth
     ), claimed AS (
         UPDATE deliveries d SET lease_owner = $1
-        FROM unnest((SELECT array_agg(event_id ORDER BY event_id) FROM weighed WHERE ready AND total - bytes < $5))
-            AS f (event_id)
+        FROM unnest((SELECT array_agg(event_id ORDER BY event_id) FROM unbroken)) AS f (event_id)
         WHERE d.event_id = f.event_id AND d.subscription_id = $2 AND d.due_at IS NOT NULL
         RETURNING d.event_id, d.subscription_id, d.organization_id, d.seq, d.attempts, d.attempts_before
     )

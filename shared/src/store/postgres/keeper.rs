@@ -128,6 +128,11 @@ fn migrator() -> Migrator {
             "order",
             include_str!("../../../../migrations/postgres/0024_order.sql"),
         ),
+        (
+            25,
+            "begets",
+            include_str!("../../../../migrations/postgres/0025_begets.sql"),
+        ),
     ];
     let migrations = migrations.map(|(version, name, text)| {
         let name = Cow::Borrowed(name);

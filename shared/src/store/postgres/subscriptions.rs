@@ -162,8 +162,9 @@ const DELETE: &str = changing!(
     ", forgotten AS (DELETE FROM subscription_failures WHERE subscription_id IN (SELECT id FROM changed))"
 );
 
-/// `$8` is whether it is announced, and `$7` for how many seconds it must have failed, if that is what it is disabled for. That row is locked, so that a success
-/// which is just being told of comes first; and after the subscription's own, as wherever both are.
+/// `$7` is for how many seconds it must have failed, if that is what it is disabled for. That row is locked, so that a success
+/// which is just being told of comes first; and after the subscription's own, as wherever both are. It says whether it is announced,
+/// and else `$8` does.
 const DISABLE: &str = changing!(
     "UPDATE subscriptions s SET enabled = false, disabled_reason = $4, updated_at = now(), version = version + 1
      WHERE id = (
@@ -174,13 +175,14 @@ const DISABLE: &str = changing!(
          WHERE subscription_id = s.id AND failing_since <= now() - make_interval(secs => $7) FOR UPDATE
      ))",
     concat!(
-        ", told AS (
+        ", forgotten AS (
+            DELETE FROM subscription_failures WHERE subscription_id IN (SELECT id FROM changed) RETURNING begets
+        ), told AS (
             INSERT INTO announcements (id, organization_id, type, payload)
-            SELECT $5, organization_id, 'triggers.subscription.disabled', $6 FROM changed WHERE $8 AND ",
+            SELECT $5, organization_id, 'triggers.subscription.disabled', $6 FROM changed
+            WHERE CASE WHEN $7 IS NULL THEN $8::boolean ELSE EXISTS (SELECT FROM forgotten WHERE begets) END AND ",
         wanted!("changed.organization_id"),
         "   ON CONFLICT DO NOTHING
-        ), forgotten AS (
-            DELETE FROM subscription_failures WHERE subscription_id IN (SELECT id FROM changed)
         )"
     )
 );
@@ -203,7 +205,7 @@ const SEALED_OTHERWISE: &str = "
     ORDER BY id LIMIT $3";
 
 /// The organization's version stays: nothing that deliveries are planned by has changed, and thousands of these in a row would
-/// make every plan stale.
+/// make every plan stale. It is raised once, at the end.
 const RESEAL: &str = "
     UPDATE subscriptions SET
         secret = CASE WHEN secret = $2 THEN $3 ELSE secret END,
@@ -211,6 +213,9 @@ const RESEAL: &str = "
         headers = CASE WHEN headers = $2 THEN $3 ELSE headers END,
         version = version + 1
     WHERE id = $1 AND (secret = $2 OR former_secret = $2 OR headers = $2) RETURNING organization_id";
+
+const RAISE: &str =
+    "UPDATE organizations SET subscriptions_version = subscriptions_version + 1 WHERE id = $1";
 
 const GET: &str = concat!(
     "SELECT ",
@@ -502,7 +507,7 @@ impl Subscriptions for Engine {
         reason: &str,
         announced: bool,
     ) -> Result<bool> {
-        self.disable_as(organization, id, version, None, reason, announced)
+        self.disable_as(organization, id, version, reason, Why::Told { announced })
             .await
     }
 
@@ -569,6 +574,10 @@ impl Subscriptions for Engine {
         Ok(resealed.is_some())
     }
 
+    async fn raise_version(&self, organization: OrganizationId) -> Result<()> {
+        self.rows(query(RAISE).bind(organization.uuid())).await.map(drop)
+    }
+
     async fn webhook(&self, organization: OrganizationId) -> Result<Option<Subscription>> {
         let statement = query(WEBHOOK).bind(organization.uuid());
         self.row(statement)
@@ -608,6 +617,18 @@ impl Subscriptions for Engine {
     }
 }
 
+/// What one is disabled for.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Why {
+    /// Its subscriber, or a client, wants it so.
+    Told {
+        /// Whether it is announced.
+        announced: bool,
+    },
+    /// It has failed for so long; that it has says whether it is announced.
+    Failed(Duration),
+}
+
 impl Engine {
     /// Disables one; if it is for how long it has failed, only if it has.
     pub(super) async fn disable_as(
@@ -615,10 +636,13 @@ impl Engine {
         organization: OrganizationId,
         id: SubscriptionId,
         version: i64,
-        failed_for: Option<Duration>,
         reason: &str,
-        announced: bool,
+        why: Why,
     ) -> Result<bool> {
+        let (failed_for, announced) = match why {
+            Why::Told { announced } => (None, announced),
+            Why::Failed(failed_for) => (Some(failed_for), false),
+        };
         let announcement = Announcement::disabled(id, reason);
         let statement = query(DISABLE)
             .bind(id.uuid())

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     EventId, OrganizationId, SubscriptionId, Timestamp,
     announcement::Announcement,
-    store::{Announced, Announcements, Result},
+    store::{Announced, Announcements, FailedAttempt, Recovered, Result},
 };
 
 /// Keeps an announcement, if somebody might want it, as part of the transaction that it tells of.
@@ -49,14 +49,15 @@ pub(super) async fn forget_failing(tx: &mut Tx, subscription: SubscriptionId) ->
         .map_err(failed)
 }
 
-/// Since when a subscription has failed, if it does.
-pub(super) async fn since(tx: &mut Tx, subscription: SubscriptionId) -> Result<Option<Timestamp>> {
-    let row = sqlx::query("SELECT failing_since FROM subscription_failures WHERE subscription_id = ?")
-        .bind(subscription.uuid())
-        .fetch_optional(&mut tx.connection)
-        .await
-        .map_err(failed)?;
-    row.map(|row| row.time(0)).transpose()
+/// Since when a subscription has failed, if it does, and whether an attempt that failed begets.
+async fn failing(tx: &mut Tx, subscription: SubscriptionId) -> Result<Option<(Timestamp, bool)>> {
+    let row =
+        sqlx::query("SELECT failing_since, begets FROM subscription_failures WHERE subscription_id = ?")
+            .bind(subscription.uuid())
+            .fetch_optional(&mut tx.connection)
+            .await
+            .map_err(failed)?;
+    row.map(|row| Ok((row.time(0)?, row.value(1)?))).transpose()
 }
 
 #[async_trait]
@@ -106,26 +107,29 @@ impl Announcements for Engine {
             .await
     }
 
-    async fn failed(&self, attempts: &[(SubscriptionId, i64)]) -> Result<Vec<(SubscriptionId, Duration)>> {
+    async fn failed(&self, attempts: &[FailedAttempt]) -> Result<Vec<(SubscriptionId, Duration)>> {
         let attempts = attempts.to_vec();
         self.writer
             .run(move |tx| {
                 Box::pin(async move {
                     let mut ages = Vec::with_capacity(attempts.len());
-                    for (subscription, version) in attempts {
+                    for attempt in attempts {
                         sqlx::query(
-                            "INSERT INTO subscription_failures (subscription_id, failing_since) \
-                             SELECT id, ? FROM subscriptions WHERE id = ? AND version = ? AND enabled \
-                             AND deleted_at IS NULL ON CONFLICT DO NOTHING",
+                            "INSERT INTO subscription_failures (subscription_id, failing_since, begets) \
+                             SELECT id, ?, ? FROM subscriptions WHERE id = ? AND version = ? AND enabled \
+                             AND deleted_at IS NULL ON CONFLICT (subscription_id) \
+                             DO UPDATE SET begets = begets OR excluded.begets",
                         )
                         .bind(tx.now.millis())
-                        .bind(subscription.uuid())
-                        .bind(version)
+                        .bind(attempt.begets)
+                        .bind(attempt.subscription.uuid())
+                        .bind(attempt.version)
                         .execute(&mut tx.connection)
                         .await
                         .map_err(failed)?;
-                        let since = since(tx, subscription).await?.unwrap_or(tx.now);
-                        ages.push((subscription, tx.now.since(since)));
+                        let fails = failing(tx, attempt.subscription).await?;
+                        let since = fails.map_or(tx.now, |(since, _)| since);
+                        ages.push((attempt.subscription, tx.now.since(since)));
                     }
                     Ok(ages)
                 })
@@ -133,19 +137,23 @@ impl Announcements for Engine {
             .await
     }
 
-    async fn succeeded(&self, subscriptions: &[SubscriptionId]) -> Result<Vec<(SubscriptionId, Duration)>> {
+    async fn succeeded(&self, subscriptions: &[SubscriptionId]) -> Result<Vec<Recovered>> {
         let subscriptions = subscriptions.to_vec();
         self.writer
             .run(move |tx| {
                 Box::pin(async move {
-                    let mut ages = Vec::new();
+                    let mut recovered = Vec::new();
                     for subscription in subscriptions {
-                        if let Some(since) = since(tx, subscription).await? {
+                        if let Some((since, begets)) = failing(tx, subscription).await? {
                             forget_failing(tx, subscription).await?;
-                            ages.push((subscription, tx.now.since(since)));
+                            recovered.push(Recovered {
+                                subscription,
+                                failed_for: tx.now.since(since),
+                                begets,
+                            });
                         }
                     }
-                    Ok(ages)
+                    Ok(recovered)
                 })
             })
             .await
@@ -158,17 +166,17 @@ impl Announcements for Engine {
         version: i64,
         failed_for: Duration,
         reason: &str,
-        announced: bool,
     ) -> Result<bool> {
         let reason = reason.to_owned();
         self.writer
             .run(move |tx| {
                 Box::pin(async move {
-                    let since = since(tx, id).await?;
-                    if since.is_none_or(|since| since > tx.now.minus(failed_for)) {
-                        return Ok(false);
+                    match failing(tx, id).await? {
+                        Some((since, begets)) if since <= tx.now.minus(failed_for) => {
+                            disable(tx, organization, id, version, reason, begets).await
+                        }
+                        _ => Ok(false),
                     }
-                    disable(tx, organization, id, version, reason, announced).await
                 })
             })
             .await

@@ -142,6 +142,11 @@ const MIGRATIONS: Migrations = &[
         "order",
         include_str!("../../../../migrations/sqlite/store/0024_order.sql"),
     ),
+    (
+        25,
+        "begets",
+        include_str!("../../../../migrations/sqlite/store/0025_begets.sql"),
+    ),
 ];
 /// Changes that a receiver may lag behind before it is told that it lost some.
 const CHANGES: usize = 1024;

@@ -211,13 +211,18 @@ pub(super) async fn insert_inbox(
     insert(connection, &inbox).await
 }
 
-/// Raises the organization's version, and announces the change.
-async fn changed(tx: &mut Tx, organization: OrganizationId, id: SubscriptionId) -> Result<()> {
+async fn raise_version(tx: &mut Tx, organization: OrganizationId) -> Result<()> {
     sqlx::query("UPDATE organizations SET subscriptions_version = subscriptions_version + 1 WHERE id = ?")
         .bind(organization.uuid())
         .execute(&mut tx.connection)
         .await
-        .map_err(failed)?;
+        .map(drop)
+        .map_err(failed)
+}
+
+/// Raises the organization's version, and announces the change.
+async fn changed(tx: &mut Tx, organization: OrganizationId, id: SubscriptionId) -> Result<()> {
+    raise_version(tx, organization).await?;
     tx.announce(Change::Subscription(id));
     Ok(())
 }
@@ -594,6 +599,12 @@ impl Subscriptions for Engine {
         let before = before.clone();
         self.writer
             .run(move |tx| Box::pin(reseal(tx, id, before, after)))
+            .await
+    }
+
+    async fn raise_version(&self, organization: OrganizationId) -> Result<()> {
+        self.writer
+            .run(move |tx| Box::pin(raise_version(tx, organization)))
             .await
     }
 
