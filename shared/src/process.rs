@@ -194,12 +194,9 @@ async fn reseal_all(engine: &Engine, lifecycle: &Lifecycle) -> anyhow::Result<Op
     let resealed = reseal_each(engine, lifecycle, &mut concerned).await;
     for organization in concerned {
         let raise = || engine.store.subscriptions.raise_version(organization);
-        if lifecycle.soft.is_cancelled() {
-            raise().await?;
-        } else if patiently("versions cannot be raised", lifecycle, raise)
-            .await?
-            .is_none()
-        {
+        // Also where it is to stop: once, without patience.
+        let what = "versions cannot be raised";
+        if lifecycle.soft.is_cancelled() || patiently(what, lifecycle, raise).await?.is_none() {
             raise().await?;
         }
     }

@@ -36,109 +36,111 @@ pub(super) const SEEN_EXPIRED: Duration = Duration::from_hours(24);
 /// Whoever keeps holds this advisory lock.
 const KEEPING: i64 = 0x7472_6967_0002;
 
+/// Each with its number and name.
+const MIGRATIONS: &[(i64, &str, &str)] = &[
+    (
+        1,
+        "schema",
+        include_str!("../../../../migrations/postgres/0001_schema.sql"),
+    ),
+    (
+        2,
+        "secret check",
+        include_str!("../../../../migrations/postgres/0002_secret_check.sql"),
+    ),
+    (
+        3,
+        "set aside",
+        include_str!("../../../../migrations/postgres/0003_set_aside.sql"),
+    ),
+    (
+        4,
+        "order and rate",
+        include_str!("../../../../migrations/postgres/0004_order_and_rate.sql"),
+    ),
+    (
+        5,
+        "signing",
+        include_str!("../../../../migrations/postgres/0005_signing.sql"),
+    ),
+    (
+        6,
+        "replays",
+        include_str!("../../../../migrations/postgres/0006_replays.sql"),
+    ),
+    (
+        7,
+        "announcements",
+        include_str!("../../../../migrations/postgres/0007_announcements.sql"),
+    ),
+    (
+        8,
+        "seeing",
+        include_str!("../../../../migrations/postgres/0008_seeing.sql"),
+    ),
+    (
+        9,
+        "push",
+        include_str!("../../../../migrations/postgres/0009_push.sql"),
+    ),
+    (
+        12,
+        "keys",
+        include_str!("../../../../migrations/postgres/0012_keys.sql"),
+    ),
+    (
+        13,
+        "limits",
+        include_str!("../../../../migrations/postgres/0013_limits.sql"),
+    ),
+    (
+        14,
+        "erasures",
+        include_str!("../../../../migrations/postgres/0014_erasures.sql"),
+    ),
+    (
+        15,
+        "organizations",
+        include_str!("../../../../migrations/postgres/0015_organizations.sql"),
+    ),
+    (
+        16,
+        "filters",
+        include_str!("../../../../migrations/postgres/0016_filters.sql"),
+    ),
+    (
+        17,
+        "audit_log",
+        include_str!("../../../../migrations/postgres/0017_audit_log.sql"),
+    ),
+    (
+        18,
+        "pauses",
+        include_str!("../../../../migrations/postgres/0018_pauses.sql"),
+    ),
+    (
+        23,
+        "parked",
+        include_str!("../../../../migrations/postgres/0023_parked.sql"),
+    ),
+    (
+        24,
+        "order",
+        include_str!("../../../../migrations/postgres/0024_order.sql"),
+    ),
+    (
+        25,
+        "begets",
+        include_str!("../../../../migrations/postgres/0025_begets.sql"),
+    ),
+];
+
 fn migrator() -> Migrator {
-    let migrations = [
-        (
-            1,
-            "schema",
-            include_str!("../../../../migrations/postgres/0001_schema.sql"),
-        ),
-        (
-            2,
-            "secret check",
-            include_str!("../../../../migrations/postgres/0002_secret_check.sql"),
-        ),
-        (
-            3,
-            "set aside",
-            include_str!("../../../../migrations/postgres/0003_set_aside.sql"),
-        ),
-        (
-            4,
-            "order and rate",
-            include_str!("../../../../migrations/postgres/0004_order_and_rate.sql"),
-        ),
-        (
-            5,
-            "signing",
-            include_str!("../../../../migrations/postgres/0005_signing.sql"),
-        ),
-        (
-            6,
-            "replays",
-            include_str!("../../../../migrations/postgres/0006_replays.sql"),
-        ),
-        (
-            7,
-            "announcements",
-            include_str!("../../../../migrations/postgres/0007_announcements.sql"),
-        ),
-        (
-            8,
-            "seeing",
-            include_str!("../../../../migrations/postgres/0008_seeing.sql"),
-        ),
-        (
-            9,
-            "push",
-            include_str!("../../../../migrations/postgres/0009_push.sql"),
-        ),
-        (
-            12,
-            "keys",
-            include_str!("../../../../migrations/postgres/0012_keys.sql"),
-        ),
-        (
-            13,
-            "limits",
-            include_str!("../../../../migrations/postgres/0013_limits.sql"),
-        ),
-        (
-            14,
-            "erasures",
-            include_str!("../../../../migrations/postgres/0014_erasures.sql"),
-        ),
-        (
-            15,
-            "organizations",
-            include_str!("../../../../migrations/postgres/0015_organizations.sql"),
-        ),
-        (
-            16,
-            "filters",
-            include_str!("../../../../migrations/postgres/0016_filters.sql"),
-        ),
-        (
-            17,
-            "audit_log",
-            include_str!("../../../../migrations/postgres/0017_audit_log.sql"),
-        ),
-        (
-            18,
-            "pauses",
-            include_str!("../../../../migrations/postgres/0018_pauses.sql"),
-        ),
-        (
-            23,
-            "parked",
-            include_str!("../../../../migrations/postgres/0023_parked.sql"),
-        ),
-        (
-            24,
-            "order",
-            include_str!("../../../../migrations/postgres/0024_order.sql"),
-        ),
-        (
-            25,
-            "begets",
-            include_str!("../../../../migrations/postgres/0025_begets.sql"),
-        ),
-    ];
-    let migrations = migrations.map(|(version, name, text)| {
+    let migrations = MIGRATIONS.iter().map(|&(version, name, text)| {
         let name = Cow::Borrowed(name);
         Migration::new(version, name, MigrationType::Simple, text.into_sql_str(), false)
     });
-    let mut migrator = Migrator::with_migrations(migrations.into());
+    let mut migrator = Migrator::with_migrations(migrations.collect());
     // In a rolling deploy a newer version has migrated already, and this one starts once more.
     migrator.set_ignore_missing(true);
     migrator
