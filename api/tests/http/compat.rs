@@ -276,7 +276,7 @@ async fn pages_by_offset_are_those_by_cursor() {
     let far = desk
         .get("/api/inbox?status=dead_letter&offset=50", &tenant.key)
         .await;
-    assert_eq!(far.status, 422, "{}", far.text);
+    assert_eq!(far.status, 400, "{}", far.text);
     assert!(far.text.contains("use cursor"), "{}", far.text);
 }
 
