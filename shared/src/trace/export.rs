@@ -77,8 +77,14 @@ impl Export {
     /// Sends what waits, if that takes no longer than five seconds. Spans that end from now on may be lost.
     pub async fn close(self) {
         self.closing.cancel();
-        if tokio::time::timeout(CLOSE, self.task).await.is_err() {
-            tracing::warn!("the last spans were not sent: the collector does not take them in time");
+        match tokio::time::timeout(CLOSE, self.task).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::error!(%error, "the task that sends spans had ended: they were dropped");
+            }
+            Err(_) => {
+                tracing::warn!("the last spans were not sent: the collector does not take them in time");
+            }
         }
     }
 }
