@@ -93,16 +93,7 @@ async fn a_listener_that_is_gone_begets_no_other(engine: Engine) {
     let gone = listen(&client, &receiver, "/gone").await;
     listen(&client, &receiver, "/told").await;
     let first = client.event("order.placed").await;
-    let path = format!("/v1/subscriptions/{}", gone.id);
-    eventually("it is disabled", Duration::from_secs(10), async || {
-        let shown = client.get(&path).await.expect(200);
-        if shown["enabled"] == false {
-            Ok(())
-        } else {
-            Err(shown.to_string())
-        }
-    })
-    .await;
+    client.becomes_disabled(&gone.id).await;
     // What is announced is taken in in order: nothing was between these.
     let second = client.event("order.placed").await;
     let told = receiver.wait_for("/told", 2).await;
@@ -222,16 +213,7 @@ async fn days_of_failure_disable_and_recovery_is_announced(engine: Engine) {
         .await;
     let id = client.event("order.placed").await;
     let path = format!("/v1/subscriptions/{}", subscription.id);
-    eventually("it is disabled", Duration::from_secs(30), async || {
-        let shown = client.get(&path).await.expect(200);
-        if shown["enabled"] == false {
-            Ok(())
-        } else {
-            Err(shown.to_string())
-        }
-    })
-    .await;
-    let shown = client.get(&path).await.expect(200);
+    let shown = client.becomes_disabled(&subscription.id).await;
     let reason = shown["disabled_reason"].as_str().expect("a reason");
     assert!(reason.starts_with("every attempt has failed for"), "{reason}");
     client.delivery_becomes(&id, &subscription.id, "parked").await;
@@ -307,19 +289,8 @@ async fn what_ends_five_days_of_failure(engine: Engine) {
             .await
             .expect(200);
     }
-    eventually(
-        "nothing ends it, and it is disabled",
-        Duration::from_secs(30),
-        async || {
-            let shown = client.get(&path(0)).await.expect(200);
-            if shown["enabled"] == false {
-                Ok(())
-            } else {
-                Err(shown.to_string())
-            }
-        },
-    )
-    .await;
+    // Nothing ends it for the first.
+    client.becomes_disabled(&subscriptions[0].id).await;
     for at in 1..4 {
         client
             .delivery_becomes(&events[at], &subscriptions[at].id, "dead_letter")

@@ -196,20 +196,8 @@ async fn gone_disables_the_subscription(engine: Engine) {
         .await;
     let path = format!("/v1/subscriptions/{}", subscription.id);
     let id = client.event("order.placed").await;
-    eventually(
-        "the subscription is disabled",
-        Duration::from_secs(10),
-        async || {
-            let shown = client.get(&path).await.expect(200);
-            if shown["enabled"] == false {
-                assert!(shown["disabled_reason"].is_string(), "{shown}");
-                Ok(())
-            } else {
-                Err(shown.to_string())
-            }
-        },
-    )
-    .await;
+    let shown = client.becomes_disabled(&subscription.id).await;
+    assert!(shown["disabled_reason"].is_string(), "{shown}");
     client.delivery_becomes(&id, &subscription.id, "parked").await;
     let patched = client.patch(&path, &json!({"enabled": true})).await.expect(200);
     assert!(patched["disabled_reason"].is_null(), "{patched}");

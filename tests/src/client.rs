@@ -241,6 +241,21 @@ impl Client {
         .await
     }
 
+    /// Waits until a subscription is disabled, and gives it.
+    pub async fn becomes_disabled(&self, subscription: &str) -> Value {
+        let path = format!("/v1/subscriptions/{subscription}");
+        let what = format!("{subscription} becomes disabled");
+        eventually(&what, Duration::from_secs(30), async || {
+            let shown = self.get(&path).await.expect(200);
+            if shown["enabled"] == false {
+                Ok(shown)
+            } else {
+                Err(shown.to_string())
+            }
+        })
+        .await
+    }
+
     /// Subscribes.
     pub async fn subscribe(&self, subscription: &Value) -> Subscription {
         let answer = self.post("/v1/subscriptions", subscription).await.expect(201);
