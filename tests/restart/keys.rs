@@ -6,9 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use harness::{
-    Answer, Client, Engine, Link, Node, PrivatePostgres, PrivateRabbit, Proxy, Spec, Turn, World, eventually,
-};
+use harness::{Answer, Client, Engine, Link, Node, PrivateRabbit, Proxy, Spec, Turn, World, eventually};
 use serde_json::json;
 
 /// Within which a revoked key ends everywhere, and a second for a busy test machine.
@@ -65,11 +63,7 @@ async fn store_is(client: &Client, status: u16) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_key_is_revoked_just_before_the_database_hangs() {
     let _turn = Turn::wait().await;
-    let database = PrivatePostgres::start().await;
-    let world = World::with(Engine::Servers)
-        .database_server(&database.url())
-        .start()
-        .await;
+    let (database, world) = World::on_its_own_postgres().await;
     let second = world.start_another("ingest").await;
     second.ready().await;
     let nodes = [world.ingest(), &second, world.api()];
@@ -142,11 +136,7 @@ async fn a_key_is_revoked_just_before_the_database_hangs() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_organization_is_removed_just_before_the_database_hangs() {
     let _turn = Turn::wait().await;
-    let database = PrivatePostgres::start().await;
-    let world = World::with(Engine::Servers)
-        .database_server(&database.url())
-        .start()
-        .await;
+    let (database, world) = World::on_its_own_postgres().await;
     let second = world.start_another("ingest").await;
     second.ready().await;
     let nodes = [world.ingest(), &second, world.api()];
@@ -228,11 +218,7 @@ async fn another_behind(world: &World, program: &'static str) -> (Arc<Node>, Pro
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_key_is_revoked_while_a_node_that_knows_it_does_not_hear() {
     let _turn = Turn::wait().await;
-    let database = PrivatePostgres::start().await;
-    let world = World::with(Engine::Servers)
-        .database_server(&database.url())
-        .start()
-        .await;
+    let (database, world) = World::on_its_own_postgres().await;
     let (node, broker) = another_behind(&world, "ingest").await;
     let client = world.organization().await;
     let (leaked_id, leaked) = make(&client, "leaked").await;

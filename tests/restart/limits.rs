@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use harness::{Engine, Pressure, PrivatePostgres, Turn, World};
+use harness::{Engine, Pressure, Turn, World};
 
 /// The limit of the tier `pro`, a second.
 const A_SECOND: f64 = 1_000.0 / 60.0;
@@ -59,11 +59,7 @@ async fn a_minute_has_the_limit_though_traffic_moves() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_limit_holds_while_the_database_hangs() {
     let _turn = Turn::wait().await;
-    let database = PrivatePostgres::start().await;
-    let world = World::with(Engine::Servers)
-        .database_server(&database.url())
-        .start()
-        .await;
+    let (database, world) = World::on_its_own_postgres().await;
     let (one, other) = (world.ingest(), world.start_another("ingest").await);
     other.ready().await;
     let client = world.organization_of("pro").await;

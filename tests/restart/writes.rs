@@ -119,11 +119,7 @@ const POISON: &[&str] = &[
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_event_that_fails_for_ever_is_set_aside_and_the_rest_flows() {
     let _turn = Turn::wait().await;
-    let database = PrivatePostgres::start().await;
-    let world = World::with(Engine::Servers)
-        .database_server(&database.url())
-        .start()
-        .await;
+    let (_database, world) = World::on_its_own_postgres().await;
     let receiver = Receiver::start().await;
     let client = world.organization().await;
     client

@@ -6,7 +6,7 @@ use base64::Engine as _;
 use serde_json::json;
 
 use crate::{
-    Answer, Client, Node, Scratch, Spec,
+    Answer, Client, Node, PrivatePostgres, Scratch, Spec,
     servers::{Database, Queues},
 };
 
@@ -164,6 +164,14 @@ impl World {
     /// One with the usual settings.
     pub async fn start(engine: Engine) -> Self {
         Self::with(engine).start().await
+    }
+
+    /// One on servers, whose PostgreSQL nobody else has: it may be stopped.
+    pub async fn on_its_own_postgres() -> (PrivatePostgres, Self) {
+        let database = PrivatePostgres::start().await;
+        let world = Self::with(Engine::Servers).database_server(&database.url());
+        let world = world.start().await;
+        (database, world)
     }
 
     /// One with settings of the test's own.
