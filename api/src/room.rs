@@ -5,13 +5,9 @@
 //! has a share: whoever reads many large lists slowly waits for itself, not the others for it. Past that a list waits a
 //! moment, and then the answer is 503 with `Retry-After`.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
-use shared::{OrganizationId, http::ApiError};
+use shared::{OrganizationId, http::ApiError, shares::Shares};
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 
 /// The unit that room is counted in, in bytes.
@@ -25,13 +21,11 @@ const ALL: usize = 32 * LIST as usize;
 const SHARE: usize = ALL / 4;
 /// How long a list waits for room.
 const WAIT: Duration = Duration::from_millis(500);
-/// Past this many shares, those that nobody uses are forgotten.
-const MAX_SHARES: usize = 1_024;
 
 /// The room that there is.
 pub(crate) struct Room {
     all: Arc<Semaphore>,
-    shares: Mutex<HashMap<OrganizationId, Arc<Semaphore>>>,
+    shares: Shares<OrganizationId>,
     /// How long a list waits for some.
     wait: Duration,
 }
@@ -46,14 +40,14 @@ impl Room {
     pub(crate) fn new() -> Self {
         Self {
             all: Arc::new(Semaphore::new(ALL)),
-            shares: Mutex::default(),
+            shares: Shares::of_each(SHARE),
             wait: WAIT,
         }
     }
 
     /// Takes room for a list.
     pub(crate) async fn take(&self, organization: OrganizationId) -> Result<Held, ApiError> {
-        let (all, share) = (Arc::clone(&self.all), self.share(organization));
+        let (all, share) = (Arc::clone(&self.all), self.shares.of(organization));
         let taking = async move {
             // The share first: whoever has used it up holds nothing of the whole meanwhile.
             let share = share.acquire_many_owned(LIST).await?;
@@ -67,17 +61,6 @@ impl Room {
                 Duration::from_secs(1),
             )),
         }
-    }
-
-    fn share(&self, organization: OrganizationId) -> Arc<Semaphore> {
-        let mut shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
-        if shares.len() >= MAX_SHARES {
-            shares.retain(|_, share| Arc::strong_count(share) > 1);
-        }
-        let share = shares
-            .entry(organization)
-            .or_insert_with(|| Arc::new(Semaphore::new(SHARE)));
-        Arc::clone(share)
     }
 }
 
@@ -139,19 +122,5 @@ mod tests {
         assert_eq!(more.len(), 7, "8 units of 64 KiB are held, of 8 times 64");
         drop((held, more));
         assert_eq!(fill(&room, organization).await.len(), 8);
-    }
-
-    #[tokio::test]
-    async fn shares_that_nobody_uses_are_forgotten() {
-        let room = Room::new();
-        let used = OrganizationId::new();
-        let held = room.take(used).await.unwrap();
-        for _ in 0..3 * MAX_SHARES {
-            drop(room.take(OrganizationId::new()).await.unwrap());
-        }
-        let shares = room.shares.lock().unwrap();
-        assert!(shares.len() <= MAX_SHARES);
-        assert!(shares.contains_key(&used));
-        drop(held);
     }
 }

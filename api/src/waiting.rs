@@ -6,12 +6,12 @@
 //! at once.
 
 use std::{
-    collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use shared::{EventId, OrganizationId, Timestamp};
+use shared::{EventId, OrganizationId, Timestamp, shares::Shares};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// The most requests that wait at once.
 const MAX_WAITERS: usize = 1_024;
@@ -32,14 +32,18 @@ pub(crate) fn is_fresh(id: EventId) -> bool {
 }
 
 /// The room for requests that wait.
-#[derive(Default)]
-pub(crate) struct Waiters(Mutex<Waiting>);
+pub(crate) struct Waiters {
+    all: Arc<Semaphore>,
+    shares: Shares<OrganizationId>,
+}
 
-/// Those who wait.
-#[derive(Default)]
-struct Waiting {
-    all: usize,
-    of: HashMap<OrganizationId, usize>,
+impl Default for Waiters {
+    fn default() -> Self {
+        Self {
+            all: Arc::new(Semaphore::new(MAX_WAITERS)),
+            shares: Shares::of_each(SHARE),
+        }
+    }
 }
 
 impl Waiters {
@@ -55,50 +59,25 @@ impl Waiters {
     }
 
     /// A place to wait at, if there is one left.
-    fn seat(&self, organization: OrganizationId) -> Option<Seat<'_>> {
-        let mut waiting = self.waiting();
-        let share = waiting.of.get(&organization).copied().unwrap_or_default();
-        if waiting.all >= MAX_WAITERS || share >= SHARE {
-            return None;
-        }
-        waiting.all += 1;
-        waiting.of.insert(organization, share + 1);
-        drop(waiting);
+    fn seat(&self, organization: OrganizationId) -> Option<Seat> {
         Some(Seat {
-            room: self,
-            organization,
+            _share: self.shares.of(organization).try_acquire_owned().ok()?,
+            _all: Arc::clone(&self.all).try_acquire_owned().ok()?,
         })
-    }
-
-    fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// A place to wait at. It is given up when dropped, as when the client is gone.
-struct Seat<'a> {
-    room: &'a Waiters,
-    organization: OrganizationId,
-}
-
-impl Drop for Seat<'_> {
-    fn drop(&mut self) {
-        let mut waiting = self.room.waiting();
-        waiting.all -= 1;
-        if let Some(share) = waiting.of.get_mut(&self.organization) {
-            *share -= 1;
-            if *share == 0 {
-                waiting.of.remove(&self.organization);
-            }
-        }
-    }
+struct Seat {
+    _share: OwnedSemaphorePermit,
+    _all: OwnedSemaphorePermit,
 }
 
 /// One request's wait.
 pub(crate) struct Wait<'a> {
     room: &'a Waiters,
     organization: OrganizationId,
-    seat: Option<Seat<'a>>,
+    seat: Option<Seat>,
     deadline: Instant,
     pause: Duration,
 }
@@ -138,9 +117,9 @@ mod tests {
         }
         assert_eq!(looks, 3, "after 10, 30 and 40 ms");
         assert!(started.elapsed() >= Duration::from_millis(40));
-        assert_eq!(waiters.waiting().all, 1);
+        assert_eq!(waiters.all.available_permits(), MAX_WAITERS - 1);
         drop(wait);
-        assert!(waiters.waiting().all == 0 && waiters.waiting().of.is_empty());
+        assert_eq!(waiters.all.available_permits(), MAX_WAITERS);
         assert!(!waiters.wait(ours, Duration::ZERO).pause().await);
     }
 

@@ -21,6 +21,7 @@ pub mod organization;
 pub mod process;
 pub mod queue;
 pub mod seal;
+pub mod shares;
 pub mod signature;
 mod sqlite;
 pub mod statistics;

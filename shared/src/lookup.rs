@@ -11,17 +11,16 @@
 
 use std::{
     collections::HashMap,
-    hash::Hash,
     io,
     net::{IpAddr, ToSocketAddrs},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use quick_cache::sync::Cache;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
-use crate::{OrganizationId, telemetry};
+use crate::{OrganizationId, shares::Shares, telemetry};
 
 /// A look-up that takes longer does not count as prompt.
 const PROMPT: Duration = Duration::from_secs(1);
@@ -76,7 +75,7 @@ struct Inner {
     /// Hosts whose last look-up was answered promptly.
     prompt_hosts: Cache<Arc<str>, ()>,
     /// Who is next to ask for a host, of each organization.
-    turns: Each<(Option<OrganizationId>, Arc<str>)>,
+    turns: Shares<(Option<OrganizationId>, Arc<str>)>,
     running: Mutex<HashMap<Arc<str>, Answering>>,
 }
 
@@ -87,7 +86,7 @@ impl Lookups {
             prompt: Quota::of(bounds.prompt),
             others: Quota::of(bounds.others),
             prompt_hosts: Cache::new(MAX_PROMPT),
-            turns: Each::default(),
+            turns: Shares::of_each(1),
             running: Mutex::default(),
         }))
     }
@@ -114,7 +113,7 @@ impl Lookups {
         }
         // One of an organization waits for room, however many of its attempts want the host. Others have turns of their own: they
         // do not wait for room that this one has used up.
-        let turn = inner.turns.of((whose, Arc::clone(&host)), 1);
+        let turn = inner.turns.of((whose, Arc::clone(&host)));
         let _turn = turn.acquire().await;
         if let Some(answering) = lock(&inner.running).get(&host) {
             return answering.clone();
@@ -224,8 +223,7 @@ fn of_thread(answer: Result<io::Result<Arc<[IpAddr]>>, oneshot::error::RecvError
 #[derive(Debug)]
 struct Quota {
     room: Arc<Semaphore>,
-    share: usize,
-    shares: Each<Option<OrganizationId>>,
+    shares: Shares<Option<OrganizationId>>,
 }
 
 /// A place in a quota. Free again once it is dropped.
@@ -239,46 +237,19 @@ impl Quota {
     fn of(room: usize) -> Self {
         Self {
             room: Arc::new(Semaphore::new(room)),
-            share: (room / SHARE).max(1),
-            shares: Each::default(),
+            shares: Shares::of_each((room / SHARE).max(1)),
         }
     }
 
     /// Waits for a place: first for one of the organization's, so that it has no more than its part of who waits, either.
     async fn place(&self, whose: Option<OrganizationId>) -> Place {
         // They are never closed.
-        let share = self.shares.of(whose, self.share).acquire_owned().await.ok();
+        let share = self.shares.of(whose).acquire_owned().await.ok();
         let room = Arc::clone(&self.room).acquire_owned().await.ok();
         Place {
             _share: share,
             _room: room,
         }
-    }
-}
-
-/// A semaphore for each of these, for as long as somebody has it.
-#[derive(Debug)]
-struct Each<K>(Mutex<HashMap<K, Weak<Semaphore>>>);
-
-impl<K> Default for Each<K> {
-    fn default() -> Self {
-        Self(Mutex::default())
-    }
-}
-
-impl<K: Eq + Hash> Each<K> {
-    fn of(&self, key: K, permits: usize) -> Arc<Semaphore> {
-        let mut known = lock(&self.0);
-        if let Some(semaphore) = known.get(&key).and_then(Weak::upgrade) {
-            return semaphore;
-        }
-        // Seldom enough, and often enough.
-        if known.len().is_power_of_two() {
-            known.retain(|_, semaphore| semaphore.strong_count() > 0);
-        }
-        let semaphore = Arc::new(Semaphore::new(permits));
-        known.insert(key, Arc::downgrade(&semaphore));
-        semaphore
     }
 }
 
@@ -320,10 +291,5 @@ mod tests {
         drop(third.await);
         assert_eq!(quota.room.available_permits(), 7);
         drop(others);
-        for _ in 0..100 {
-            drop(quota.place(Some(OrganizationId::new())).await);
-        }
-        let kept = lock(&quota.shares.0).len();
-        assert!(kept <= 4, "{kept} are kept that nobody has");
     }
 }

@@ -4,19 +4,12 @@
 //! organization has a share: whoever sends many large bodies at once, or sends them slowly, is refused before others are.
 //! Nobody waits for room.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::ApiError;
-use crate::OrganizationId;
-
-/// Past this many shares, those that nobody uses are forgotten.
-const MAX_SHARES: usize = 1_024;
+use crate::{OrganizationId, shares::Shares};
 
 /// Whose a body is: an organization's, or, all together, that of those who are of none.
 pub type Whose = Option<OrganizationId>;
@@ -25,8 +18,7 @@ pub type Whose = Option<OrganizationId>;
 pub struct Room {
     all: Arc<Semaphore>,
     /// What one organization may take, in bytes.
-    share: usize,
-    shares: Mutex<HashMap<Whose, Arc<Semaphore>>>,
+    shares: Shares<Whose>,
     /// What whoever finds none is told.
     refusal: &'static str,
 }
@@ -40,8 +32,7 @@ impl Room {
     pub fn new(bytes: usize, refusal: &'static str) -> Self {
         Self {
             all: Arc::new(Semaphore::new(bytes)),
-            share: bytes / 4,
-            shares: Mutex::default(),
+            shares: Shares::of_each(bytes / 4),
             refusal,
         }
     }
@@ -67,22 +58,11 @@ impl Room {
         let bytes = u32::try_from(bytes).ok()?;
         let share = match &held.0 {
             Some([share, _]) => Arc::clone(share.semaphore()),
-            None => self.share_of(whose),
+            None => self.shares.of(whose),
         };
         let take = |semaphore: Arc<Semaphore>| semaphore.try_acquire_many_owned(bytes).ok();
         // The share first: whoever has used it up takes nothing of the whole.
         Some([take(share)?, take(Arc::clone(&self.all))?])
-    }
-
-    fn share_of(&self, whose: Whose) -> Arc<Semaphore> {
-        let mut shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
-        if shares.len() >= MAX_SHARES {
-            shares.retain(|_, share| Arc::strong_count(share) > 1);
-        }
-        let share = shares
-            .entry(whose)
-            .or_insert_with(|| Arc::new(Semaphore::new(self.share)));
-        Arc::clone(share)
     }
 }
 
@@ -152,20 +132,5 @@ mod tests {
         room.grow(Some(one()), &mut most, ALL / 4 - 1).unwrap();
         assert!(room.grow(ours, &mut held, 2).is_err(), "the whole is used up");
         room.grow(ours, &mut held, 1).unwrap();
-    }
-
-    #[test]
-    fn shares_that_nobody_uses_are_forgotten() {
-        let room = room();
-        let used = Some(one());
-        let mut held = Held::default();
-        room.grow(used, &mut held, 1).unwrap();
-        for _ in 0..3 * MAX_SHARES {
-            room.grow(Some(one()), &mut Held::default(), 1).unwrap();
-        }
-        let shares = room.shares.lock().unwrap();
-        assert!(shares.len() <= MAX_SHARES);
-        assert!(shares.contains_key(&used));
-        drop(held);
     }
 }
