@@ -1,7 +1,7 @@
 use serde_json::json;
 use shared::{
     OrganizationId, Timestamp,
-    store::{LimitReport, UsageCounts, UsageReport},
+    store::{LimitNode, LimitReport, UsageCounts, UsageReport},
 };
 use uuid::Uuid;
 
@@ -71,7 +71,8 @@ async fn it_shows_how_the_limit_stands() {
         took: 1.0,
     };
     let limits = &desk.engine.store.limits;
-    limits.share_limits(report.counter, &[report]).await.unwrap();
+    let node = LimitNode::new(report.counter);
+    limits.share_limits(node, &[report]).await.unwrap();
     let shown = desk.get("/v1/usage", &ours.key).await;
     let limit = &shown.body["limit"];
     let remaining = limit["remaining"].as_u64().unwrap();

@@ -31,8 +31,10 @@ pub(super) const WINDOW: i64 = 60 * SECOND;
 const EVENLY: f64 = 0.05;
 /// How old the store's word may be before the next event asks for a new one at once.
 const STALE: i64 = 2 * SECOND;
-/// After how long without a word a counting begins anew: well before the store forgets it.
-const FORGOTTEN: i64 = 300 * SECOND;
+/// After how long without a word a counting begins anew: well before the store forgets it, after [`LIMITS_KEPT`].
+///
+/// [`LIMITS_KEPT`]: shared::store::LIMITS_KEPT
+const FORGOTTEN: i64 = 12 * 3_600 * SECOND;
 /// How much longer than an organization has to wait a node says that it has to, at most: shares move meanwhile.
 const SHARES_MOVE: i64 = 2 * SECOND;
 
@@ -238,15 +240,24 @@ impl Bucket {
         let meanwhile = told.spent - sent;
         (told.confirmed, told.counter_at, told.heard_at) = (sent, now, Some(now));
         told.since = (meanwhile != 0).then_some(sent_at);
+        if standing.others_silent {
+            // The store was away: until all have told what they took meanwhile, each goes on with the share that it has.
+            return;
+        }
         // It was as it says at some time between asking and hearing.
-        let full_at = (sent_at + (now - sent_at) / 2).saturating_add(standing.used);
-        let full_at = full_at.max(now) + meanwhile;
+        let heard = (sent_at + (now - sent_at) / 2).saturating_add(standing.used);
         let was_alone = self.alone;
         self.alone = nodes <= 1 && standing.others_wanted <= 0.0;
         // The store takes what comes between two words for one; alone, we know better.
         let exact = was_alone && self.alone;
-        self.full_at = if exact { full_at.max(self.full_at) } else { full_at };
-        let left = WINDOW - (self.full_at - meanwhile - now) - standing.others_unreported;
+        let full_at = if exact {
+            heard.max(self.full_at - meanwhile)
+        } else {
+            heard
+        };
+        self.full_at = full_at.max(now) + meanwhile;
+        let used = full_at.saturating_add(standing.others_unreported) - now;
+        let left = WINDOW - used.max(0);
         self.divide(now, left, standing.others_wanted, nodes);
         self.room -= meanwhile;
     }
@@ -320,6 +331,31 @@ mod tests {
                 "it holds no more than a minute's worth"
             );
         }
+    }
+
+    #[test]
+    fn a_counting_that_the_store_may_have_forgotten_begins_anew() {
+        let (organization, mut bucket) = (OrganizationId::new(), bucket(60));
+        let standing = LimitStanding {
+            organization,
+            used: 3 * SECOND,
+            others_wanted: 0.0,
+            others_unreported: 0,
+            others_silent: false,
+        };
+        for _ in 0..3 {
+            bucket.take(0);
+        }
+        let first = bucket.report(organization, 0);
+        assert_eq!(first.spent, 3 * SECOND);
+        bucket.heard(&standing, 1, 0);
+        bucket.take(SECOND);
+        let second = bucket.report(organization, FORGOTTEN);
+        assert_eq!((second.counter, second.spent), (first.counter, 4 * SECOND));
+        // It was not heard: what the store knows of the former counting is not told again.
+        let third = bucket.report(organization, FORGOTTEN + 2 * SECOND);
+        assert_ne!(third.counter, first.counter);
+        assert_eq!((third.spent, third.within), (SECOND, FORGOTTEN + SECOND));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::{
 use rand::RngExt;
 use shared::{
     OrganizationId, Timestamp,
-    store::{self, LimitReport, UsageCounts, UsageReport},
+    store::{self, LIMIT_WORD_COUNTS, LimitNode, LimitReport, UsageCounts, UsageReport},
 };
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -50,6 +50,7 @@ pub(super) async fn share(
         used: HashMap::new(),
         clock: (Timestamp::now(), Instant::now()),
         spoke_at: None,
+        away: None,
         wrote_at: Instant::now(),
         failing: false,
     };
@@ -101,8 +102,18 @@ struct Sharing {
     /// The store's time, and when it was heard.
     clock: (Timestamp, Instant),
     spoke_at: Option<Instant>,
+    away: Option<Away>,
     wrote_at: Instant,
     failing: bool,
+}
+
+/// The store is away, or was until just now.
+#[derive(Debug, Clone, Copy)]
+struct Away {
+    /// Its time when it last answered before.
+    since: Timestamp,
+    /// When it answered again.
+    back: Option<Instant>,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -122,7 +133,12 @@ impl Sharing {
             self.write_used().await;
         }
         match told {
-            Ok(()) => self.failing = false,
+            Ok(()) => {
+                self.failing = false;
+                // Until others have had the time to come back as well.
+                let known = |away: &Away| away.back.is_some_and(|back| back.elapsed() > LIMIT_WORD_COUNTS);
+                self.away = self.away.filter(|away| !known(away));
+            }
             Err(error) if self.failing => {
                 tracing::debug!(%error, "limits are not agreed with other nodes");
                 return false;
@@ -166,19 +182,52 @@ impl Sharing {
         if groups[0].is_empty() && self.spoke_at.is_some_and(|at| at.elapsed() < SIGN_OF_LIFE) {
             return Ok(());
         }
+        let node = LimitNode {
+            id: self.limits.node,
+            at: self.spoke_at.map(|_| self.store_time()),
+            away_since: self.away.map(|away| away.since),
+        };
         for group in &groups {
-            self.tell_some(group).await?;
+            if let Err(error) = self.tell_some(node, group).await {
+                self.is_away();
+                return Err(error);
+            }
         }
         Ok(())
     }
 
-    async fn tell_some(&mut self, some: &[(LimitReport, Arc<Account>)]) -> anyhow::Result<()> {
+    fn is_away(&mut self) {
+        if self.spoke_at.is_some() {
+            let since = self.away.map_or(self.clock.0, |away| away.since);
+            self.away = Some(Away { since, back: None });
+        }
+    }
+
+    /// The store's time, as far as it is known. It never goes back.
+    fn store_time(&self) -> Timestamp {
+        let (heard, at) = self.clock;
+        heard.plus(at.elapsed())
+    }
+
+    async fn tell_some(
+        &mut self,
+        node: LimitNode,
+        some: &[(LimitReport, Arc<Account>)],
+    ) -> anyhow::Result<()> {
         let reports: Vec<LimitReport> = some.iter().map(|(report, _)| *report).collect();
-        let call = self.store.share_limits(self.limits.node, &reports);
+        let call = self.store.share_limits(node, &reports);
         let heard = timeout(PATIENCE, call).await??;
         let (now, nodes) = (self.limits.now(), heard.nodes.max(1));
-        self.clock = (heard.now, Instant::now());
+        let store_time = if self.spoke_at.is_some() {
+            heard.now.max(self.store_time())
+        } else {
+            heard.now
+        };
+        self.clock = (store_time, Instant::now());
         self.spoke_at = Some(Instant::now());
+        if let Some(away) = &mut self.away {
+            away.back.get_or_insert_with(Instant::now);
+        }
         self.limits.nodes.store(nodes, Ordering::Relaxed);
         for standing in &heard.standings {
             let found = some.binary_search_by_key(&standing.organization, |(report, _)| report.organization);
@@ -204,8 +253,7 @@ impl Sharing {
 
     /// Which hour it is, by the store's clock as last heard.
     fn hour(&self) -> i64 {
-        let (heard, at) = self.clock;
-        heard.plus(at.elapsed()).seconds().div_euclid(3_600)
+        self.store_time().seconds().div_euclid(3_600)
     }
 
     /// Takes over what was counted since the last time.

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use proptest::prelude::*;
-use rand::{RngExt, SeedableRng, rngs::StdRng};
+use rand::{RngExt, SeedableRng, rngs::StdRng, seq::SliceRandom};
 use shared::{
     OrganizationId,
     store::{LIMIT_WORD_COUNTS, LimitReport, LimitStanding},
@@ -38,27 +38,46 @@ impl Store {
         clippy::cast_precision_loss,
         reason = "as the stores do it"
     )]
-    fn share(&mut self, report: LimitReport, now: i64) -> LimitStanding {
-        let former = self.shares.insert(report.counter, (report, now));
-        let debit = report.spent - former.map_or(0, |(former, _)| former.spent);
-        self.full_at = (self.full_at.max(now - report.within) + debit).min(now + 2 * WINDOW);
-        let counts = i64::try_from(LIMIT_WORD_COUNTS.as_nanos()).unwrap();
+    fn share(&mut self, told: Told, now: i64) -> LimitStanding {
+        let (report, at) = (told.report, told.at.min(now));
+        let counts = told.away_since.map_or(now, |since| since.min(now))
+            - i64::try_from(LIMIT_WORD_COUNTS.as_nanos()).unwrap();
         let others = self
             .shares
             .values()
-            .filter(|(other, at)| other.counter != report.counter && now - at < counts);
-        let (mut wanted, mut unreported) = (0.0, 0.0);
+            .filter(|(other, at)| other.counter != report.counter && *at > counts);
+        let (mut wanted, mut unreported, mut oldest) = (0.0, 0.0, None);
         for (other, at) in others {
             wanted += other.wanted;
             unreported += other.took * (now - at) as f64;
+            if other.took > 0.0 {
+                oldest = Some(oldest.map_or(*at, |oldest: i64| oldest.min(*at)));
+            }
         }
+        let former = self.shares.get(&report.counter).copied();
+        let mut debit = 0;
+        if former.is_none_or(|(_, told_at)| told_at <= at) {
+            debit = report.spent - former.map_or(0, |(former, _)| former.spent);
+            self.shares.insert(report.counter, (report, at));
+        }
+        let since = oldest.map_or(at - report.within, |oldest| oldest.min(at - report.within));
+        self.full_at = (self.full_at.max(since) + debit).min(now + 2 * WINDOW);
         LimitStanding {
             organization: report.organization,
-            used: self.full_at - now,
+            used: oldest.map_or(self.full_at, |oldest| oldest.max(self.full_at)) - now,
             others_wanted: wanted,
             others_unreported: unreported as i64,
+            others_silent: oldest.is_some_and(|oldest| now - oldest >= LIMIT_WORD_COUNTS.as_nanos() as i64),
         }
     }
+}
+
+/// What a node tells the store.
+#[derive(Clone, Copy)]
+struct Told {
+    report: LimitReport,
+    at: i64,
+    away_since: Option<i64>,
 }
 
 struct Node {
@@ -70,6 +89,10 @@ struct Node {
     hurry: bool,
     /// What the store has answered, and when that arrives.
     answer: Option<(i64, Option<LimitStanding>)>,
+    /// When the store last answered; since when it was away, and when it came back.
+    answered: i64,
+    away_since: Option<i64>,
+    back: Option<i64>,
     alive: bool,
 }
 
@@ -82,6 +105,8 @@ struct World {
     now: i64,
     /// Whether the store answers.
     reachable: bool,
+    /// What it was told while it hung, and does when it goes on.
+    given_up: Vec<Told>,
     /// When events were accepted and refused, in milliseconds.
     accepted: Vec<i64>,
     refused: Vec<i64>,
@@ -96,6 +121,7 @@ impl World {
             organization: OrganizationId::new(),
             now: 0,
             reachable: true,
+            given_up: Vec::new(),
             accepted: Vec::new(),
             refused: Vec::new(),
         };
@@ -113,6 +139,9 @@ impl World {
             soonest: now,
             hurry: false,
             answer: None,
+            answered: now,
+            away_since: None,
+            back: None,
             alive: true,
         });
     }
@@ -142,9 +171,16 @@ impl World {
             {
                 node.answer = None;
                 node.soonest = now + 100 * MILLI;
-                match standing {
-                    Some(standing) => node.bucket.heard(&standing, alive, now),
-                    None => node.soonest = now + SECOND,
+                if let Some(standing) = standing {
+                    node.bucket.heard(&standing, alive, now);
+                    node.answered = now;
+                    if node.away_since.is_some() && now - *node.back.get_or_insert(now) > 5 * SECOND {
+                        (node.away_since, node.back) = (None, None);
+                    }
+                } else {
+                    node.soonest = now + SECOND;
+                    node.away_since.get_or_insert(node.answered);
+                    node.back = None;
                 }
             }
             let due = node.next <= now;
@@ -156,9 +192,28 @@ impl World {
                 node.next = now + self.rng.random_range(900..1_100) * MILLI;
             }
             if node.bucket.is_in_use() {
-                let report = node.bucket.report(self.organization, now);
-                let standing = self.reachable.then(|| self.store.share(report, now));
+                let told = Told {
+                    report: node.bucket.report(self.organization, now),
+                    at: now,
+                    away_since: node.away_since,
+                };
+                if !self.reachable {
+                    self.given_up.push(told);
+                }
+                let standing = self.reachable.then(|| self.store.share(told, now));
                 node.answer = Some((now + self.rng.random_range(1..30) * MILLI, standing));
+            }
+        }
+    }
+
+    /// The store answers again; whether it does first what it was told before.
+    fn come_back(&mut self, hung: bool) {
+        self.reachable = true;
+        let mut given_up = std::mem::take(&mut self.given_up);
+        if hung {
+            given_up.shuffle(&mut self.rng);
+            for told in given_up {
+                self.store.share(told, self.now * MILLI);
             }
         }
     }
@@ -203,6 +258,18 @@ impl World {
     fn minute(&self, from: i64) -> usize {
         let until = |ms| self.accepted.partition_point(|at| *at < ms);
         until(from + 60_000) - until(from)
+    }
+
+    /// The least and the most of any so many seconds from then until now, in hundredths of the limit.
+    fn windows(&self, from: i64, seconds: i64) -> (usize, usize) {
+        let length = seconds * 1_000;
+        let until = |ms| self.accepted.partition_point(|at| *at < ms);
+        let full = usize::try_from(seconds).unwrap() * LIMIT as usize / 60;
+        let windows: Vec<usize> = (from..=self.now - length)
+            .step_by(500)
+            .map(|from| (until(from + length) - until(from)) * 100 / full)
+            .collect();
+        (*windows.iter().min().unwrap(), *windows.iter().max().unwrap())
     }
 
     /// The least and the most of any minute from then until now.
@@ -309,6 +376,7 @@ proptest! {
         seed: u64,
         nodes in 1_usize..=5,
         minutes in 1_i64..=8,
+        hung: bool,
     ) {
         let mut world = World::new(seed, nodes);
         world.run_skewed(3, 5.0);
@@ -319,9 +387,20 @@ proptest! {
         world.run(60 * minutes, &rates);
         let (least, most) = world.minutes(away);
         prop_assert!(least >= LEAST && most <= MOST, "as before: {least} to {most}");
+        // It comes back. What was taken too much is owed then, and what was not used is there.
+        world.come_back(hung);
+        world.run(60, &rates);
+        let accepted = world.accepted.iter().filter(|at| **at >= away).count();
+        let minutes = usize::try_from(minutes + 1).unwrap();
+        prop_assert!(
+            (LEAST * minutes..=MOST * minutes).contains(&accepted),
+            "{accepted} in {minutes} minutes, the one afterwards included"
+        );
+        world.reachable = false;
+        let away = world.now;
         // Where demand moves meanwhile, what a node does not use it may use later; no more than the limit in all.
         world.run_skewed(6, 5.0);
-        world.reachable = true;
+        world.come_back(hung);
         let back = world.now;
         world.run_skewed(9, 5.0);
         let accepted = world.accepted.iter().filter(|at| **at >= away).count();
@@ -330,5 +409,19 @@ proptest! {
         // What one node told late of the outage may be owed at first, a minute's worth at most.
         let (least, most) = world.minutes(back + 65_000);
         prop_assert!(least >= LEAST && most <= MOST, "afterwards: {least} to {most}");
+    }
+
+    #[test]
+    fn half_a_minute_without_the_store_is_not_seen_afterwards(seed: u64, hung: bool) {
+        let mut world = World::new(seed, 2);
+        let rates = [144.0, 36.0];
+        world.run(30, &rates);
+        world.reachable = false;
+        let away = world.now;
+        world.run(30, &rates);
+        world.come_back(hung);
+        world.run(40, &rates);
+        let (least, most) = world.windows(away, 10);
+        prop_assert!(least >= 80 && most <= 120, "ten seconds: {least} to {most} of a hundred");
     }
 }

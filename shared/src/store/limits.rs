@@ -21,6 +21,8 @@ pub const LIMIT_NODE_LIVES: Duration = Duration::from_secs(15);
 pub(super) const MOST_OWED: Duration = Duration::from_mins(1);
 /// How much a bucket holds.
 pub(super) const HOLDS: Duration = Duration::from_mins(1);
+/// How long the store remembers what a node told it, and full buckets: longer than it may be away while nodes go on.
+pub const LIMITS_KEPT: Duration = Duration::from_hours(24);
 /// How long usage is kept.
 pub const USAGE_KEPT: Duration = Duration::from_hours(31 * 24);
 
@@ -46,12 +48,38 @@ pub struct LimitReport {
 pub struct LimitStanding {
     /// Whose bucket.
     pub organization: OrganizationId,
-    /// In how long it is full again; below zero if it has been.
+    /// In how long it is full again; below zero if it has been. What others have not told comes on top of it.
     pub used: i64,
     /// How fast events are asked for elsewhere.
     pub others_wanted: f64,
     /// How much others have taken, to judge by how fast they do, and have not told yet.
     pub others_unreported: i64,
+    /// Whether one of the others has not told anything since the store was away: what is in the bucket is known once it has.
+    pub others_silent: bool,
+}
+
+/// A node that tells of limits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LimitNode {
+    /// Which it is.
+    pub id: Uuid,
+    /// The store's time, as this node has it, when it knew what it tells: what arrives after something newer is passed over.
+    /// `None` before it has heard of the store.
+    pub at: Option<Timestamp>,
+    /// The store's time at which it last answered before it was away, if it has only just come back: words that counted then
+    /// count still, since nobody could renew them.
+    pub away_since: Option<Timestamp>,
+}
+
+impl LimitNode {
+    /// One that has not heard of the store yet.
+    pub const fn new(id: Uuid) -> Self {
+        Self {
+            id,
+            at: None,
+            away_since: None,
+        }
+    }
 }
 
 /// What a node is answered.
@@ -99,7 +127,7 @@ pub struct Usage {
 pub trait Limits: Send + Sync {
     /// Tells what a node has taken, which is a sign of its life besides, and answers how the buckets stand.
     /// Reports are sorted by organization, one of each.
-    async fn share_limits(&self, node: Uuid, reports: &[LimitReport]) -> Result<LimitsHeard>;
+    async fn share_limits(&self, node: LimitNode, reports: &[LimitReport]) -> Result<LimitsHeard>;
     /// A node ends: it is not counted any more.
     async fn leave_limits(&self, node: Uuid) -> Result<()>;
     /// Writes down what a node has counted: whole counts, in place of those that it wrote before of the same hours.

@@ -49,8 +49,8 @@ pub use self::{
     insight::{DeliveryFilter, DeliveryPlace, Insight, ListedDelivery},
     keeper::{Change, Keeper, Retention},
     limits::{
-        LIMIT_NODE_LIVES, LIMIT_WORD_COUNTS, LimitReport, LimitStanding, Limits, LimitsHeard, USAGE_KEPT,
-        Usage, UsageCounts, UsageReport,
+        LIMIT_NODE_LIVES, LIMIT_WORD_COUNTS, LIMITS_KEPT, LimitNode, LimitReport, LimitStanding, Limits,
+        LimitsHeard, USAGE_KEPT, Usage, UsageCounts, UsageReport,
     },
     organizations::{NewKey, OrganizationPatch, Organizations, Rotated, Rotation, USE_GRAIN},
     page::PAGE_BYTES,

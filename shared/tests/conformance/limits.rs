@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use shared::{
     OrganizationId, Timestamp,
-    store::{LimitReport, LimitStanding, LimitsHeard, Store, USAGE_KEPT, UsageCounts, UsageReport},
+    store::{
+        LIMIT_WORD_COUNTS, LimitNode, LimitReport, LimitStanding, LimitsHeard, Store, USAGE_KEPT,
+        UsageCounts, UsageReport,
+    },
 };
 use tokio::task::JoinSet;
 use uuid::Uuid;
@@ -27,6 +30,10 @@ fn report(organization: OrganizationId, counter: Uuid, spent: i64) -> LimitRepor
 }
 
 async fn tell(store: &Store, node: Uuid, reports: &[LimitReport]) -> LimitsHeard {
+    tell_as(store, LimitNode::new(node), reports).await
+}
+
+async fn tell_as(store: &Store, node: LimitNode, reports: &[LimitReport]) -> LimitsHeard {
     let heard = store.limits.share_limits(node, reports).await.expect("an answer");
     assert_eq!(heard.standings.len(), reports.len());
     heard
@@ -127,6 +134,167 @@ pub(crate) async fn nodes_hear_what_others_want(store: &Store) {
         unreported = unreported.max(last.others_unreported);
     }
     assert!((SECOND..5 * SECOND).contains(&unreported), "{unreported}");
+}
+
+/// A statement that was given up may run late: after the next one.
+pub(crate) async fn what_is_told_late_is_passed_over(store: &Store) {
+    let ours = organization(store).await.id;
+    let one = Uuid::new_v4();
+    let now = tell(store, one, &[]).await.now;
+    let node = |at| LimitNode {
+        at: Some(at),
+        ..LimitNode::new(one)
+    };
+    let told = async |at, spent, wanted| {
+        let report = LimitReport {
+            wanted,
+            ..report(ours, one, spent)
+        };
+        tell_as(store, node(at), &[report]).await.standings[0]
+    };
+    assert_used(told(now, 50 * SECOND, 2.0).await, 50);
+    assert_used(
+        told(now.minus(Duration::from_secs(3)), 30 * SECOND, 7.0).await,
+        50,
+    );
+    let other = standing(store, report(ours, Uuid::new_v4(), 0)).await;
+    assert!((other.others_wanted - 2.0).abs() < 1e-9, "{other:?}");
+    // Both at one time, and what is told of a time to come is told now.
+    assert_used(told(now, 55 * SECOND, 2.0).await, 55);
+    assert_used(
+        told(now.plus(Duration::from_hours(1)), 60 * SECOND, 2.0).await,
+        60,
+    );
+    assert_used(told(Timestamp::now(), 65 * SECOND, 2.0).await, 65);
+}
+
+/// Statements that were given up run all at once when the store goes on.
+pub(crate) async fn a_node_tells_many_times_at_once_and_is_believed_once(store: &Store) {
+    for _ in 0..10 {
+        let ours = organization(store).await.id;
+        let one = Uuid::new_v4();
+        let mut tasks = JoinSet::new();
+        for more in 1..=8 {
+            let store = store.clone();
+            tasks.spawn(async move {
+                tell(&store, one, &[report(ours, one, (20 + more) * SECOND)]).await;
+            });
+        }
+        tasks.join_all().await;
+        assert_used(standing(store, report(ours, one, 30 * SECOND)).await, 30);
+    }
+}
+
+/// While the store is away nobody can renew a word.
+pub(crate) async fn words_from_before_the_store_was_away_count(store: &Store) {
+    let ours = organization(store).await.id;
+    let (one, two) = (Uuid::new_v4(), Uuid::new_v4());
+    let now = tell(store, two, &[]).await.now;
+    let before = now.minus(Duration::from_secs(40));
+    let at = |id, at| LimitNode {
+        at: Some(at),
+        ..LimitNode::new(id)
+    };
+    let word = |counter, spent, within| LimitReport {
+        within,
+        wanted: 0.5,
+        took: 0.5,
+        ..report(ours, counter, spent)
+    };
+    // An empty bucket, of which each takes half of what it refills.
+    tell_as(store, at(one, before), &[word(one, 80 * SECOND, 0)]).await;
+    tell_as(store, at(two, before), &[word(two, 20 * SECOND, 0)]).await;
+    let come_back = |id, away_since| LimitNode {
+        at: Some(now),
+        away_since,
+        ..LimitNode::new(id)
+    };
+    let reported = word(one, 100 * SECOND, 40 * SECOND);
+    let heard = tell_as(store, come_back(one, None), &[reported]).await.standings[0];
+    assert_eq!((heard.others_wanted, heard.others_unreported), (0.0, 0));
+    assert!(!heard.others_silent);
+    let heard = tell_as(store, come_back(one, Some(before)), &[reported]).await;
+    assert_eq!(heard.nodes, 2);
+    let heard = heard.standings[0];
+    assert!((heard.others_wanted - 0.5).abs() < 1e-9, "{heard:?}");
+    assert!(heard.others_silent);
+    let whole = heard.used + heard.others_unreported;
+    assert!(
+        (whole - 100 * SECOND).abs() < MEANWHILE,
+        "as it was before, on the whole: {heard:?}"
+    );
+    // Later still, it is from before.
+    let long_before = before.minus(LIMIT_WORD_COUNTS * 2);
+    let heard = tell_as(
+        store,
+        come_back(two, Some(long_before)),
+        &[word(two, 20 * SECOND, 0)],
+    )
+    .await;
+    let heard = heard.standings[0];
+    assert!(
+        heard.others_wanted > 0.0 && !heard.others_silent,
+        "the other has told: {heard:?}"
+    );
+    assert_used(
+        tell_as(
+            store,
+            come_back(two, None),
+            &[word(two, 40 * SECOND, 40 * SECOND)],
+        )
+        .await
+        .standings[0],
+        100,
+    );
+}
+
+/// One tells often, the other seldom: what the bucket refilled since its last word is there for what it took.
+pub(crate) async fn what_refilled_is_there_for_who_tells_later(store: &Store) {
+    let ours = organization(store).await.id;
+    let (one, two) = (Uuid::new_v4(), Uuid::new_v4());
+    let now = tell(store, one, &[]).await.now;
+    let word = |counter, spent, within| LimitReport {
+        within,
+        wanted: 0.4,
+        took: 0.4,
+        ..report(ours, counter, spent)
+    };
+    let ago = |seconds| now.minus(Duration::from_secs(seconds));
+    let told = async |id, at: Timestamp, report| {
+        let node = LimitNode {
+            id,
+            at: Some(at),
+            away_since: Some(ago(40)),
+        };
+        tell_as(store, node, &[report]).await.standings[0]
+    };
+    told(one, ago(40), word(one, 0, 0)).await;
+    told(two, ago(40), word(two, 0, 0)).await;
+    // One tells often what it takes: less than refills.
+    for second in 1..=40 {
+        let spent = i64::try_from(second).expect("small") * SECOND * 4 / 10;
+        told(one, ago(40 - second), word(one, spent, SECOND)).await;
+    }
+    // Together they took less than refilled in that time.
+    let heard = told(two, now, word(two, 16 * SECOND, 40 * SECOND)).await;
+    assert!(heard.used <= SECOND, "{heard:?}");
+    // Who has told nothing for a while, though nothing was away, is not waited for.
+    let other = organization(store).await.id;
+    let of_other = |counter, spent, within| LimitReport {
+        organization: other,
+        ..word(counter, spent, within)
+    };
+    let plainly = async |id, at, report| {
+        let node = LimitNode {
+            at: Some(at),
+            ..LimitNode::new(id)
+        };
+        tell_as(store, node, &[report]).await.standings[0]
+    };
+    plainly(two, ago(40), of_other(two, 0, 0)).await;
+    plainly(one, now, of_other(one, 20 * SECOND, SECOND)).await;
+    let heard = plainly(two, now, of_other(two, 16 * SECOND, 40 * SECOND)).await;
+    assert_used(heard, 35);
 }
 
 pub(crate) async fn nodes_come_and_go(store: &Store) {

@@ -82,7 +82,9 @@ macro_rules! conformance_tests {
             statistics: what_workers_count_is_added_up, circuits_count_while_their_worker_lives,
                 a_backlog_is_counted_with_its_age, a_backlog_is_counted_to_a_cap, the_fleet_is_counted_in_bands;
             limits: what_was_taken_is_taken_once, what_is_owed_has_an_end, a_bucket_refills_while_it_is_taken_from,
-                nodes_hear_what_others_want, nodes_come_and_go, nodes_tell_at_once_and_nothing_is_lost,
+                nodes_hear_what_others_want, what_is_told_late_is_passed_over,
+                a_node_tells_many_times_at_once_and_is_believed_once, words_from_before_the_store_was_away_count,
+                what_refilled_is_there_for_who_tells_later, nodes_come_and_go, nodes_tell_at_once_and_nothing_is_lost,
                 usage_is_added_up;
             test_pushes: each_is_taken_once_oldest_first, many_take_and_each_gets_its_own,
                 so_many_of_an_organization_wait, asking_is_announced;

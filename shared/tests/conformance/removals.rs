@@ -7,8 +7,9 @@ use shared::{
     SubscriptionId, Tier, Timestamp,
     delivery::Next,
     store::{
-        EventFilter, IntakeBatch, IntakeOutcome, LimitReport, NewReplay, OpenCircuit, OrganizationPatch,
-        Pause, PlannedDelivery, Removal, Removed, SetAside, Store, UsageCounts, UsageReport,
+        EventFilter, IntakeBatch, IntakeOutcome, LimitNode, LimitReport, NewReplay, OpenCircuit,
+        OrganizationPatch, Pause, PlannedDelivery, Removal, Removed, SetAside, Store, UsageCounts,
+        UsageReport,
     },
 };
 use tokio::{task::JoinSet, time::Instant};
@@ -91,7 +92,11 @@ pub(crate) async fn full(store: &Store, events: usize) -> (OrganizationId, Subsc
         wanted: 1.0,
         took: 1.0,
     };
-    store.limits.share_limits(node, &[report]).await.unwrap();
+    store
+        .limits
+        .share_limits(LimitNode::new(node), &[report])
+        .await
+        .unwrap();
     let usage = UsageReport {
         organization: ours,
         hour: Timestamp::now().millis() / 3_600_000,

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     audit::{self, Action},
     seal::Sealed,
-    store::{COUNTED_FOR, Change, Keeper, PING_TIMEOUT, Retention, USAGE_KEPT},
+    store::{COUNTED_FOR, Change, Keeper, LIMITS_KEPT, PING_TIMEOUT, Retention, USAGE_KEPT},
 };
 
 const MIGRATE: Duration = Duration::from_mins(2);
@@ -133,6 +133,11 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
         "begets",
         include_str!("../../../../migrations/postgres/0025_begets.sql"),
     ),
+    (
+        26,
+        "limit_debits",
+        include_str!("../../../../migrations/postgres/0026_limit_debits.sql"),
+    ),
 ];
 
 fn migrator() -> Migrator {
@@ -216,15 +221,16 @@ const FORGET_FORMER_IDS: &str = "
     )
     SELECT count(*) AS changed FROM forgotten";
 
-/// What no node tells of any more: buckets that are full, and have been for as long as it takes to say so.
+/// What no node tells of any more; `$1` is a time. A bucket is forgotten as late as words are: what it refilled while the store was
+/// away is owed to those who come back.
 const FORGET_LIMITS: [&str; 3] = [
     "DELETE FROM limit_buckets WHERE organization_id = ANY (ARRAY(
-        SELECT organization_id FROM limit_buckets WHERE full_at < now() - interval '1 minute' FOR UPDATE SKIP LOCKED))",
+        SELECT organization_id FROM limit_buckets WHERE full_at < $1 FOR UPDATE SKIP LOCKED))",
     "DELETE FROM limit_shares WHERE (organization_id, counter) IN (
-        SELECT organization_id, counter FROM limit_shares WHERE at < now() - interval '10 minutes'
+        SELECT organization_id, counter FROM limit_shares WHERE at < $1
         FOR UPDATE SKIP LOCKED)",
     "DELETE FROM limit_nodes WHERE node = ANY (ARRAY(
-        SELECT node FROM limit_nodes WHERE seen_at < now() - interval '10 minutes' FOR UPDATE SKIP LOCKED))",
+        SELECT node FROM limit_nodes WHERE seen_at < $1 FOR UPDATE SKIP LOCKED))",
 ];
 
 /// `$1` is an hour.
@@ -430,6 +436,7 @@ async fn keep(connection: &mut PgConnection, retention: Duration) -> Result<Rete
     while step(&mut *connection, query(FORGET_KEYS).bind(STEP)).await? == STEP {}
     for statement in FORGET_LIMITS {
         query(statement)
+            .bind(earlier(now, LIMITS_KEPT))
             .execute(&mut *connection)
             .await
             .map_err(classify)?;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use sqlx::query;
+use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{
@@ -13,53 +14,64 @@ use super::{
 use crate::{
     OrganizationId,
     store::{
-        LIMIT_NODE_LIVES, LIMIT_WORD_COUNTS, LimitReport, LimitStanding, Limits, LimitsHeard, Usage,
-        UsageCounts, UsageReport,
+        LIMIT_NODE_LIVES, LIMIT_WORD_COUNTS, LimitNode, LimitReport, LimitStanding, Limits, LimitsHeard,
+        Usage, UsageCounts, UsageReport,
         limits::{HOLDS, MOST_OWED},
     },
 };
 
-/// Rows of buckets are locked in the order of organizations, so that two nodes never wait for each other. What was taken comes
-/// off a bucket as it was when the first of it was taken: it has refilled since.
+/// Rows are locked in the order of organizations, so that two nodes never wait for each other. How much more was taken is worked
+/// out in the node's own row, under its lock: a statement that the node has given up may still run, beside the next one.
+///
+/// What was taken comes off a bucket as it was when the first of it was taken: it has refilled since. And what it refilled since
+/// another node's last word is not cut off at its brim before that node has told what it took meanwhile.
 const SHARE: &str = "
-    WITH given AS MATERIALIZED (
-        SELECT g.*, g.spent - coalesce(s.spent, 0) AS debit
-        FROM unnest($2::uuid[], $3::uuid[], $4::bigint[], $5::bigint[], $6::double precision[], $7::double precision[])
-            AS g (organization_id, counter, spent, within, wanted, took)
-        LEFT JOIN limit_shares s ON s.organization_id = g.organization_id AND s.counter = g.counter
+    WITH clock AS (
+        SELECT least($11, now()) AS at, least($12, now()) AS heard
+    ), given AS MATERIALIZED (
+        SELECT * FROM unnest($2::uuid[], $3::uuid[], $4::bigint[], $5::bigint[], $6::double precision[],
+            $7::double precision[]) AS g (organization_id, counter, spent, within, wanted, took)
     ), lives AS (
-        INSERT INTO limit_nodes (node, seen_at) VALUES ($1, now())
-        ON CONFLICT (node) DO UPDATE SET seen_at = now()
+        INSERT INTO limit_nodes AS n (node, seen_at) SELECT $1, at FROM clock
+        ON CONFLICT (node) DO UPDATE SET seen_at = least(greatest(n.seen_at, excluded.seen_at), now())
+    ), others AS MATERIALIZED (
+        SELECT g.organization_id, sum(s.wanted) AS wanted, min(s.at) FILTER (WHERE s.took > 0) AS oldest,
+            sum(s.took * greatest(0, extract(epoch FROM now() - s.at)::double precision) * 1e9) AS unreported,
+            bool_or(s.took > 0 AND s.at <= now() - make_interval(secs => $8)) AS silent
+        FROM clock, given g JOIN limit_shares s ON s.organization_id = g.organization_id AND s.counter <> g.counter
+        WHERE s.at > clock.heard - make_interval(secs => $8)
+        GROUP BY g.organization_id
     ), told AS (
-        INSERT INTO limit_shares (organization_id, counter, spent, wanted, took, at)
-        SELECT organization_id, counter, spent, wanted, took, now() FROM given ORDER BY organization_id, counter
+        INSERT INTO limit_shares AS s (organization_id, counter, spent, wanted, took, at, debit)
+        SELECT organization_id, counter, spent, wanted, took, clock.at, spent FROM given, clock
+        ORDER BY organization_id, counter
         ON CONFLICT (organization_id, counter) DO UPDATE SET spent = excluded.spent, wanted = excluded.wanted,
-            took = excluded.took, at = excluded.at
+            took = excluded.took, at = excluded.at, debit = excluded.spent - s.spent
+            WHERE s.at <= excluded.at OR s.at > now()
+        RETURNING organization_id, debit
+    ), debits AS MATERIALIZED (
+        SELECT g.organization_id, coalesce(t.debit, 0) AS debit, o.oldest,
+            least(clock.at - make_interval(secs => g.within / 1e9), o.oldest) AS since
+        FROM clock, given g LEFT JOIN told t USING (organization_id) LEFT JOIN others o USING (organization_id)
     ), buckets AS (
         INSERT INTO limit_buckets AS b (organization_id, full_at, since)
-        SELECT organization_id, now() + make_interval(secs => least((debit - within) / 1e9, $10)),
-            now() - make_interval(secs => within / 1e9)
-        FROM given ORDER BY organization_id
+        SELECT organization_id,
+            least(since + make_interval(secs => debit / 1e9), now() + make_interval(secs => $10)), since
+        FROM debits ORDER BY organization_id
         ON CONFLICT (organization_id) DO UPDATE SET
             full_at = least(greatest(b.full_at, excluded.since) + (excluded.full_at - excluded.since),
                 now() + make_interval(secs => $10)),
             since = excluded.since
         RETURNING organization_id, full_at
     ), nodes AS (
-        SELECT count(*) + 1 AS nodes FROM limit_nodes
-        WHERE node <> $1 AND seen_at > now() - make_interval(secs => $9)
+        SELECT count(*) + 1 AS nodes FROM limit_nodes, clock
+        WHERE node <> $1 AND seen_at > clock.heard - make_interval(secs => $9)
     )
     SELECT now() AS now, nodes.nodes, b.organization_id,
-        (extract(epoch FROM b.full_at - now()) * 1e9)::bigint AS used,
-        coalesce(o.wanted, 0) AS wanted, coalesce(o.unreported, 0)::bigint AS unreported
-    FROM nodes LEFT JOIN (buckets b JOIN given g USING (organization_id)) ON true
-    LEFT JOIN LATERAL (
-        SELECT sum(s.wanted) AS wanted,
-            sum(s.took * greatest(0, extract(epoch FROM now() - s.at)::double precision) * 1e9) AS unreported
-        FROM limit_shares s
-        WHERE s.organization_id = g.organization_id AND s.counter <> g.counter
-          AND s.at > now() - make_interval(secs => $8)
-    ) o ON true";
+        (extract(epoch FROM greatest(b.full_at, o.oldest) - now()) * 1e9)::bigint AS used,
+        coalesce(o.wanted, 0) AS wanted, coalesce(o.unreported, 0)::bigint AS unreported,
+        coalesce(o.silent, false) AS silent
+    FROM nodes LEFT JOIN (buckets b LEFT JOIN others o USING (organization_id)) ON true";
 
 const LEAVE: &str = "DELETE FROM limit_nodes WHERE node = $1";
 
@@ -80,7 +92,7 @@ const USED: &str = "
 
 #[async_trait]
 impl Limits for Engine {
-    async fn share_limits(&self, node: Uuid, reports: &[LimitReport]) -> Result<LimitsHeard> {
+    async fn share_limits(&self, node: LimitNode, reports: &[LimitReport]) -> Result<LimitsHeard> {
         let organizations: Vec<Uuid> = reports.iter().map(|report| report.organization.uuid()).collect();
         let counters: Vec<Uuid> = reports.iter().map(|report| report.counter).collect();
         let spent: Vec<i64> = reports.iter().map(|report| report.spent).collect();
@@ -88,7 +100,7 @@ impl Limits for Engine {
         let wanted: Vec<f64> = reports.iter().map(|report| report.wanted).collect();
         let took: Vec<f64> = reports.iter().map(|report| report.took).collect();
         let statement = query(SHARE)
-            .bind(node)
+            .bind(node.id)
             .bind(organizations)
             .bind(counters)
             .bind(spent)
@@ -97,7 +109,9 @@ impl Limits for Engine {
             .bind(took)
             .bind(rows::seconds(LIMIT_WORD_COUNTS))
             .bind(rows::seconds(LIMIT_NODE_LIVES))
-            .bind(rows::seconds(HOLDS + MOST_OWED));
+            .bind(rows::seconds(HOLDS + MOST_OWED))
+            .bind(node.at.map(OffsetDateTime::from))
+            .bind(node.away_since.map(OffsetDateTime::from));
         let rows = self.rows(statement).await?;
         let mut heard = LimitsHeard {
             nodes: 1,
@@ -112,6 +126,7 @@ impl Limits for Engine {
                     used: row.value("used")?,
                     others_wanted: row.value("wanted")?,
                     others_unreported: row.value("unreported")?,
+                    others_silent: row.value("silent")?,
                 });
             }
         }

@@ -14,8 +14,8 @@ use super::{
 use crate::{
     OrganizationId, Timestamp,
     store::{
-        LIMIT_NODE_LIVES, LIMIT_WORD_COUNTS, LimitReport, LimitStanding, Limits, LimitsHeard, Result, Usage,
-        UsageCounts, UsageReport,
+        LIMIT_NODE_LIVES, LIMIT_WORD_COUNTS, LimitNode, LimitReport, LimitStanding, Limits, LimitsHeard,
+        Result, Usage, UsageCounts, UsageReport,
         limits::{HOLDS, MOST_OWED},
     },
 };
@@ -32,84 +32,108 @@ fn length(duration: Duration) -> i64 {
     i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX)
 }
 
-async fn live(tx: &mut Tx, node: Uuid) -> Result<u32> {
+async fn live(tx: &mut Tx, node: LimitNode) -> Result<u32> {
     sqlx::query("INSERT INTO limit_nodes (node, seen_at) VALUES (?, ?) ON CONFLICT (node) DO UPDATE SET seen_at = excluded.seen_at")
-        .bind(node)
+        .bind(node.id)
         .bind(tx.now.millis())
         .execute(&mut tx.connection)
         .await
         .map_err(failed)?;
     sqlx::query("SELECT count(*) FROM limit_nodes WHERE seen_at > ?")
-        .bind(tx.now.minus(LIMIT_NODE_LIVES).millis())
+        .bind(heard(tx, node).minus(LIMIT_NODE_LIVES).millis())
         .fetch_one(&mut tx.connection)
         .await
         .map_err(failed)?
         .number(0)
 }
 
-async fn share(tx: &mut Tx, report: LimitReport) -> Result<LimitStanding> {
+/// Until when words are as old as they seem.
+fn heard(tx: &Tx, node: LimitNode) -> Timestamp {
+    node.away_since.map_or(tx.now, |since| since.min(tx.now))
+}
+
+async fn share(tx: &mut Tx, node: LimitNode, report: LimitReport) -> Result<LimitStanding> {
     let (organization, counter) = (report.organization.uuid(), report.counter);
-    let before = sqlx::query("SELECT spent FROM limit_shares WHERE organization_id = ? AND counter = ?")
+    let at = node.at.map_or(tx.now, |at| at.min(tx.now));
+    let others = sqlx::query(
+        "SELECT coalesce(sum(wanted), 0.0), cast(coalesce(sum(took * max(0, ? - at)), 0.0) * 1e6 AS INTEGER), \
+         min(at) FILTER (WHERE took > 0) * 1000000 FROM limit_shares WHERE organization_id = ? AND counter <> ? AND at > ?",
+    )
+    .bind(tx.now.millis())
+    .bind(organization)
+    .bind(counter)
+    .bind(heard(tx, node).minus(LIMIT_WORD_COUNTS).millis())
+    .fetch_one(&mut tx.connection)
+    .await
+    .map_err(failed)?;
+    let oldest: Option<i64> = others.value(2)?;
+    let before = sqlx::query("SELECT spent, at FROM limit_shares WHERE organization_id = ? AND counter = ?")
         .bind(organization)
         .bind(counter)
         .fetch_optional(&mut tx.connection)
         .await
         .map_err(failed)?;
-    let before: i64 = before.map_or(Ok(0), |row| row.value(0))?;
-    sqlx::query(
-        "INSERT INTO limit_shares (organization_id, counter, spent, wanted, took, at) VALUES (?, ?, ?, ?, ?, ?) \
-         ON CONFLICT (organization_id, counter) DO UPDATE SET spent = excluded.spent, wanted = excluded.wanted, \
-         took = excluded.took, at = excluded.at",
-    )
-    .bind(organization)
-    .bind(counter)
-    .bind(report.spent)
-    .bind(report.wanted)
-    .bind(report.took)
-    .bind(tx.now.millis())
-    .execute(&mut tx.connection)
-    .await
-    .map_err(failed)?;
+    let (before, told_at): (i64, i64) = match before {
+        Some(row) => (row.value(0)?, row.value(1)?),
+        None => (0, i64::MIN),
+    };
+    let is_news = told_at <= at.millis() || told_at > tx.now.millis();
+    if is_news {
+        sqlx::query(
+            "INSERT INTO limit_shares (organization_id, counter, spent, wanted, took, at) VALUES (?, ?, ?, ?, ?, ?) \
+             ON CONFLICT (organization_id, counter) DO UPDATE SET spent = excluded.spent, wanted = excluded.wanted, \
+             took = excluded.took, at = excluded.at",
+        )
+        .bind(organization)
+        .bind(counter)
+        .bind(report.spent)
+        .bind(report.wanted)
+        .bind(report.took)
+        .bind(at.millis())
+        .execute(&mut tx.connection)
+        .await
+        .map_err(failed)?;
+    }
     let now = nanos(tx.now);
-    // What was taken comes off the bucket as it was when the first of it was taken: it has refilled since.
+    // What was taken comes off the bucket as it was when the first of it was taken: it has refilled since. And what it refilled
+    // since another node's last word is not cut off at its brim before that node has told what it took meanwhile.
+    let since = nanos(at).saturating_sub(report.within);
+    let debit = if is_news {
+        report.spent.saturating_sub(before)
+    } else {
+        0
+    };
     let bucket = sqlx::query(
         "INSERT INTO limit_buckets (organization_id, full_at) VALUES (?1, min(?2 + ?3, ?4)) ON CONFLICT (organization_id) \
          DO UPDATE SET full_at = min(max(full_at, ?2) + ?3, ?4) RETURNING full_at",
     )
     .bind(organization)
-    .bind(now.saturating_sub(report.within))
-    .bind(report.spent.saturating_sub(before))
+    .bind(oldest.map_or(since, |oldest| oldest.min(since)))
+    .bind(debit)
     .bind(now.saturating_add(length(HOLDS + MOST_OWED)))
     .fetch_one(&mut tx.connection)
     .await
     .map_err(failed)?;
-    let others = sqlx::query(
-        "SELECT coalesce(sum(wanted), 0.0), cast(coalesce(sum(took * max(0, ? - at)), 0.0) * 1e6 AS INTEGER) \
-         FROM limit_shares WHERE organization_id = ? AND counter <> ? AND at > ?",
-    )
-    .bind(tx.now.millis())
-    .bind(organization)
-    .bind(counter)
-    .bind(tx.now.minus(LIMIT_WORD_COUNTS).millis())
-    .fetch_one(&mut tx.connection)
-    .await
-    .map_err(failed)?;
+    let full_at: i64 = bucket.value(0)?;
     Ok(LimitStanding {
         organization: report.organization,
-        used: bucket.value::<i64>(0)?.saturating_sub(now),
+        used: oldest
+            .map_or(full_at, |oldest| oldest.max(full_at))
+            .saturating_sub(now),
         others_wanted: others.value(0)?,
         others_unreported: others.value(1)?,
+        others_silent: oldest.is_some_and(|oldest| oldest <= nanos(tx.now.minus(LIMIT_WORD_COUNTS))),
     })
 }
 
-async fn share_all(tx: &mut Tx, node: Uuid, reports: Vec<LimitReport>) -> Result<LimitsHeard> {
+async fn share_all(tx: &mut Tx, node: LimitNode, reports: Vec<LimitReport>) -> Result<LimitsHeard> {
     let mut heard = LimitsHeard {
         nodes: live(tx, node).await?,
         now: tx.now,
         standings: Vec::with_capacity(reports.len()),
     };
     for report in reports {
-        heard.standings.push(share(tx, report).await?);
+        heard.standings.push(share(tx, node, report).await?);
     }
     Ok(heard)
 }
@@ -136,7 +160,7 @@ async fn write_usage(tx: &mut Tx, node: Uuid, reports: Vec<UsageReport>) -> Resu
 
 #[async_trait]
 impl Limits for Engine {
-    async fn share_limits(&self, node: Uuid, reports: &[LimitReport]) -> Result<LimitsHeard> {
+    async fn share_limits(&self, node: LimitNode, reports: &[LimitReport]) -> Result<LimitsHeard> {
         let reports = reports.to_vec();
         self.writer
             .run(move |tx| Box::pin(share_all(tx, node, reports)))

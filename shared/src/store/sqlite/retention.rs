@@ -19,7 +19,7 @@ use super::{
 use crate::{
     DeliveryKey, OrganizationId, SubscriptionId, Timestamp,
     announcement::Expiries,
-    store::{COUNTED_FOR, Result, Retention, USAGE_KEPT},
+    store::{COUNTED_FOR, LIMITS_KEPT, Result, Retention, USAGE_KEPT},
 };
 
 /// Rows of one transaction.
@@ -77,21 +77,20 @@ impl Engine {
             Bound::Time(now),
         )
         .await?;
-        let minute = Duration::from_mins(1);
         for (step, bound) in [
             (
                 "DELETE FROM limit_buckets WHERE organization_id IN \
                  (SELECT organization_id FROM limit_buckets WHERE full_at < ? * 1000000 LIMIT ?)",
-                Bound::Time(now.minus(minute)),
+                Bound::Time(now.minus(LIMITS_KEPT)),
             ),
             (
                 "DELETE FROM limit_shares WHERE (organization_id, counter) IN \
                  (SELECT organization_id, counter FROM limit_shares WHERE at < ? LIMIT ?)",
-                Bound::Time(now.minus(10 * minute)),
+                Bound::Time(now.minus(LIMITS_KEPT)),
             ),
             (
                 "DELETE FROM limit_nodes WHERE node IN (SELECT node FROM limit_nodes WHERE seen_at < ? LIMIT ?)",
-                Bound::Time(now.minus(10 * minute)),
+                Bound::Time(now.minus(LIMITS_KEPT)),
             ),
             (
                 "DELETE FROM usage_hours WHERE (organization_id, hour, node) IN \
