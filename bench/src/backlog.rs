@@ -28,7 +28,7 @@ use crate::{
 /// How often memory is read, and what is going on is asked.
 const SLICE: Duration = Duration::from_secs(3);
 /// Without any arrival for so long, a backlog is taken to drain no more.
-const PATIENCE: Duration = Duration::from_mins(2);
+const PATIENCE: Duration = Duration::from_mins(7);
 
 struct Phase {
     name: &'static str,
