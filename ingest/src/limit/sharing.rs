@@ -99,7 +99,7 @@ struct Sharing {
     busy: Vec<Arc<Account>>,
     /// By organization and hour; and whether the store knows.
     used: HashMap<(OrganizationId, i64), Used>,
-    /// The store's time, and when it was heard.
+    /// The store's time as last heard, and when it was asked for.
     clock: (Timestamp, Instant),
     spoke_at: Option<Instant>,
     away: Option<Away>,
@@ -203,7 +203,7 @@ impl Sharing {
         }
     }
 
-    /// The store's time, as far as it is known. It never goes back.
+    /// The store's time as far as it is known, or a little later. From one word to the next it goes on, whatever an answer takes.
     fn store_time(&self) -> Timestamp {
         let (heard, at) = self.clock;
         heard.plus(at.elapsed())
@@ -215,15 +215,11 @@ impl Sharing {
         some: &[(LimitReport, Arc<Account>)],
     ) -> anyhow::Result<()> {
         let reports: Vec<LimitReport> = some.iter().map(|(report, _)| *report).collect();
+        let asked_at = Instant::now();
         let call = self.store.share_limits(node, &reports);
         let heard = timeout(PATIENCE, call).await??;
         let (now, nodes) = (self.limits.now(), heard.nodes.max(1));
-        let store_time = if self.spoke_at.is_some() {
-            heard.now.max(self.store_time())
-        } else {
-            heard.now
-        };
-        self.clock = (store_time, Instant::now());
+        self.clock = (heard.now, asked_at);
         self.spoke_at = Some(Instant::now());
         if let Some(away) = &mut self.away {
             away.back.get_or_insert_with(Instant::now);
