@@ -13,19 +13,21 @@ mod progress;
 use std::{path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Request, Response, Uri};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_rustls::{HttpsConnectorBuilder, MaybeHttpsStream};
 use hyper_util::{
     client::legacy::{self, Client},
-    rt::{TokioExecutor, TokioTimer},
+    rt::{TokioExecutor, TokioIo, TokioTimer},
 };
 use shared::{
     guard::TargetPolicy,
     lookup::{Bounds, Lookups},
     tls,
 };
+use tokio::net::TcpStream;
+use tower::{BoxError, timeout::Timeout, util::BoxCloneSyncService};
 
 use self::connector::GuardedConnector;
 pub use self::{
@@ -36,6 +38,9 @@ pub use self::{
 /// How long a connection is kept for the next request: less than the 5 seconds after which many servers close theirs,
 /// so that a request seldom meets a connection that is being closed.
 const IDLE: Duration = Duration::from_secs(4);
+/// How long it may take to resolve, connect and secure, a second longer than an attempt: a connection that another was quicker than
+/// is made to its end by nobody's deadline.
+const CONNECTED_WITHIN: Duration = Duration::from_secs(31);
 /// Connections kept to one host.
 const IDLE_PER_HOST: usize = 64;
 
@@ -50,7 +55,8 @@ const RESET_STREAMS: usize = 64;
 /// How often a request is sent again that the subscriber says it has not looked at.
 const MAX_REFUSED: usize = 2;
 
-type HttpClient = Client<HttpsConnector<GuardedConnector>, Full<Bytes>>;
+type Connector = BoxCloneSyncService<Uri, MaybeHttpsStream<TokioIo<TcpStream>>, BoxError>;
+type HttpClient = Client<Connector, Full<Bytes>>;
 
 /// Over which connections a request goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,16 +77,7 @@ pub struct Outbound {
 impl Outbound {
     /// Makes the client, which trusts the authorities of a PEM file, too; a wrong file is named.
     pub fn new(policy: TargetPolicy, extra_ca_file: Option<&Path>) -> anyhow::Result<Self> {
-        let tls = tls::client("TRIGGERS_EXTRA_CA_FILE", extra_ca_file)?;
-        let policy = Arc::new(policy);
-        let connector = HttpsConnectorBuilder::new()
-            .with_tls_config(tls)
-            .https_or_http()
-            .enable_all_versions()
-            .wrap_connector(GuardedConnector {
-                policy,
-                lookups: Lookups::new(Bounds::ATTEMPTS),
-            });
+        let connector = connector(policy, extra_ca_file, CONNECTED_WITHIN)?;
         Ok(Self {
             quick: client(connector.clone()),
             apart: client(connector),
@@ -107,7 +104,24 @@ impl Outbound {
     }
 }
 
-fn client(connector: HttpsConnector<GuardedConnector>) -> HttpClient {
+fn connector(
+    policy: TargetPolicy,
+    extra_ca_file: Option<&Path>,
+    within: Duration,
+) -> anyhow::Result<Connector> {
+    let tls = tls::client("TRIGGERS_EXTRA_CA_FILE", extra_ca_file)?;
+    let connector = HttpsConnectorBuilder::new()
+        .with_tls_config(tls)
+        .https_or_http()
+        .enable_all_versions()
+        .wrap_connector(GuardedConnector {
+            policy: Arc::new(policy),
+            lookups: Lookups::new(Bounds::ATTEMPTS),
+        });
+    Ok(BoxCloneSyncService::new(Timeout::new(connector, within)))
+}
+
+fn client(connector: Connector) -> HttpClient {
     Client::builder(TokioExecutor::new())
         .timer(TokioTimer::new())
         .pool_timer(TokioTimer::new())
@@ -121,4 +135,37 @@ fn client(connector: HttpsConnector<GuardedConnector>) -> HttpClient {
         .http2_keep_alive_timeout(PING)
         .http2_max_concurrent_reset_streams(RESET_STREAMS)
         .build(connector)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{io::AsyncReadExt, net::TcpListener};
+    use tower::{ServiceExt, timeout::error::Elapsed};
+
+    use super::*;
+
+    /// Whoever asked for it may have been served by another connection meanwhile: its own deadline does not end this one.
+    #[tokio::test]
+    async fn a_handshake_that_is_never_answered_ends() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let uri: Uri = format!("https://{}/", listener.local_addr().unwrap())
+            .parse()
+            .unwrap();
+        let policy = TargetPolicy {
+            this_machine: true,
+            ports: vec![listener.local_addr().unwrap().port()],
+            ..TargetPolicy::default()
+        };
+        let connector = connector(policy, None, Duration::from_millis(200)).unwrap();
+        let peer = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut hello = Vec::new();
+            stream.read_to_end(&mut hello).await.unwrap();
+            hello
+        };
+        let (ended, hello) = tokio::join!(connector.oneshot(uri), peer);
+        let error = ended.expect_err("nobody answered");
+        assert!(error.is::<Elapsed>(), "{error}");
+        assert!(!hello.is_empty(), "it was TLS that was waited for");
+    }
 }

@@ -21,6 +21,11 @@ use tower_service::Service;
 
 use super::progress::{Phase, Progress};
 
+/// How long a peer may leave what it was sent unacknowledged, or say that it has no room for it: longer than an attempt takes. A
+/// connection may outlive its attempt, to say over TLS that it ends.
+#[cfg(target_os = "linux")]
+const UNACKNOWLEDGED: std::time::Duration = std::time::Duration::from_mins(1);
+
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
@@ -112,8 +117,7 @@ async fn connect(
     for address in addresses {
         match TcpStream::connect(SocketAddr::new(address, port)).await {
             Ok(stream) => {
-                // A webhook is one write: it must not wait for the acknowledgement of an earlier one.
-                stream.set_nodelay(true).map_err(ConnectError::Connect)?;
+                prepare(&stream).map_err(ConnectError::Connect)?;
                 Progress::reached(Phase::Securing);
                 return Ok(stream);
             }
@@ -121,4 +125,12 @@ async fn connect(
         }
     }
     Err(ConnectError::Connect(last))
+}
+
+fn prepare(stream: &TcpStream) -> io::Result<()> {
+    // A webhook is one write: it must not wait for the acknowledgement of an earlier one.
+    stream.set_nodelay(true)?;
+    #[cfg(target_os = "linux")]
+    socket2::SockRef::from(stream).set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
+    Ok(())
 }
