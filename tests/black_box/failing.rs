@@ -190,9 +190,16 @@ async fn gone_disables_the_subscription(engine: Engine) {
     let world = World::start(engine).await;
     let receiver = Receiver::start().await;
     let client = world.organization().await;
-    receiver.script("/hook", [Reply::Status(410)]);
+    // Its body may never end: the status has been said.
+    for (hook, gone) in [("/hook", Reply::Status(410)), ("/drips", Reply::Drips(410))] {
+        receiver.script(hook, [gone]);
+        gone_disables(&client, &receiver.url(hook)).await;
+    }
+}
+
+async fn gone_disables(client: &Client, url: &str) {
     let subscription = client
-        .subscribe(&json!({"url": receiver.url("/hook"), "retry_schedule_seconds": [1]}))
+        .subscribe(&json!({"url": url, "retry_schedule_seconds": [1], "timeout_ms": 1_000}))
         .await;
     let path = format!("/v1/subscriptions/{}", subscription.id);
     let id = client.event("order.placed").await;
@@ -201,7 +208,12 @@ async fn gone_disables_the_subscription(engine: Engine) {
     client.delivery_becomes(&id, &subscription.id, "parked").await;
     let patched = client.patch(&path, &json!({"enabled": true})).await.expect(200);
     assert!(patched["disabled_reason"].is_null(), "{patched}");
-    client.delivery_becomes(&id, &subscription.id, "delivered").await;
+    let delivery = client.delivery_becomes(&id, &subscription.id, "delivered").await;
+    let attempt = &attempts(&delivery)[0];
+    assert_eq!(
+        (&attempt["error"], &attempt["status_code"]),
+        (&json!("status"), &json!(410))
+    );
 }
 
 async fn gone_says_nothing_of_the_url_that_came_after(engine: Engine) {

@@ -150,10 +150,16 @@ async fn each_phase_has_its_name(engine: Engine) {
         let attempt = failed(&client, &receiver.url("/hook")).await;
         assert_eq!(attempt["error"], "timeout", "{attempt}");
         assert_eq!(attempt["detail"], "no answer's head within 1000 ms");
-        receiver.always("/drips", Reply::Drips);
+        receiver.always("/drips", Reply::Drips(200));
         let attempt = failed(&client, &receiver.url("/drips")).await;
         assert_eq!(attempt["error"], "timeout", "{attempt}");
         assert_eq!(attempt["detail"], "the answer's body did not end within 1000 ms");
+        receiver.always("/refuses", Reply::Drips(500));
+        let attempt = failed(&client, &receiver.url("/refuses")).await;
+        assert_eq!(
+            (&attempt["error"], &attempt["status_code"], &attempt["detail"]),
+            (&json!("status"), &json!(500), &json!("x")),
+        );
         receiver.always("/cut", Reply::Cut);
         let attempt = failed(&client, &receiver.url("/cut")).await;
         assert_eq!(

@@ -111,8 +111,8 @@ pub enum Reply {
     Hang,
     /// Answers with 200 and a body of so many bytes.
     Huge(usize),
-    /// Answers with 200 and a body that begins and does not end.
-    Drips,
+    /// Answers with this status and a body that begins and does not end.
+    Drips(u16),
     /// Answers with 200 and a body that breaks off.
     Cut,
 }
@@ -329,9 +329,11 @@ async fn answer(paths: &Paths, request: Request) -> Response {
             status(code)
         }
         Reply::Hang => std::future::pending().await,
-        Reply::Drips => {
+        Reply::Drips(code) => {
             let begun = futures_util::stream::iter([Ok::<_, std::io::Error>(Bytes::from_static(b"x"))]);
-            Response::new(Body::from_stream(begun.chain(futures_util::stream::pending())))
+            let mut answer = Response::new(Body::from_stream(begun.chain(futures_util::stream::pending())));
+            *answer.status_mut() = status(code).status();
+            answer
         }
         Reply::Cut => {
             let begun = futures_util::stream::iter([Ok(Bytes::from_static(b"x"))]);

@@ -11,18 +11,19 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
+use hyper_util::client::legacy;
 use shared::{
     Builtin, FailureKind, Timestamp, TraceParent, VERSION,
     announcement::{self, Announcement},
     delivery::{AttemptOutcome, AttemptResult, Failure, Next},
     trace::Open,
 };
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use crate::{
     envelope::{self, Envelope},
     lane::{Ending, Job, LONGEST_PAUSE},
-    outbound::{self, Outbound, Phase, Progress, Way},
+    outbound::{self, Outbound, Progress, Way},
     registry::Route,
     retry_after,
 };
@@ -55,13 +56,18 @@ pub async fn attempt(client: &Outbound, way: Way, route: &Route, job: Job) -> Re
     drop(job);
     let sent = match request {
         Ok(mut request) => {
-            let deadline = route.push.timeout.duration();
+            let timeout = route.push.timeout.duration();
             let progress = Progress::of(&mut request, organization);
-            let sending = progress.follow(send(client, way, request));
-            tokio::time::timeout(deadline, sending).await.unwrap_or_else(|_| {
-                let detail = progress.phase().overdue(deadline);
-                Err(Refused::without_answer(FailureKind::Timeout, detail))
-            })
+            let deadline = Instant::now() + timeout;
+            let head = timeout_at(deadline, progress.follow(client.send(way, request))).await;
+            match head {
+                Ok(Ok(response)) => answered(response, deadline, timeout).await,
+                Ok(Err(error)) => Err(Refused::unanswered(&error)),
+                Err(_) => {
+                    let detail = progress.phase().overdue(timeout);
+                    Err(Refused::without_answer(FailureKind::Timeout, detail))
+                }
+            }
         }
         Err(detail) => Err(Refused::without_answer(FailureKind::Unsendable, detail)),
     };
@@ -72,13 +78,14 @@ pub async fn attempt(client: &Outbound, way: Way, route: &Route, job: Job) -> Re
             return Err(lack);
         }
         Err(Refused {
-            failure, wait_for, ..
+            failure,
+            wait_for,
+            timed_out,
+            ..
         }) => {
             let ending = match wait_for {
                 Some(pause) => Ending::AskedToWait(pause),
-                None => Ending::Failed {
-                    timed_out: failure.kind == FailureKind::Timeout,
-                },
+                None => Ending::Failed { timed_out },
             };
             let schedule = &route.push.retry_schedule;
             // Whoever tests sees what came of it, and tests again.
@@ -131,6 +138,8 @@ struct Refused {
     failure: Failure,
     /// The subscriber asks to be left alone for this long.
     wait_for: Option<Duration>,
+    /// It took all the time that there was, whatever its status says.
+    timed_out: bool,
     /// What this process lacked to make the attempt.
     lack: Option<String>,
 }
@@ -138,6 +147,7 @@ struct Refused {
 impl Refused {
     fn without_answer(kind: FailureKind, detail: String) -> Self {
         Self {
+            timed_out: kind == FailureKind::Timeout,
             failure: Failure {
                 kind,
                 status_code: None,
@@ -147,17 +157,22 @@ impl Refused {
             lack: None,
         }
     }
+
+    fn unanswered(error: &legacy::Error) -> Self {
+        let (kind, detail) = outbound::failure(error);
+        Self {
+            lack: outbound::is_ours(error).then(|| detail.clone()),
+            ..Self::without_answer(kind, detail)
+        }
+    }
 }
 
-async fn send(client: &Outbound, way: Way, request: Request<Full<Bytes>>) -> Result<u16, Refused> {
-    let response = client.send(way, request).await.map_err(|error| {
-        let (kind, detail) = outbound::failure(&error);
-        Refused {
-            lack: outbound::is_ours(&error).then(|| detail.clone()),
-            ..Refused::without_answer(kind, detail)
-        }
-    })?;
-    Progress::reached(Phase::Body);
+/// What an answer says, once its body is read. A status that is no success holds whatever becomes of the body.
+async fn answered(
+    response: Response<Incoming>,
+    deadline: Instant,
+    timeout: Duration,
+) -> Result<u16, Refused> {
     let status = response.status();
     let wait_for = matches!(
         status,
@@ -165,28 +180,39 @@ async fn send(client: &Outbound, way: Way, request: Request<Full<Bytes>>) -> Res
     )
     .then(|| retry_after::asked(response.headers()))
     .flatten();
-    let body = read_to_cap(response).await;
-    let failed = |kind, detail| Refused {
+    let mut kept = Vec::new();
+    let read = timeout_at(deadline, read_to_cap(response, &mut kept)).await;
+    let timed_out = read.is_err();
+    let unread = match read {
+        Ok(Ok(())) => None,
+        Ok(Err(why)) => Some((FailureKind::Body, why)),
+        Err(_) => Some((FailureKind::Timeout, overdue(timeout))),
+    };
+    let (kind, detail) = match unread {
+        None if status.is_success() => return Ok(status.as_u16()),
+        Some(unread) if status.is_success() => unread,
+        Some((_, why)) if kept.is_empty() => (FailureKind::Status, why),
+        _ => (FailureKind::Status, shown(&kept)),
+    };
+    Err(Refused {
         failure: Failure {
             kind,
             status_code: Some(status.as_u16()),
             detail,
         },
         wait_for,
+        timed_out,
         lack: None,
-    };
-    match body {
-        Ok(_) if status.is_success() => Ok(status.as_u16()),
-        Err(error) if status.is_success() => Err(failed(FailureKind::Body, error)),
-        Ok(answer) => Err(failed(FailureKind::Status, shown(&answer))),
-        Err(error) => Err(failed(FailureKind::Status, error)),
-    }
+    })
 }
 
-/// Reads the body, so that the connection can be used again; no further than the cap.
-async fn read_to_cap(response: Response<Incoming>) -> Result<Vec<u8>, String> {
-    let mut body = response.into_body();
-    let (mut kept, mut read) = (Vec::new(), 0);
+fn overdue(timeout: Duration) -> String {
+    format!("the answer's body did not end within {} ms", timeout.as_millis())
+}
+
+/// Reads the body, so that the connection can be used again, no further than the cap; keeps its beginning.
+async fn read_to_cap(response: Response<Incoming>, kept: &mut Vec<u8>) -> Result<(), String> {
+    let (mut body, mut read) = (response.into_body(), 0);
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| format!("the answer's body broke off: {error}"))?;
         if let Some(data) = frame.data_ref() {
@@ -198,7 +224,7 @@ async fn read_to_cap(response: Response<Incoming>) -> Result<Vec<u8>, String> {
             }
         }
     }
-    Ok(kept)
+    Ok(())
 }
 
 /// An answer as text that a store and a person can take.

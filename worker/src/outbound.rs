@@ -32,7 +32,7 @@ use tower::{BoxError, timeout::Timeout, util::BoxCloneSyncService};
 use self::connector::GuardedConnector;
 pub use self::{
     failure::{failure, is_ours},
-    progress::{Phase, Progress},
+    progress::Progress,
 };
 
 /// How long a connection is kept for the next request: less than the 5 seconds after which many servers close theirs,

@@ -39,18 +39,10 @@ pub enum Phase {
     Securing,
     /// The answer's status and headers.
     Head,
-    /// The answer's body.
-    Body,
 }
 
 impl Phase {
-    const ALL: [Self; 5] = [
-        Self::Connecting,
-        Self::Resolving,
-        Self::Securing,
-        Self::Head,
-        Self::Body,
-    ];
+    const ALL: [Self; 4] = [Self::Connecting, Self::Resolving, Self::Securing, Self::Head];
 
     /// What to say of a request whose time ended in it.
     pub fn overdue(self, deadline: Duration) -> String {
@@ -59,7 +51,6 @@ impl Phase {
             Self::Resolving => "the host's name did not resolve within",
             Self::Securing => "the TLS handshake did not end within",
             Self::Head => "no answer's head within",
-            Self::Body => "the answer's body did not end within",
         };
         format!("{what} {} ms", deadline.as_millis())
     }
@@ -104,11 +95,11 @@ impl Progress {
     pub fn phase(&self) -> Phase {
         let reached = self.current.reached.load(Ordering::Relaxed);
         let phase = Phase::ALL.into_iter().find(|phase| *phase as u8 == reached);
-        match phase.unwrap_or(Phase::Connecting) {
-            Phase::Body => Phase::Body,
-            // Which connection it has, its own or another, only the client says.
-            _ if self.connection.connection_metadata().is_some() => Phase::Head,
-            phase => phase,
+        // Which connection it has, its own or another, only the client says.
+        if self.connection.connection_metadata().is_some() {
+            Phase::Head
+        } else {
+            phase.unwrap_or(Phase::Connecting)
         }
     }
 }
