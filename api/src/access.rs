@@ -15,7 +15,7 @@ use shared::{
 };
 use subtle::ConstantTimeEq;
 
-use crate::{Api, Control, this_machine::FromThisMachine};
+use crate::{Api, Control, this_machine::FromThisMachine, weighed};
 
 /// Who may create an organization. Whoever has the admin token always may.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,6 +88,7 @@ impl<A: Access> FromRequestParts<Arc<Control>> for Caller<A> {
             .await?;
         audit::made_by(Actor::Key(grant.key));
         parts.extensions.insert(OfOrganization(grant.organization));
+        weighed::is_of(&parts.extensions, grant.organization);
         if A::ANY_OF.is_empty() || A::ANY_OF.iter().any(|scope| grant.scopes.contains(*scope)) {
             return Ok(Self {
                 grant,

@@ -9,10 +9,13 @@ use shared::http::{
     openapi::{Operation, Output, Parameter, Parameters},
 };
 
+use crate::{listing, room::Held};
+
 /// A JSON answer with this status.
 pub(crate) struct Answer<T, const STATUS: u16 = 200> {
     headers: HeaderMap,
     body: T,
+    held: Option<Held>,
 }
 
 /// 201.
@@ -52,6 +55,7 @@ impl<T: Serialize, const STATUS: u16> Answer<T, STATUS> {
         Self {
             headers: HeaderMap::new(),
             body,
+            held: None,
         }
     }
 
@@ -60,6 +64,12 @@ impl<T: Serialize, const STATUS: u16> Answer<T, STATUS> {
         if let Ok(path) = HeaderValue::from_str(path) {
             self.headers.insert(header::LOCATION, path);
         }
+        self
+    }
+
+    /// With the room that was taken for it: it keeps what it weighs until it is sent.
+    pub(crate) fn keeping(mut self, held: Held) -> Self {
+        self.held = Some(held);
         self
     }
 
@@ -73,13 +83,18 @@ impl<T: Serialize, const STATUS: u16> Answer<T, STATUS> {
 
 impl<T: Serialize, const STATUS: u16> IntoResponse for Answer<T, STATUS> {
     fn into_response(self) -> Response {
-        let body = match serde_json::to_vec(&self.body) {
-            Ok(body) => body,
+        let text = match serde_json::to_vec(&self.body) {
+            Ok(text) => text,
             Err(error) => return ApiError::internal(&error).into_response(),
         };
         let status = StatusCode::from_u16(STATUS).unwrap_or_default();
-        let json = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
-        (status, json, self.headers, body).into_response()
+        let mut response = match self.held {
+            Some(held) => listing::whole(text.into(), held),
+            None => (listing::JSON, text).into_response(),
+        };
+        *response.status_mut() = status;
+        response.headers_mut().extend(self.headers);
+        response
     }
 }
 

@@ -175,7 +175,10 @@ mod tests {
     use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 
     use async_trait::async_trait;
-    use shared::{EventId, EventPattern, store::FeedPage};
+    use shared::{
+        EventId, Timestamp,
+        store::{EventQuery, FeedPage},
+    };
 
     use super::*;
 
@@ -199,17 +202,14 @@ mod tests {
         ) -> store::Result<Vec<(OrganizationId, i64)>> {
             Ok(organizations.iter().map(|one| (*one, settled)).collect())
         }
-        async fn follow(
-            &self,
-            _: OrganizationId,
-            _: Option<&EventPattern>,
-            _: i64,
-            _: i64,
-        ) -> store::Result<FeedPage> {
+        async fn follow(&self, _: OrganizationId, _: &EventQuery, _: i64, _: i64) -> store::Result<FeedPage> {
             unreachable!("the look-out reads no events")
         }
         async fn place(&self, _: OrganizationId, _: EventId) -> store::Result<Option<i64>> {
             unreachable!("the look-out asks for no event")
+        }
+        async fn place_before(&self, _: OrganizationId, _: Timestamp) -> store::Result<i64> {
+            unreachable!("the look-out asks for no time")
         }
     }
 

@@ -33,6 +33,7 @@ use crate::{
     listing,
     path::PathId,
     waiting,
+    weighed::Roomed,
 };
 
 /// How long acknowledging waits for events that are on their way.
@@ -267,6 +268,7 @@ struct Results {
 async fn acknowledge_many(
     State(control): State<Arc<Control>>,
     caller: Caller<Events>,
+    _: Roomed,
     body: JsonBody<EventIds>,
 ) -> Result<Answer<Results>, ApiError> {
     let mut fields = body.fields(Unknown::Refuse)?;

@@ -28,12 +28,14 @@ mod this_machine;
 mod unmatched;
 mod usage;
 mod waiting;
+mod weighed;
 
 use std::sync::Arc;
 
 use axum::Router;
 use secrecy::SecretString;
 use shared::{
+    OrganizationId,
     auth::Auth,
     filter::Filters,
     http::{
@@ -45,6 +47,7 @@ use shared::{
     lifecycle::Lifecycle,
     queue::Publisher,
     seal::Sealer,
+    shares::Shares,
     store::Store,
 };
 
@@ -80,12 +83,17 @@ pub struct Api {
 const BODIES: usize = 32 * 1024 * 1024;
 
 /// An [`Api`], and what its routes share while they run.
+/// How many pages the streams of one organization read at once, however many they are and however far behind.
+const READ_AT_ONCE: usize = 2;
+
 struct Control {
     api: Arc<Api>,
     waiters: waiting::Waiters,
     room: room::Room,
     bodies: Room,
     followers: Arc<followers::Followers>,
+    /// How many pages the streams of an organization read at once.
+    reading: Shares<OrganizationId>,
     tests: subscriptions::Tests,
     filters: Arc<Filters>,
 }
@@ -104,6 +112,7 @@ pub fn routes(api: Arc<Api>) -> Router {
     api.lifecycle.critical("streams", looking_out);
     let control = Control {
         followers,
+        reading: Shares::of_each(READ_AT_ONCE),
         api,
         waiters: waiting::Waiters::default(),
         room: room::Room::new(),
@@ -112,9 +121,12 @@ pub fn routes(api: Arc<Api>) -> Router {
         filters: Arc::default(),
     };
     let attributed = axum::middleware::from_fn(audit_log::attributed);
+    let control = Arc::new(control);
+    let weighed = axum::middleware::from_fn_with_state(Arc::clone(&control), weighed::weighed);
     table()
         .into_router()
-        .with_state(Arc::new(control))
+        .with_state(control)
+        .layer(weighed)
         .layer(attributed)
 }
 

@@ -8,17 +8,20 @@
 //! takes half a list for a whole one.
 
 use std::{
+    pin::Pin,
+    task::{Context, Poll},
     time::{Duration, Instant},
     vec,
 };
 
 use axum::{
-    body::Body,
+    body::{Body, HttpBody},
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
 use futures_util::stream;
 use http::{HeaderName, HeaderValue, header};
+use hyper::body::{Frame, SizeHint};
 use serde::Serialize;
 use shared::{
     OrganizationId,
@@ -26,7 +29,7 @@ use shared::{
     store::{EventFilter, EventQuery, EventRecord, Order, PageRequest, Store},
 };
 
-use crate::room::Held;
+use crate::room::{Held, LITTLE};
 
 /// The most events that are read at once.
 const PAGE: u32 = 100;
@@ -35,7 +38,7 @@ const PAGE: u32 = 100;
 const LOOKS: u32 = 16;
 /// How many bytes are handed on at once, about.
 const PIECE: usize = 64 * 1024;
-/// How long a list may take to be read to its end, from its first page on: its reader's time, for the most part.
+/// How long an answer may take to be read to its end, a list from its first page on: its reader's time, for the most part.
 const DEADLINE: Duration = Duration::from_mins(5);
 
 /// Which events a list shows.
@@ -109,14 +112,31 @@ pub(crate) async fn answer<F: Form>(
     Ok((JSON, body).into_response())
 }
 
-const JSON: [(HeaderName, HeaderValue); 1] =
+/// The header of every answer that is JSON.
+pub(crate) const JSON: [(HeaderName, HeaderValue); 1] =
     [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
 
 /// The answer that is this text, which holds the room that it takes until it is sent.
-pub(crate) fn whole(text: Bytes, mut held: Held) -> Response {
+pub(crate) fn whole(text: Bytes, held: Held) -> Response {
+    let mut response = (JSON, kept(text, held)).into_response();
+    response.extensions_mut().insert(HasRoom);
+    response
+}
+
+/// An answer whose body holds its room, among its extensions.
+#[derive(Clone, Copy)]
+pub(crate) struct HasRoom;
+
+/// The body that is this text, which holds the room that it takes until it is sent.
+pub(crate) fn kept(text: Bytes, mut held: Held) -> Body {
+    if text.len() <= LITTLE {
+        return Body::from(text);
+    }
     held.shrink_to(text.len());
-    let body = Body::from(Bytes::from_owner(Kept { text, _room: held }));
-    (JSON, body).into_response()
+    Body::new(Text {
+        rest: Bytes::from_owner(Kept { text, _room: held }),
+        deadline: Instant::now() + DEADLINE,
+    })
 }
 
 /// A text with the room that it takes.
@@ -129,6 +149,47 @@ impl AsRef<[u8]> for Kept {
     fn as_ref(&self) -> &[u8] {
         &self.text
     }
+}
+
+/// A text on its way to the client. Once its time is over, what is left of it is not sent, and the connection is broken off.
+struct Text {
+    rest: Bytes,
+    deadline: Instant,
+}
+
+impl HttpBody for Text {
+    type Data = Bytes;
+    type Error = ApiError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, ApiError>>> {
+        if self.rest.is_empty() {
+            return Poll::Ready(None);
+        }
+        if Instant::now() > self.deadline {
+            tracing::warn!("an answer was broken off: it was not read to its end in time");
+            return Poll::Ready(Some(Err(not_read())));
+        }
+        let size = self.rest.len().min(PIECE);
+        Poll::Ready(Some(Ok(Frame::data(self.rest.split_to(size)))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.rest.len() as u64)
+    }
+}
+
+fn not_read() -> ApiError {
+    ApiError::unavailable(
+        "the answer was not read to its end in time",
+        Duration::from_secs(1),
+    )
 }
 
 /// A list on its way from the store to the client.
@@ -193,10 +254,7 @@ impl<F: Form> List<F> {
     /// Reads the next page.
     async fn read(&mut self) -> Result<(), ApiError> {
         if Instant::now() > self.deadline {
-            return Err(ApiError::unavailable(
-                "the list was not read to its end in time",
-                Duration::from_secs(1),
-            ));
+            return Err(not_read());
         }
         if !self.pass_over().await? {
             self.wanted.page.after = None;
@@ -208,6 +266,7 @@ impl<F: Form> List<F> {
             after: wanted.page.after,
             limit: wanted.page.limit.min(PAGE),
         };
+        let request_limit = request.limit;
         let (events, organization) = (&self.store.events, wanted.organization);
         let (read, exhausted) = match &mut wanted.source {
             Source::List {
@@ -217,9 +276,11 @@ impl<F: Form> List<F> {
             } => {
                 let offset = std::mem::take(offset);
                 let read = events.list(organization, filter, *order, request, offset).await?;
-                // A page that has all it may have goes on after the last that it shows, not after one that it looked at.
-                let last = read.items.last().map(|event| event.seq);
-                self.looks -= u32::from(read.next.is_some() && read.next != last);
+                // A page that goes on and has fewer than it might is one that has looked for them.
+                let is_full = read.items.len() as u64 >= u64::from(request_limit);
+                let looked = filter.is_looked_for() && read.next.is_some() && !is_full;
+                // Passing over what came before may have used them up: this one it has all the same, and no other.
+                self.looks = self.looks.saturating_sub(u32::from(looked));
                 (read, self.looks == 0)
             }
             Source::Search { wanted, pages } => {
@@ -275,4 +336,57 @@ impl<F: Form> List<F> {
 
 fn write(text: &mut Vec<u8>, value: &impl Serialize) -> Result<(), ApiError> {
     serde_json::to_writer(text, value).map_err(|error| ApiError::internal(&error))
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt as _;
+    use shared::OrganizationId;
+
+    use super::*;
+    use crate::room::Room;
+
+    fn text(size: usize, deadline: Instant) -> Text {
+        Text {
+            rest: vec![b'.'; size].into(),
+            deadline,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_text_is_sent_in_pieces_until_its_time_is_over() {
+        let later = Instant::now() + DEADLINE;
+        let mut sent = text(2 * PIECE + 1, later);
+        assert_eq!(sent.size_hint().exact(), Some(2 * PIECE as u64 + 1));
+        let mut sizes = Vec::new();
+        while let Some(frame) = sent.frame().await {
+            sizes.push(frame.unwrap().into_data().unwrap().len());
+        }
+        assert_eq!(sizes, [PIECE, PIECE, 1]);
+        assert!(sent.is_end_stream());
+
+        let mut late = text(2 * PIECE, later);
+        assert!(late.frame().await.unwrap().is_ok());
+        late.deadline = Instant::now();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert!(late.frame().await.unwrap().is_err());
+    }
+
+    #[tokio::test]
+    async fn room_is_held_until_the_last_piece_is_gone() {
+        let room = Room::new();
+        let whose = OrganizationId::new();
+        let held = async || room.take_for(Some(whose), usize::MAX).await;
+        let mut body = kept(vec![b'.'; PIECE + LITTLE].into(), held().await.unwrap());
+        let pieces = [body.frame().await.unwrap(), body.frame().await.unwrap()];
+        assert!(body.frame().await.is_none());
+        drop(body);
+        assert!(held().await.is_err());
+        drop(pieces);
+        let held = held().await.unwrap();
+        // What is little takes none.
+        let little = kept(vec![b'.'; LITTLE].into(), held);
+        assert!(room.take_for(Some(whose), usize::MAX).await.is_ok());
+        drop(little);
+    }
 }

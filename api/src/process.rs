@@ -43,9 +43,10 @@ pub fn routes(
     let auth = Auth::start(engine, settings.addresses, lifecycle);
     let queue = QueueReady(publisher.clone());
     let store = ops::StoreReady(engine.store.clone());
+    let secret_key = ops::SecretKeyReady::new(engine.store.clone(), Arc::clone(&engine.sealer));
     let ops = ops::Ops {
         role: settings.role,
-        checks: Arc::new([Box::new(queue), Box::new(store)]),
+        checks: Arc::new([Box::new(queue), Box::new(store), Box::new(secret_key)]),
         metrics,
     };
     let api = Api {

@@ -271,7 +271,7 @@ pub enum FailureKind {
     Status,
     /// The answer's body broke off.
     Body,
-    /// The delivery cannot be sent as it is: its secret does not open, or its URL is not one.
+    /// The delivery cannot be sent as it is: its secret, its headers or its URL are none.
     Unsendable,
 }
 

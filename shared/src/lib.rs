@@ -31,6 +31,7 @@ pub mod telemetry;
 pub mod timestamp;
 pub mod tls;
 pub mod trace;
+pub mod weighed_cache;
 
 pub use delivery::{DeliveryKey, EventStatus, FailureKind, State as DeliveryState, Status as DeliveryStatus};
 pub use event::{AcceptedEvent, DedupId, Entry, EventType, Payload, Repeat, Source, TraceParent};

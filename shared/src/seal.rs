@@ -2,6 +2,9 @@
 //!
 //! The organization and the row are associated data, so that a sealed secret moved to another row does not open. A
 //! key id leads each box, so that keys can be rotated. Layout: key id (4 bytes), nonce (24 bytes), ciphertext and tag.
+//!
+//! A nonce is drawn when something is sealed for the first time, and kept when it is sealed anew under another key: so it tells what
+//! is sealed from what else might be, without a key. Under each key a nonce is still used for one text only.
 
 use std::fmt;
 
@@ -26,6 +29,13 @@ const CHECK: &[u8] = b"triggers: the secret key of this deployment";
 #[derive(Clone, PartialEq, Eq)]
 pub struct Sealed(pub Vec<u8>);
 
+impl Sealed {
+    /// What it was sealed with at first: it stays when the same is sealed anew, and is another when something else is.
+    pub fn nonce(&self) -> &[u8] {
+        self.0.get(KEY_ID..KEY_ID + NONCE).unwrap_or_default()
+    }
+}
+
 impl fmt::Debug for Sealed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Sealed({} bytes)", self.0.len())
@@ -47,7 +57,7 @@ struct Key {
 pub type KeyId = [u8; KEY_ID];
 
 /// Why a secret does not open.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, thiserror::Error, PartialEq, Eq)]
 pub enum OpenError {
     /// It was sealed under another key.
     #[error(
@@ -107,7 +117,10 @@ impl Sealer {
         row: Uuid,
         sealed: &Sealed,
     ) -> Result<Sealed, OpenError> {
-        Ok(self.seal(organization, row, &self.open(organization, row, sealed)?))
+        let opened = self.open(organization, row, sealed)?;
+        let mut nonce = [0; NONCE];
+        nonce.copy_from_slice(sealed.nonce());
+        Ok(self.seal_with(&associated(organization, row), &opened, nonce))
     }
 
     /// A new key, as base64.
@@ -119,12 +132,12 @@ impl Sealer {
 
     /// Seals `secret` for one row of one organization.
     pub fn seal(&self, organization: OrganizationId, row: Uuid, secret: &[u8]) -> Sealed {
-        self.seal_with(&associated(organization, row), secret)
+        self.seal_with(&associated(organization, row), secret, new_nonce())
     }
 
     /// A value that opens under this key alone, for a deployment to keep and know its key by.
     pub fn check_value(&self) -> Sealed {
-        self.seal_with(CHECK, CHECK)
+        self.seal_with(CHECK, CHECK, new_nonce())
     }
 
     /// Whether this is the key that a [`Sealer::check_value`] was made by.
@@ -132,9 +145,7 @@ impl Sealer {
         self.open_with(CHECK, value).map(drop)
     }
 
-    fn seal_with(&self, associated: &[u8], secret: &[u8]) -> Sealed {
-        let mut nonce = [0u8; NONCE];
-        rand::rng().fill_bytes(&mut nonce);
+    fn seal_with(&self, associated: &[u8], secret: &[u8], nonce: [u8; NONCE]) -> Sealed {
         let payload = Payload {
             msg: secret,
             aad: associated,
@@ -176,6 +187,12 @@ impl fmt::Debug for Sealer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Sealer(…)")
     }
+}
+
+fn new_nonce() -> [u8; NONCE] {
+    let mut nonce = [0; NONCE];
+    rand::rng().fill_bytes(&mut nonce);
+    nonce
 }
 
 fn associated(organization: OrganizationId, row: Uuid) -> [u8; 32] {
@@ -225,6 +242,11 @@ mod tests {
         let again = both.reseal(org, row, &sealed).unwrap();
         assert_eq!(after.open(org, row, &again).unwrap(), b"whsec");
         assert_eq!(before.open(org, row, &again), Err(OpenError::OtherKey));
+        assert_eq!(
+            again.nonce(),
+            sealed.nonce(),
+            "by it one knows that it is the same"
+        );
         assert!(Sealer::from_base64(&new).unwrap().and_former("c2hvcnQ=").is_err());
     }
 

@@ -2,6 +2,7 @@
 
 mod headers;
 mod metadata;
+mod subscriber;
 mod unmatched;
 
 use std::{fmt, str::FromStr, time::Duration};
@@ -9,16 +10,33 @@ use std::{fmt, str::FromStr, time::Duration};
 use serde::Serialize;
 use url::Url;
 
-pub use self::unmatched::NoMatch;
+pub use self::{subscriber::Subscriber, unmatched::NoMatch};
 use crate::{
     EventType, Filter, Invalid, OrganizationId, SubscriptionId, Timestamp, announcement::SYSTEM,
-    seal::Sealed, signature::SignatureScheme,
+    filter::FiltersFull, seal::Sealed, signature::SignatureScheme,
 };
 
 pub use self::{
     headers::{HeaderName, HeaderValue, MASK, MAX_HEADERS, SealedHeaders, StaticHeaders},
     metadata::{MAX_ENTRIES, Metadata},
 };
+
+/// The most subscriptions of an organization, the built-in inbox aside: an event goes to all of them at most, in the one transaction
+/// that stores it.
+pub const MAX_SUBSCRIPTIONS: u32 = 1_000;
+
+/// Why an organization can have no such subscription besides those that it has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Full {
+    /// It has as many as it may.
+    #[error(
+        "an organization has at most {MAX_SUBSCRIPTIONS} subscriptions, and this one has as many: delete one that is not needed"
+    )]
+    Subscriptions,
+    /// Its filters leave no room for another.
+    #[error(transparent)]
+    Filters(#[from] FiltersFull),
+}
 
 /// A subscription as the store keeps it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,9 +67,42 @@ pub struct Subscription {
     pub created_at: Timestamp,
     /// When it last changed.
     pub updated_at: Timestamp,
+    /// When it was last enabled, if it ever was disabled.
+    pub enabled_at: Option<Timestamp>,
 }
 
 impl Subscription {
+    /// About how many bytes it takes in memory.
+    pub fn bytes(&self) -> usize {
+        const OF_A_TEXT: usize = 24;
+        let texts = [&self.disabled_reason, &self.description];
+        let texts: usize = texts.into_iter().flatten().map(String::len).sum();
+        let patterns: usize = self
+            .event_types
+            .iter()
+            .map(|pattern| OF_A_TEXT + pattern.0.len())
+            .sum();
+        let filter = self.filter.as_ref().map_or(0, |filter| filter.as_str().len());
+        let metadata = self.metadata.bytes();
+        let push = self.push().map_or(0, |push| {
+            let headers = push.headers.as_ref().map_or(0, |headers| {
+                let names: usize = headers
+                    .names
+                    .iter()
+                    .map(|name| OF_A_TEXT + name.as_str().len())
+                    .sum();
+                names + headers.values.0.len()
+            });
+            let former = push.former.as_ref().map_or(0, |former| former.secret.0.len());
+            push.url.as_str().len()
+                + push.secret.0.len()
+                + former
+                + headers
+                + 4 * push.retry_schedule.seconds().len()
+        });
+        size_of::<Self>() + texts + patterns + filter + metadata + push
+    }
+
     /// The fields, as the API names them, of which a client has made something else. Secrets are not among them, since they are
     /// rotated; of headers it is told that they are others. Each member is named here: whoever adds one says what it is.
     pub(crate) fn other_than(&self, before: &Self) -> Vec<&'static str> {
@@ -69,6 +120,7 @@ impl Subscription {
             version: _,
             created_at: _,
             updated_at: _,
+            enabled_at: _,
         } = self;
         let mut fields = Vec::new();
         let mut note = |is_other: bool, field| {

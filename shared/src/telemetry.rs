@@ -214,6 +214,7 @@ metrics! {
     counter set_aside_expired = "triggers_set_aside_expired_total", "Frames and events that were still set aside when their retention ended.";
     gauge set_aside_now = "triggers_set_aside", "Frames and events that are set aside now.";
     histogram attempt_seconds = "triggers_attempt_seconds", "Time of an attempt.";
+    counter sealed = "triggers_attempts_sealed_total", "Attempts that were not made because the subscription's secret or headers do not open under this process's keys.";
     histogram delivery_seconds = "triggers_delivery_seconds", "Time from accepting an event to its delivery.";
     gauge attempts_in_flight = "triggers_attempts_in_flight", "Attempts under way.";
     gauge suspect_attempts_in_flight = "triggers_suspect_attempts_in_flight", "Attempts under way in the suspect pool: of subscribers that take long or fail.";

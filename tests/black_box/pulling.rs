@@ -291,7 +291,11 @@ async fn what_is_disabled_or_closed_meanwhile_ends_well(engine: Engine) {
     let (pulled, opened) = tokio::join!(pull(&client, &lane, &wait), async {
         client.post(&path("retry"), &json!({})).await.expect(202)
     });
-    assert_eq!(opened["status"], "pending");
+    // The pull that waits may have it before the answer is read from the store.
+    assert!(
+        opened["status"] == "pending" || opened["status"] == "in_flight",
+        "{opened}"
+    );
     assert_eq!(ids(&pulled), posted[2..3], "opened again");
     // A replay opens what is acknowledged.
     let replay = json!({"statuses": ["acknowledged"]});

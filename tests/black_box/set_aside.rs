@@ -25,6 +25,12 @@ pub(crate) async fn enqueue(world: &World, frames: &[Vec<u8>]) {
                 .await
                 .expect("the broker answers");
             let channel = connection.create_channel().await.expect("a channel opens");
+            // What is not confirmed may be lost with the channel.
+            let confirms = lapin::options::ConfirmSelectOptions::default();
+            channel
+                .confirm_select(confirms)
+                .await
+                .expect("the channel confirms");
             for frame in frames {
                 let properties = BasicProperties::default().with_delivery_mode(2);
                 channel
@@ -36,7 +42,9 @@ pub(crate) async fn enqueue(world: &World, frames: &[Vec<u8>]) {
                         properties,
                     )
                     .await
-                    .expect("a frame is published");
+                    .expect("a frame is published")
+                    .await
+                    .expect("a frame is confirmed");
             }
             let _ = connection.close(200, "done".into()).await;
         }

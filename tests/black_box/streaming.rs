@@ -14,6 +14,9 @@ on_both_engines!(
     events_come_as_they_are_posted,
     a_stream_is_one_organizations_and_of_the_types_asked_for,
     a_stream_goes_on_after_the_last_event,
+    a_stream_begins_with_what_was_accepted_since,
+    a_stream_ends_after_its_time,
+    a_stream_shows_events_by_what_became_of_them,
     who_follows_misses_and_repeats_nothing,
     a_stream_ends_with_its_key,
     streams_do_not_hold_up_the_end,
@@ -92,9 +95,9 @@ async fn a_stream_is_one_organizations_and_of_the_types_asked_for(engine: Engine
     for (query, header, names) in [
         ("?type=a**&last_event_id=x", None, vec!["type", "last_event_id"]),
         (
-            "?status=pending&since=2026-01-01T00:00:00Z",
+            "?status=lost&since=today&until=2026-01-01",
             None,
-            vec!["since", "status"],
+            vec!["since", "until", "status"],
         ),
         ("", Some("x"), vec!["last-event-id"]),
     ] {
@@ -158,6 +161,93 @@ async fn a_stream_goes_on_after_the_last_event(engine: Engine) {
     let mut stream = after(&client, "", &last).await;
     let next = client.event("order.placed").await;
     assert_eq!(stream.next(SOON).await.expect("it comes").id, next);
+}
+
+/// The time at which an event was accepted.
+async fn accepted_at(client: &Client, id: &str) -> String {
+    let shown = client.look_up(id).await;
+    shown["received_at"].as_str().expect("a time").to_owned()
+}
+
+/// Posts events one after another: each is stored before the next is accepted.
+async fn posted(client: &Client, types: &[&str]) -> Vec<String> {
+    let mut posted = Vec::new();
+    for event_type in types {
+        let id = client.event(event_type).await;
+        client.look_up(&id).await;
+        posted.push(id);
+    }
+    posted
+}
+
+async fn a_stream_begins_with_what_was_accepted_since(engine: Engine) {
+    let world = World::start(engine).await;
+    let client = world.organization().await;
+    let posted = posted(&client, &["order.a", "order.b", "user.c", "order.d"]).await;
+    let since = accepted_at(&client, &posted[1]).await;
+    let mut stream = open(&client, &format!("?since={since}")).await;
+    let mut orders = open(&client, &format!("?since={since}&type=order.*")).await;
+    // Who comes again goes on after what was seen.
+    let mut resumed = after(&client, &format!("?since={since}"), &posted[2]).await;
+    let fresh = client.event("order.fresh").await;
+    for id in posted[1..].iter().chain([&fresh]) {
+        assert_eq!(&stream.next(SOON).await.expect("it comes").id, id);
+    }
+    for id in [&posted[1], &posted[3], &fresh] {
+        assert_eq!(&orders.next(SOON).await.expect("it comes").id, id);
+    }
+    for id in [&posted[3], &fresh] {
+        assert_eq!(&resumed.next(SOON).await.expect("it comes").id, id);
+    }
+    // Not before its time, however far back it goes on from.
+    let mut late = after(&client, &format!("?since={since}"), &posted[0]).await;
+    assert_eq!(late.next(SOON).await.expect("it comes").id, posted[1]);
+    let mut all = open(&client, "?since=0000-01-01T00:00:00Z").await;
+    assert_eq!(all.next(SOON).await.expect("it comes").id, posted[0]);
+}
+
+async fn a_stream_ends_after_its_time(engine: Engine) {
+    let world = World::start(engine).await;
+    let client = world.organization().await;
+    let posted = posted(&client, &["order.a", "order.b", "order.c"]).await;
+    let (since, until) = (
+        accepted_at(&client, &posted[0]).await,
+        accepted_at(&client, &posted[2]).await,
+    );
+    let mut stream = open(&client, &format!("?since={since}&until={until}")).await;
+    client.event("order.d").await;
+    for id in &posted[..2] {
+        assert_eq!(&stream.next(SOON).await.expect("it comes").id, id);
+    }
+    assert!(stream.next(2 * SOON).await.is_none(), "it ends");
+    // Once it is over there is what is left of it, and then an answer that says not to come again.
+    let query = format!("?since={since}&until={until}");
+    let mut stream = after(&client, &query, &posted[0]).await;
+    assert_eq!(stream.next(SOON).await.expect("it comes").id, posted[1]);
+    assert!(stream.next(SOON).await.is_none(), "it ends");
+    for query in [query, format!("?until={until}")] {
+        let request = client
+            .request(Method::GET, &format!("/v1/events/stream{query}"))
+            .header("last-event-id", &posted[1]);
+        assert_eq!(client.send(request).await.status, 204);
+    }
+}
+
+async fn a_stream_shows_events_by_what_became_of_them(engine: Engine) {
+    let world = World::start(engine).await;
+    let client = world.organization().await;
+    let posted = posted(&client, &["order.a", "order.b"]).await;
+    client
+        .post(&format!("/v1/inbox/{}/ack", posted[0]), &json!({}))
+        .await
+        .expect(200);
+    let since = accepted_at(&client, &posted[0]).await;
+    let mut acknowledged = open(&client, &format!("?since={since}&status=acknowledged")).await;
+    assert_eq!(acknowledged.next(SOON).await.expect("it comes").id, posted[0]);
+    let mut pending = open(&client, &format!("?since={since}&status=pending")).await;
+    assert_eq!(pending.next(SOON).await.expect("it comes").id, posted[1]);
+    let fresh = client.event("order.fresh").await;
+    assert_eq!(pending.next(SOON).await.expect("it comes").id, fresh);
 }
 
 /// Many post at once; the stream is broken off now and then, and its api restarted.

@@ -1,5 +1,6 @@
 //! Subscriptions: made, matched, changed and deleted; each is in force for every event accepted after it was made.
 
+use futures_util::{StreamExt as _, stream};
 use harness::{Engine, Receiver, World, on_both_engines};
 use serde_json::json;
 
@@ -9,6 +10,7 @@ on_both_engines!(
     each_subscriber_gets_its_own_delivery,
     a_subscription_is_listed_changed_and_deleted,
     defaults_are_the_documented_ones,
+    a_thousand_subscriptions_and_no_more,
 );
 
 async fn a_subscription_is_in_force_at_once(engine: Engine) {
@@ -191,4 +193,42 @@ async fn defaults_are_the_documented_ones(engine: Engine) {
     let id = client.event("order.placed").await;
     let event = client.look_up(&id).await;
     assert_eq!(event["deliveries"].as_array().map(Vec::len), Some(2), "{event}");
+}
+
+/// An event goes to all of them, and what comes to more than one transaction stores is in several.
+async fn a_thousand_subscriptions_and_no_more(engine: Engine) {
+    let world = World::start(engine).await;
+    let client = world.organization().await;
+    let pull = json!({"kind": "pull"});
+    let create = || client.post("/v1/subscriptions", &pull);
+    let made = stream::iter(0..1_000).map(|_| create()).buffer_unordered(16);
+    let made = made.map(|answer| answer.expect(201)["id"].as_str().expect("an id").to_owned());
+    let made: Vec<String> = made.collect().await;
+    let problem = create().await.problem(409, "conflict");
+    let detail = problem["detail"].as_str().unwrap_or_default();
+    assert!(detail.contains("at most 1000 subscriptions"), "{detail}");
+
+    let events: Vec<_> = (0..25)
+        .map(|at| json!({"type": "order.placed", "payload": at}))
+        .collect();
+    client.post("/v1/events/batch", &json!(events)).await.expect(202);
+    for id in [&made[0], &made[500], &made[999]] {
+        let path = format!("/v1/subscriptions/{id}/pull");
+        let mut payloads = Vec::new();
+        while payloads.len() < events.len() {
+            let pulled = client
+                .post(&path, &json!({"max": 100, "wait_ms": 10_000}))
+                .await
+                .expect(200);
+            let events = pulled["data"].as_array().expect("events");
+            assert!(!events.is_empty(), "{} came", payloads.len());
+            payloads.extend(events.iter().map(|event| event["payload"].clone()));
+        }
+        let expected: Vec<_> = events.iter().map(|event| event["payload"].clone()).collect();
+        assert_eq!(payloads, expected);
+    }
+    let deleted = client.delete(&format!("/v1/subscriptions/{}", made[0])).await;
+    assert_eq!(deleted.status, 204, "{deleted:?}");
+    create().await.expect(201);
+    create().await.problem(409, "conflict");
 }

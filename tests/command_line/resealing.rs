@@ -1,6 +1,8 @@
 //! The secret key of a deployment is changed: what was sealed under the old one is sealed anew, and nothing is lost.
 
-use harness::{Client, Ended, Engine, Receiver, Spec, Subscription, World};
+use std::time::Duration;
+
+use harness::{Client, Ended, Engine, Receiver, Spec, Subscription, World, eventually};
 use serde_json::json;
 use sqlx::{Connection, Executor, PgConnection, query_scalar};
 
@@ -128,6 +130,71 @@ async fn the_secret_key_is_changed_and_pushes_still_verify() {
             .verify(&subscription.secret)
             .expect("by the secret that was answered");
     }
+}
+
+/// The key of a deployment, as its processes have it.
+fn key_of(world: &World) -> String {
+    let mut settings = world.settings().iter();
+    let key = settings.find(|(name, _)| name == "TRIGGERS_SECRET_KEY");
+    key.map(|(_, value)| value.clone()).expect("a key")
+}
+
+/// Nothing is held against subscribers to whom a worker cannot send for want of the key.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_runs_on_with_the_old_key_is_not_ready_and_loses_nothing() {
+    let world = World::start(Engine::Servers).await;
+    let receiver = Receiver::start().await;
+    let client = world.organization().await;
+    let subscription = client
+        .subscribe(&json!({"url": receiver.url("/hook"), "retry_schedule_seconds": []}))
+        .await;
+    crate::starting::key_is_known(&world.database_url()).await;
+    let old = key_of(&world);
+    let both = [
+        ("TRIGGERS_SECRET_KEY", NEW),
+        ("TRIGGERS_FORMER_SECRET_KEYS", &old),
+    ];
+    let ended = run(&["reseal"], with(&world, &both)).await;
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+
+    let id = client.event("order.placed").await;
+    let sealed = |metrics: &str| {
+        let mut series = metrics.lines().filter_map(|line| line.rsplit_once(' '));
+        series.any(|(name, value)| name == "triggers_attempts_sealed_total" && value != "0")
+    };
+    eventually("it is counted", Duration::from_secs(30), async || {
+        for node in world.nodes() {
+            if node.program() == "worker" && sealed(&world.get(node, "/metrics").await.text) {
+                return Ok(());
+            }
+        }
+        Err("no attempt was to be made".to_owned())
+    })
+    .await;
+    for node in world.nodes() {
+        let answer = world.get(node, "/health/ready").await;
+        if node.program() == "ingest" {
+            answer.expect(200);
+        } else {
+            let why = &answer.expect(503)["checks"]["secret_key"];
+            assert_eq!(why, "the secret key is not this deployment's any more");
+        }
+    }
+    let path = format!("/v1/events/{id}/deliveries/{}", subscription.id);
+    let delivery = client.get(&path).await.expect(200);
+    let (attempts, status) = (&delivery["attempts"], &delivery["status"]);
+    assert_ne!(status, "dead_letter", "{delivery}");
+    assert_eq!(attempts, &json!(0), "{delivery}");
+    for node in world.nodes() {
+        assert!(node.terminate().await.success());
+        node.set("TRIGGERS_SECRET_KEY", NEW);
+        node.start_again().await;
+    }
+    client.event_becomes(&id, "delivered").await;
+    let webhook = receiver.wait_for("/hook", 1).await.remove(0);
+    webhook
+        .verify(&subscription.secret)
+        .expect("it is signed as ever");
 }
 
 /// As if a change by what was read before came meanwhile: once the last secret is sealed anew, the first is as it was.

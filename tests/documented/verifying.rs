@@ -59,6 +59,9 @@ struct Verifier {
     input: fn(&Given) -> Vec<u8>,
 }
 
+/// How many of them are ours.
+const OURS: usize = 3;
+
 /// The examples that the documentation shows, then the libraries of Standard Webhooks as `PyPI` and npm have them.
 const VERIFIERS: [Verifier; 5] = [
     Verifier {
@@ -176,6 +179,32 @@ fn wrong(given: &Given, other_secret: &str) -> Vec<(&'static str, Given)> {
     wrong
 }
 
+/// What anybody may send, and only tells whether a verifier says no rather than fail.
+fn hostile(given: &Given) -> Vec<(&'static str, Given)> {
+    let with = |at: usize, value: &str| {
+        let mut changed = given.clone();
+        value.clone_into(&mut changed.headers[at].1);
+        changed
+    };
+    vec![
+        ("an id beyond ASCII", with(0, "\u{ff}")),
+        ("a time beyond all numbers", with(1, &"9".repeat(400))),
+        (
+            "a time before all numbers",
+            with(1, &format!("-{}", "9".repeat(400))),
+        ),
+        ("a time with a fraction", with(1, "1700000000.5")),
+        ("no time at all", with(1, "")),
+        ("a signature beyond ASCII", with(2, "v1,\u{ff}")),
+        ("another one beyond ASCII", with(2, "v1a,\u{ff} \u{1f980}")),
+        (
+            "a signature that is long",
+            with(2, &format!("v1,{}", "A".repeat(100_000))),
+        ),
+        ("no signature at all", with(2, "")),
+    ]
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn webhooks_are_verified_by_examples_and_by_libraries() {
     let world = World::start(Engine::Embedded).await;
@@ -210,6 +239,16 @@ async fn webhooks_are_verified_by_examples_and_by_libraries() {
             );
         }
     }
+    for (what, hostile) in hostile(&given) {
+        for verifier in &VERIFIERS[..OURS] {
+            assert_eq!(
+                verifier.says(&hostile, &classes),
+                "invalid",
+                "{}: {what}",
+                verifier.name
+            );
+        }
+    }
     let rotating = webhook("/rotated").await;
     assert_eq!(rotating.header("webhook-signature").split(' ').count(), 2);
     for secret in [&rotated.secret, new["secret"].as_str().expect("a secret")] {
@@ -226,7 +265,7 @@ async fn webhooks_are_verified_by_examples_and_by_libraries() {
     let given = Given::of(&webhook("/ed25519").await, public);
     assert_eq!(JAVASCRIPT.says(&given, &classes), "valid");
     let other = format!("whpk_{}", STANDARD.encode([7; 32]));
-    for (what, wrong) in wrong(&given, &other) {
+    for (what, wrong) in wrong(&given, &other).into_iter().chain(hostile(&given)) {
         assert_eq!(JAVASCRIPT.says(&wrong, &classes), "invalid", "{what}");
     }
 }

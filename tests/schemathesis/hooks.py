@@ -64,8 +64,15 @@ def before_call(context, case, kwargs):
         if is_valid:
             given.pop("wait_ms", None)
 
+    # A stream goes on until it is told to end. This one is over before it begins.
+    if operation == "streamEvents" and (is_valid or "until" not in query):
+        query = case.query = {**query, "until": "1970-01-01T00:00:00Z"}
+
     if not is_valid:
         return
+    # A header of no characters names no event.
+    if operation == "streamEvents" and headers and not headers.get("Last-Event-ID", "-"):
+        headers.pop("Last-Event-ID")
     # A cursor is good for the list alone that answered it: none that is made up is.
     query.pop("cursor", None)
     # A key ends in the future.
@@ -74,6 +81,12 @@ def before_call(context, case, kwargs):
     # What ends before it begins is refused.
     if operation == "createReplay" and isinstance(body, dict) and body.get("since"):
         body.pop("until", None)
+    # What a filter may say is a language of its own, which no schema can tell.
+    if operation in ("createSubscription", "updateSubscription") and isinstance(body, dict) and body.get("filter") is not None:
+        body["filter"] = "payload.amount > 100"
+    # At most as long as the deployment keeps events: that is its own setting.
+    if operation == "updateOrganization" and isinstance(body, dict) and body.get("retention_days") is not None:
+        body["retention_days"] = 1
     # A URL is measured as it is sent: with a slash after its host.
     for name in ("url", "webhook_url"):
         if isinstance(body, dict) and len(str(body.get(name, ""))) == 2048:

@@ -16,6 +16,7 @@ use shared::{
     Builtin, FailureKind, Timestamp, TraceParent, VERSION,
     announcement::{self, Announcement},
     delivery::{AttemptOutcome, AttemptResult, Failure, Next},
+    seal::OpenError,
     trace::Open,
 };
 use tokio::time::{Instant, timeout_at};
@@ -24,7 +25,7 @@ use crate::{
     envelope::{self, Envelope},
     lane::{Ending, Job, LONGEST_PAUSE},
     outbound::{self, Outbound, Progress, Way},
-    registry::Route,
+    registry::{Route, Unusable},
     retry_after,
 };
 
@@ -43,8 +44,29 @@ pub struct Attempted {
     pub ending: Ending,
 }
 
+/// What this process lacks to make an attempt, which says nothing of the subscriber.
+#[derive(Debug, thiserror::Error)]
+pub enum Lack {
+    /// File descriptors, or threads.
+    #[error("{0}")]
+    Means(String),
+    /// The key that the subscription's secret or headers are sealed under.
+    #[error(transparent)]
+    Key(OpenError),
+}
+
+impl Lack {
+    /// What its lane makes of it.
+    pub fn ending(&self) -> Ending {
+        match self {
+            Self::Means(_) => Ending::Starved,
+            Self::Key(_) => Ending::Sealed,
+        }
+    }
+}
+
 /// Makes an attempt, and says what came of it; or what this process lacks to make one.
-pub async fn attempt(client: &Outbound, way: Way, route: &Route, job: Job) -> Result<Attempted, String> {
+pub async fn attempt(client: &Outbound, way: Way, route: &Route, job: Job) -> Result<Attempted, Lack> {
     let (started_at, started) = (Timestamp::now(), Instant::now());
     let number = job.attempts + 1;
     let (delivery, organization) = (job.key, job.organization);
@@ -69,13 +91,17 @@ pub async fn attempt(client: &Outbound, way: Way, route: &Route, job: Job) -> Re
                 }
             }
         }
-        Err(detail) => Err(Refused::without_answer(FailureKind::Unsendable, detail)),
+        Err(Unusable::Bad(detail)) => Err(Refused::without_answer(FailureKind::Unsendable, detail)),
+        Err(Unusable::Sealed(error)) => {
+            traced::not_made(span);
+            return Err(Lack::Key(error));
+        }
     };
     let (result, ending) = match sent {
         Ok(status_code) => (AttemptResult::Delivered { status_code }, Ending::Delivered),
         Err(Refused { lack: Some(lack), .. }) => {
             traced::not_made(span);
-            return Err(lack);
+            return Err(Lack::Means(lack));
         }
         Err(Refused {
             failure,
@@ -83,10 +109,7 @@ pub async fn attempt(client: &Outbound, way: Way, route: &Route, job: Job) -> Re
             timed_out,
             ..
         }) => {
-            let ending = match wait_for {
-                Some(pause) => Ending::AskedToWait(pause),
-                None => Ending::Failed { timed_out },
-            };
+            let ending = ending(failure.status_code, wait_for, timed_out);
             let schedule = &route.push.retry_schedule;
             // Whoever tests sees what came of it, and tests again.
             let scheduled = (&*event_type != announcement::TEST)
@@ -124,6 +147,17 @@ pub async fn attempt(client: &Outbound, way: Way, route: &Route, job: Job) -> Re
         result,
     };
     Ok(Attempted { outcome, ending })
+}
+
+/// What a failure says of the subscriber. One that answers 429 in time is there, and asks for a slower pace; with 503 it says
+/// that it is not, for so long.
+fn ending(status: Option<u16>, wait_for: Option<Duration>, timed_out: bool) -> Ending {
+    let is_there = !timed_out && status == Some(StatusCode::TOO_MANY_REQUESTS.as_u16());
+    match wait_for {
+        Some(pause) if is_there => Ending::AskedToWait(pause),
+        Some(pause) => Ending::Unavailable { timed_out, pause },
+        None => Ending::Failed { timed_out },
+    }
 }
 
 /// The wait before a retry: the schedule's, or as long as the subscriber asks, but at most an hour over the schedule.
@@ -238,7 +272,7 @@ fn request(
     number: u32,
     at: Timestamp,
     span: Option<&Open>,
-) -> Result<Request<Full<Bytes>>, String> {
+) -> Result<Request<Full<Bytes>>, Unusable> {
     let uri = route.uri.clone()?;
     let keys = route.signing.as_ref().map_err(Clone::clone)?;
     let id = job.event.id.to_string();
@@ -276,9 +310,9 @@ fn request(
     Ok(request)
 }
 
-fn insert(headers: &mut HeaderMap, name: &'static str, value: &str) -> Result<(), String> {
-    let value =
-        HeaderValue::from_str(value).map_err(|error| format!("the header {name} cannot be sent: {error}"))?;
+fn insert(headers: &mut HeaderMap, name: &'static str, value: &str) -> Result<(), Unusable> {
+    let value = HeaderValue::from_str(value)
+        .map_err(|error| Unusable::Bad(format!("the header {name} cannot be sent: {error}")))?;
     headers.insert(name, value);
     Ok(())
 }
@@ -295,6 +329,25 @@ mod tests {
     #[test]
     fn answers_can_be_stored() {
         assert_eq!(shown(b"a\0b\xffc"), "a\u{fffd}b\u{fffd}c");
+    }
+
+    #[test]
+    fn a_slower_pace_is_no_failure_and_to_be_unavailable_is_one() {
+        let wait = Duration::from_secs(1);
+        let unavailable = |timed_out| Ending::Unavailable {
+            timed_out,
+            pause: wait,
+        };
+        assert_eq!(ending(Some(429), Some(wait), false), Ending::AskedToWait(wait));
+        assert_eq!(ending(Some(503), Some(wait), false), unavailable(false));
+        // Its body did not end: that costs what any does that hangs.
+        for status in [429, 503] {
+            assert_eq!(ending(Some(status), Some(wait), true), unavailable(true));
+            assert_eq!(
+                ending(Some(status), None, false),
+                Ending::Failed { timed_out: false }
+            );
+        }
     }
 
     proptest! {

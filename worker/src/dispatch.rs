@@ -14,6 +14,7 @@ use shared::{
     DeliveryKey, SubscriptionId, announcement,
     delivery::AttemptOutcome,
     store::{Pause, Store},
+    subscription::Subscriber,
     telemetry,
 };
 use tokio::{
@@ -22,8 +23,12 @@ use tokio::{
 };
 use tokio_util::task::TaskTracker;
 
+#[cfg(not(test))]
+use crate::attempt::attempt;
+#[cfg(test)]
+use crate::simulated::attempt;
 use crate::{
-    attempt::{Attempted, attempt},
+    attempt::{Attempted, Lack},
     lane::{self, CircuitState, Job, Lanes},
     lease::{Holding, Lease},
     outbound::{Outbound, Way},
@@ -47,6 +52,8 @@ pub struct Ended {
     pub outcome: AttemptOutcome,
     /// Which version of the subscription was sent to.
     pub version: i64,
+    /// Who was sent to.
+    pub subscriber: Subscriber,
     /// By which lease it was made: it lives at least until the outcome is written down.
     pub holding: Arc<Holding>,
     /// Whether it began in order: its lane waits for this to be written down.
@@ -183,7 +190,7 @@ impl Dispatch {
         match self.before(&job).await {
             Before::Send(route) => {
                 let (holding, received_at) = (Arc::clone(&job.holding), job.event.received_at);
-                let (key, version) = (job.key, route.subscription.version);
+                let (key, version, subscriber) = (job.key, route.subscription.version, route.subscriber());
                 let in_order = place.taken.in_order();
                 let (is_test, begets) = (is_test(&job), begets(&job));
                 let event = key.event;
@@ -202,9 +209,8 @@ impl Dispatch {
                 let Attempted { outcome, ending } = match attempted {
                     Ok(attempted) => attempted,
                     Err(lack) => {
-                        tracing::warn!(event.id = %event, subscription.id = %subscription, lack, "no attempt was made");
-                        place.ending = lane::Ending::Starved;
-                        self.release(&holding, &[key]).await;
+                        place.ending = lack.ending();
+                        self.give_back_for(&lack, &holding, key).await;
                         return;
                     }
                 };
@@ -217,6 +223,7 @@ impl Dispatch {
                 permit.send(Ended {
                     outcome,
                     version,
+                    subscriber,
                     holding,
                     in_order,
                     asked_to_wait: ending.asked_to_wait(),
@@ -254,11 +261,12 @@ impl Dispatch {
         match self.before(&job).await {
             Before::Send(route) => {
                 let (holding, received_at) = (Arc::clone(&job.holding), job.event.received_at);
-                let (key, version) = (job.key, route.subscription.version);
+                let (key, version, subscriber) = (job.key, route.subscription.version, route.subscriber());
                 match attempt(&self.client, Way::Apart, &route, job).await {
                     Ok(Attempted { outcome, ending }) => permit.send(Ended {
                         outcome,
                         version,
+                        subscriber,
                         holding,
                         in_order: false,
                         asked_to_wait: ending.asked_to_wait(),
@@ -266,10 +274,7 @@ impl Dispatch {
                         begets: true,
                         received_at,
                     }),
-                    Err(lack) => {
-                        tracing::warn!(event.id = %key.event, lack, "no attempt was made");
-                        self.release(&holding, &[key]).await;
-                    }
+                    Err(lack) => self.give_back_for(&lack, &holding, key).await,
                 }
             }
             Before::NotOurs => {}
@@ -310,6 +315,15 @@ impl Dispatch {
             let keys: Vec<DeliveryKey> = same.iter().map(|job| job.key).collect();
             self.release(&same[0].holding, &keys).await;
         }
+    }
+
+    /// Gives a delivery back for which this process lacks something. A key it lacks for good: the operator has to know.
+    async fn give_back_for(&self, lack: &Lack, holding: &Holding, key: DeliveryKey) {
+        if matches!(lack, Lack::Key(_)) {
+            telemetry::sealed().increment(1);
+        }
+        tracing::warn!(event.id = %key.event, subscription.id = %key.subscription, %lack, "no attempt was made");
+        self.release(holding, &[key]).await;
     }
 
     /// These lanes may have something due in the store.
@@ -358,7 +372,7 @@ impl Dispatch {
         let mut put_off = Vec::new();
         for pause in pauses {
             let until = as_of + pause.lasts.min(lane::LONGEST_PAUSE);
-            put_off.extend(lanes.pause(pause.subscription, pause.version, until, now));
+            put_off.extend(lanes.pause(pause.subscription, pause.subscriber, until, now));
         }
         self.start(lanes);
         self.give_back_soon(put_off);

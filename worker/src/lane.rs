@@ -24,7 +24,7 @@ use std::{
     time::Duration,
 };
 
-use shared::{DeliveryKey, EventId, SubscriptionId, WorkerId};
+use shared::{DeliveryKey, EventId, SubscriptionId, WorkerId, subscription::Subscriber};
 use tokio::time::Instant;
 
 pub use self::{
@@ -198,9 +198,9 @@ impl Lanes {
         let lane = match self.by_subscription.entry(subscription) {
             Entry::Occupied(lane) => lane.into_mut(),
             Entry::Vacant(none) => {
-                let (version, health) = self.remembered.recall(subscription, terms.version, now);
+                let (terms, health) = self.remembered.recall(subscription, terms, now);
                 self.open_circuits += usize::from(health.is_open());
-                none.insert(Lane::new(Terms { version, ..terms }, health))
+                none.insert(Lane::new(terms, health))
             }
         };
         lane.heed(self.pauses.get(&subscription), now);
@@ -293,6 +293,7 @@ impl Lanes {
             }
             let place = Place {
                 subscription,
+                of: lane.subscribers,
                 pool,
                 weight,
                 in_order,
@@ -312,7 +313,9 @@ impl Lanes {
     pub fn turned_slow(&mut self, place: &mut Place) -> Vec<Job> {
         place.is_slow = true;
         let mut was_trusted = false;
-        if let Some(lane) = self.by_subscription.get_mut(&place.subscription) {
+        if let Some(lane) = self.by_subscription.get_mut(&place.subscription)
+            && lane.is_spoken_of_by(place)
+        {
             was_trusted = lane.health.is_trusted();
             lane.health.turned_slow();
         }
@@ -346,18 +349,21 @@ impl Lanes {
         };
         lane.in_flight -= 1;
         let was_trusted = lane.health.is_trusted();
-        let changed = lane
-            .health
-            .ended(ending, place.is_probe, place.is_slow, now, random);
+        let (said, was_probe) = if lane.is_spoken_of_by(place) {
+            (ending, place.is_probe)
+        } else {
+            // Nor is it the probe that may be under way by now.
+            (ending.of_another(), false)
+        };
+        let changed = lane.health.ended(said, was_probe, place.is_slow, now, random);
         let circuit = changed.then(|| lane.health.circuit());
         match circuit {
             Some(CircuitState::Open { .. }) => self.open_circuits += 1,
             Some(CircuitState::Closed) => self.open_circuits -= 1,
             None => {}
         }
-        let not_made = matches!(ending, Ending::NotMade | Ending::Starved);
         // What was not sent goes back, and nothing may pass it by.
-        let starts_anew = not_made && place.in_order && std::mem::take(&mut lane.unsettled);
+        let starts_anew = ending.is_of_none() && place.in_order && std::mem::take(&mut lane.unsettled);
         if starts_anew {
             self.hungry.insert(subscription);
         }
@@ -459,6 +465,10 @@ impl Lanes {
     /// A subscription has changed; its subscriber may be another.
     pub fn set_terms(&mut self, subscription: SubscriptionId, terms: Terms, now: Instant) {
         self.agree(subscription, terms);
+        if let Some(lane) = self.by_subscription.get_mut(&subscription) {
+            // It may have been told before the change was heard of.
+            lane.heed(self.pauses.get(&subscription), now);
+        }
         self.see_to(subscription, now);
     }
 
@@ -471,14 +481,14 @@ impl Lanes {
     pub fn pause(
         &mut self,
         subscription: SubscriptionId,
-        version: i64,
+        subscriber: Subscriber,
         until: Instant,
         now: Instant,
     ) -> Vec<Job> {
-        let pause = Pause { version, until };
+        let pause = Pause { subscriber, until };
         if until > now && (self.pauses.len() < MAX_PAUSES || self.pauses.contains_key(&subscription)) {
             let known = self.pauses.entry(subscription).or_insert(pause);
-            *known = pause.max(*known);
+            *known = known.and(pause);
         }
         let Some(lane) = self.by_subscription.get_mut(&subscription) else {
             return Vec::new();
@@ -546,8 +556,7 @@ impl Lanes {
     fn put_away(&mut self, subscription: SubscriptionId) {
         if let Some(lane) = self.by_subscription.remove(&subscription) {
             self.open_circuits -= usize::from(lane.health.is_open());
-            self.remembered
-                .keep(subscription, lane.terms.version, lane.health);
+            self.remembered.keep(subscription, lane.terms, lane.health);
         }
     }
 
@@ -588,27 +597,24 @@ impl Lanes {
         }
     }
 
-    /// A lane that there is keeps to these terms from now on. What is known of a subscriber is forgotten with its subscription's
-    /// change: whoever made it expects the subscriber to be tried. What was taken before the lane came to be in order goes back,
+    /// A lane that there is keeps to these terms from now on. What is known of a subscriber is forgotten with a change that makes it
+    /// another: whoever made it expects that one to be tried. What was taken before the lane came to be in order goes back,
     /// to be taken again in order.
     fn agree(&mut self, subscription: SubscriptionId, terms: Terms) {
         let Some(lane) = self.by_subscription.get_mut(&subscription) else {
-            self.remembered.forget_before(subscription, terms.version);
+            self.remembered.forget_others(subscription, terms);
             return;
         };
         if terms.version < lane.terms.version {
             return;
         }
-        let forgets = terms.version > lane.terms.version;
         let order_begins = terms.in_order && !lane.terms.in_order;
         if lane.terms.in_order && !terms.in_order {
             // Should the order begin again, others may be ahead of these.
             lane.waiting.iter_mut().for_each(|job| job.in_order = false);
         }
-        lane.terms = terms;
-        if forgets && std::mem::take(&mut lane.health).is_open() {
-            self.open_circuits -= 1;
-        }
+        let forgotten = lane.agree(terms);
+        self.open_circuits -= usize::from(forgotten.is_some_and(|health| health.is_open()));
         if order_begins && !lane.waiting.is_empty() {
             self.hungry.insert(subscription);
             let loose = self.take_out(subscription, |job| !job.in_order);
@@ -687,6 +693,8 @@ impl Lanes {
     }
 }
 
+#[cfg(test)]
+mod changing;
 #[cfg(test)]
 mod crowding;
 #[cfg(test)]

@@ -28,6 +28,8 @@ mod replay;
 mod retry_after;
 mod rounds;
 mod scheduler;
+#[cfg(test)]
+mod simulated;
 mod statistics;
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
@@ -37,7 +39,7 @@ use shared::{
     SubscriptionId,
     config::WorkerArgs,
     engine::Engine,
-    http::ops::{ReadyCheck, StoreReady},
+    http::ops::{ReadyCheck, SecretKeyReady, StoreReady},
     lifecycle::Lifecycle,
     queue::{DynQueue, SourceLane},
     store::{self, Store},
@@ -327,10 +329,12 @@ async fn renew(lease: &Lease, ownership: &Ownership, dispatch: &Arc<Dispatch>, s
 }
 
 /// What a worker cannot do its work without.
-pub fn ready_checks(engine: &Engine) -> [Box<dyn ReadyCheck>; 2] {
+pub fn ready_checks(engine: &Engine) -> [Box<dyn ReadyCheck>; 3] {
+    let (store, sealer) = (engine.store.clone(), Arc::clone(&engine.sealer));
     [
         Box::new(QueueReady(Arc::clone(&engine.queue))),
         Box::new(StoreReady(engine.store.clone())),
+        Box::new(SecretKeyReady::new(store, sealer)),
     ]
 }
 

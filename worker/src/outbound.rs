@@ -1,7 +1,7 @@
 //! The way out: an HTTP client that connects to nothing but what the guard has checked.
 //!
 //! A name is resolved once, inside the attempt's deadline and [within bounds](shared::lookup); every address is checked, and the connection is made to the
-//! very addresses that were checked. IP literals are checked too. TLS is always verified; there are no proxies from the
+//! very addresses that were checked, [whichever answers](racing). IP literals are checked too. TLS is always verified; there are no proxies from the
 //! environment and no redirects. Connections are kept for a few seconds and used again. Over TLS a host that offers HTTP/2
 //! gets it: one connection for all that goes there at once. What takes long, or fails, goes [over connections of its
 //! own](Way), so that it takes no stream from what is answered quickly.
@@ -9,6 +9,7 @@
 mod connector;
 mod failure;
 mod progress;
+mod racing;
 
 use std::{path::Path, sync::Arc, time::Duration};
 

@@ -231,15 +231,15 @@ impl Ownership {
         let now = Instant::now();
         let (worker, quiet) = {
             let (mut state, mut lanes) = (self.state(), dispatch.lanes());
-            let quiet: Vec<(SubscriptionId, Instant)> = state
+            let quiet: Vec<SubscriptionId> = state
                 .owned
                 .iter()
-                .map(|(lane, used)| (*lane, *used))
                 .filter(|(lane, used)| {
-                    which(&state, lane, *used) && lanes.is_quiet(*lane, now) != Some(false)
+                    which(&state, lane, **used) && lanes.is_quiet(**lane, now) != Some(false)
                 })
+                .map(|(lane, _)| *lane)
                 .collect();
-            for (lane, _) in &quiet {
+            for lane in &quiet {
                 lanes.set_hungry(*lane, false);
                 state.owned.remove(lane);
                 state.leaving.remove(lane);
@@ -250,17 +250,10 @@ impl Ownership {
         if quiet.is_empty() {
             return Ok(());
         }
-        let lanes: Vec<SubscriptionId> = quiet.iter().map(|(lane, _)| *lane).collect();
-        let given_up = self.store.deliveries.disown(worker, &lanes).await;
+        let given_up = self.store.deliveries.disown(worker, &quiet).await;
         if given_up.is_err() {
-            // They may be its own yet: they are given up again, or gone on with.
-            let mut state = self.state();
-            if state.worker == worker {
-                for (lane, used) in quiet {
-                    state.left_alone.remove(&lane);
-                    state.owned.entry(lane).or_insert(used);
-                }
-            }
+            // They may be its own yet, or come to be nobody's at any time. A new id takes along what is, and nobody takes that from it.
+            self.lease.doubt();
         }
         given_up
     }
@@ -301,6 +294,41 @@ mod tests {
         scheduler,
     };
 
+    /// Nothing is in its lanes.
+    fn dispatch(real: &RealStore, lease: &Arc<Lease>) -> Arc<Dispatch> {
+        let ((ended, _), (wake, _words)) = (outcome::channel(), scheduler::wake());
+        Dispatch::new(
+            Lanes::new(Bounds::default()),
+            Arc::clone(lease),
+            real.registry(),
+            Outbound::new(TargetPolicy::default(), None).unwrap(),
+            real.store.clone(),
+            ended,
+            wake,
+        )
+    }
+
+    #[tokio::test]
+    async fn a_lane_that_was_given_up_unheard_is_owned_anew() {
+        let real = RealStore::open().await;
+        let (lane, deliveries) = (real.subscription_in_order().await.id, &*real.store.deliveries);
+        let lease = Arc::new(Lease::enlist(deliveries).await.unwrap());
+        let ownership = Ownership::begin(real.store.clone(), Arc::clone(&lease))
+            .await
+            .unwrap();
+        assert_eq!(ownership.acquire(&[lane]).await.unwrap(), HashSet::from([lane]));
+        real.releases.lose();
+        let given_up = ownership.give_up(&dispatch(&real, &lease), |_, _, _| true).await;
+        assert!(given_up.is_err(), "it is written down, and nobody hears of it");
+        assert!(!ownership.owns(lane), "it may be anybody's");
+        assert_eq!(lease.renew(deliveries).await.unwrap(), Renewed::Anew);
+        assert!(ownership.take_along().await.unwrap().is_empty());
+        assert_eq!(ownership.acquire(&[lane]).await.unwrap(), HashSet::from([lane]));
+        real.take_in(1, lane, None).await;
+        let claimed = deliveries.claim_in_order(lease.current().worker(), lane, 8).await;
+        assert_eq!(claimed.unwrap().len(), 1, "the store knows of it");
+    }
+
     #[tokio::test]
     async fn a_worker_in_doubt_keeps_its_share() {
         let real = RealStore::open().await;
@@ -313,16 +341,7 @@ mod tests {
         let ownership = Ownership::begin(real.store.clone(), Arc::clone(&lease))
             .await
             .unwrap();
-        let ((ended, _), (wake, _words)) = (outcome::channel(), scheduler::wake());
-        let dispatch = Dispatch::new(
-            Lanes::new(Bounds::default()),
-            Arc::clone(&lease),
-            real.registry(),
-            Outbound::new(TargetPolicy::default(), None).unwrap(),
-            real.store.clone(),
-            ended,
-            wake,
-        );
+        let dispatch = dispatch(&real, &lease);
         assert_eq!(ownership.acquire(&lanes).await.unwrap().len(), 20);
         // The old lease lives for as long as this takes.
         let under_way = lease.current();

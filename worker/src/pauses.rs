@@ -8,7 +8,10 @@ use std::{
     sync::Arc,
 };
 
-use shared::store::{Pause, Store};
+use shared::{
+    SubscriptionId,
+    store::{Pause, Store},
+};
 use tokio::time::Instant;
 
 use crate::dispatch::{Dispatch, Ended};
@@ -16,29 +19,34 @@ use crate::dispatch::{Dispatch, Ended};
 /// The most pauses that are looked at, the longest. Of others, each worker learns for itself.
 const MOST: u32 = 10_000;
 
-/// What these attempts were told, the longest of each subscription. A test push says nothing to its lane.
+/// What these attempts were told, the longest of each subscriber; of a subscription that has changed, of the later one. A test push says nothing to its lane.
 pub fn of(ended: &[Ended]) -> Vec<Pause> {
-    let mut longest = HashMap::new();
+    let mut longest: HashMap<SubscriptionId, (i64, Pause)> = HashMap::new();
     for ended in ended.iter().filter(|ended| !ended.is_test) {
         let Some(lasts) = ended.asked_to_wait else {
             continue;
         };
         let pause = Pause {
             subscription: ended.outcome.delivery.subscription,
-            version: ended.version,
+            subscriber: ended.subscriber,
             lasts,
         };
         match longest.entry(pause.subscription) {
-            Entry::Vacant(none) => drop(none.insert(pause)),
+            Entry::Vacant(none) => drop(none.insert((ended.version, pause))),
             Entry::Occupied(mut known) => {
-                let Pause { version, lasts, .. } = *known.get();
-                if (version, lasts) < (pause.version, pause.lasts) {
-                    known.insert(pause);
+                let (version, before) = *known.get();
+                let takes_its_place = if before.subscriber == pause.subscriber {
+                    before.lasts < pause.lasts
+                } else {
+                    version < ended.version
+                };
+                if takes_its_place {
+                    known.insert((ended.version, pause));
                 }
             }
         }
     }
-    longest.into_values().collect()
+    longest.into_values().map(|(_, pause)| pause).collect()
 }
 
 /// Tells the store.

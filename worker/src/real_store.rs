@@ -1,5 +1,6 @@
 //! For tests: a real store on SQLite in a directory of the test's own, whose calls about subscriptions can be told to fail,
-//! and are counted; and so can those that give deliveries back be told to, or to take their time.
+//! and are counted; and so can those that give deliveries or lanes back be told to, or to take their time, and those that claim in
+//! order.
 
 mod releases;
 
@@ -7,7 +8,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{self, AtomicUsize},
     },
     time::Duration,
 };
@@ -17,18 +18,33 @@ use bytes::Bytes;
 use shared::{
     AcceptedEvent, DeliveryKey, EventId, EventPattern, EventType, KeyId, KeyText, OrganizationId, Payload,
     RetrySchedule, Scopes, Subscription, SubscriptionId, SubscriptionUrl, Tier, Timestamp, WorkerId,
-    filter::FiltersFull,
     seal::{self, Sealed, Sealer},
     signature::SignatureScheme,
     store::{
         InForce, IntakeBatch, IntakeOutcome, NewKey, NewSecret, Page, PageRequest, PatchOutcome,
         PlannedDelivery, Result, SealedSecrets, Store, StoreError, SubscriptionPatch, Subscriptions, sqlite,
     },
-    subscription::{AttemptTimeout, Format, MaxInFlight, Metadata, Push, Target},
+    subscription::{AttemptTimeout, Format, Full, MaxInFlight, Metadata, Ordering, Push, Target},
 };
 
 pub use self::releases::Releases;
 use crate::registry::Registry;
+
+/// An event of this type, accepted just now.
+pub fn accepted(organization: OrganizationId, event_type: &str) -> AcceptedEvent {
+    AcceptedEvent {
+        id: EventId::new(),
+        former_ids: Vec::new(),
+        organization,
+        event_type: EventType::parse_any(event_type).unwrap(),
+        dedup_id: None,
+        received_at: Timestamp::now(),
+        occurred_at: None,
+        source: None,
+        trace: None,
+        payload: Payload::from_trusted(Bytes::from_static(b"{}")).unwrap(),
+    }
+}
 
 /// Delegates to a real store, but for what it is told.
 pub struct Watched {
@@ -41,18 +57,18 @@ pub struct Watched {
 impl Watched {
     /// The call of [`Subscriptions::by_ids`] after so many, counted from now, fails.
     pub fn fail_look_up(&self, number: usize) {
-        self.fails_in.store(number, Ordering::Relaxed);
+        self.fails_in.store(number, atomic::Ordering::Relaxed);
     }
 
     /// How often anything was to be disabled.
     pub fn disabling(&self) -> usize {
-        self.disabling.load(Ordering::Relaxed)
+        self.disabling.load(atomic::Ordering::Relaxed)
     }
 }
 
 #[async_trait]
 impl Subscriptions for Watched {
-    async fn create(&self, subscription: Subscription) -> Result<Result<Subscription, FiltersFull>> {
+    async fn create(&self, subscription: Subscription) -> Result<Result<Subscription, Full>> {
         self.real.create(subscription).await
     }
 
@@ -90,7 +106,7 @@ impl Subscriptions for Watched {
         reason: &str,
         announced: bool,
     ) -> Result<bool> {
-        self.disabling.fetch_add(1, Ordering::Relaxed);
+        self.disabling.fetch_add(1, atomic::Ordering::Relaxed);
         self.real
             .disable(organization, id, version, reason, announced)
             .await
@@ -134,9 +150,9 @@ impl Subscriptions for Watched {
 
     async fn by_ids(&self, ids: &[SubscriptionId]) -> Result<Vec<Arc<Subscription>>> {
         let count_down = |left: usize| left.checked_sub(1);
-        let before = self
-            .fails_in
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, count_down);
+        let before =
+            self.fails_in
+                .fetch_update(atomic::Ordering::Relaxed, atomic::Ordering::Relaxed, count_down);
         if before == Ok(1) {
             return Err(StoreError::Corrupt("a fault of the test's".to_owned()));
         }
@@ -153,6 +169,7 @@ pub struct RealStore {
     /// Its deliveries, as they are given back.
     pub releases: Arc<Releases>,
     organization: OrganizationId,
+    sealer: Arc<Sealer>,
     directory: PathBuf,
 }
 
@@ -190,43 +207,55 @@ impl RealStore {
             watched,
             releases,
             organization,
+            sealer: sealer(),
             directory,
         }
     }
 
     /// What a worker knows of it, which is nothing yet.
     pub fn registry(&self) -> Arc<Registry> {
-        let sealer = Sealer::from_base64(&Sealer::generate_base64()).unwrap();
-        Arc::new(Registry::new(self.store.clone(), Arc::new(sealer)))
+        Arc::new(Registry::new(self.store.clone(), Arc::clone(&self.sealer)))
     }
 
-    /// Makes a push subscription.
+    /// As much, but the worker's key is another than the one that secrets are sealed under.
+    pub fn registry_of_another_key(&self) -> Arc<Registry> {
+        Arc::new(Registry::new(self.store.clone(), sealer()))
+    }
+
+    /// Makes a push subscription. What is sealed is too short to sign with: nothing is sent to it.
     pub async fn subscription(&self) -> Subscription {
-        self.subscription_to(EventPattern::all()).await
+        self.subscription_to(EventPattern::all(), Ordering::None).await
     }
 
     /// Makes one to the system's own events.
     pub async fn listener(&self) -> Subscription {
-        self.subscription_to(EventPattern::parse("triggers.**").unwrap())
+        self.subscription_to(EventPattern::parse("triggers.**").unwrap(), Ordering::None)
             .await
     }
 
-    async fn subscription_to(&self, events: EventPattern) -> Subscription {
+    /// Makes one that is sent to in order.
+    pub async fn subscription_in_order(&self) -> Subscription {
+        self.subscription_to(EventPattern::all(), Ordering::Fifo).await
+    }
+
+    async fn subscription_to(&self, events: EventPattern, ordering: Ordering) -> Subscription {
+        let id = SubscriptionId::new();
+        let secret = self.sealer.seal(self.organization, id.uuid(), b"short");
         let subscription = Subscription {
-            id: SubscriptionId::new(),
+            id,
             organization: self.organization,
             builtin: None,
             target: Target::Push(Push {
                 url: SubscriptionUrl::parse("https://example.com/hook").unwrap(),
                 scheme: SignatureScheme::Hmac,
-                secret: Sealed(vec![0]),
+                secret,
                 public_key: None,
                 former: None,
                 retry_schedule: RetrySchedule::default(),
                 timeout: AttemptTimeout::default(),
                 max_in_flight: MaxInFlight::default(),
                 rate_limit: None,
-                ordering: shared::subscription::Ordering::None,
+                ordering,
                 format: Format::Standard,
                 headers: None,
             }),
@@ -239,6 +268,7 @@ impl RealStore {
             version: 1,
             created_at: Timestamp::now(),
             updated_at: Timestamp::now(),
+            enabled_at: None,
         };
         let made = self.store.subscriptions.create(subscription).await.unwrap();
         made.unwrap()
@@ -252,18 +282,7 @@ impl RealStore {
         held_by: Option<WorkerId>,
     ) -> Vec<DeliveryKey> {
         let events: Vec<AcceptedEvent> = (0..count)
-            .map(|_| AcceptedEvent {
-                id: EventId::new(),
-                former_ids: Vec::new(),
-                organization: self.organization,
-                event_type: EventType::parse("order.placed").unwrap(),
-                dedup_id: None,
-                received_at: Timestamp::now(),
-                occurred_at: None,
-                source: None,
-                trace: None,
-                payload: Payload::from_trusted(Bytes::from_static(b"{}")).unwrap(),
-            })
+            .map(|_| accepted(self.organization, "order.placed"))
             .collect();
         let deliveries: Vec<PlannedDelivery> = (0..count)
             .map(|event| PlannedDelivery {
@@ -293,6 +312,10 @@ impl RealStore {
     pub fn organization(&self) -> OrganizationId {
         self.organization
     }
+}
+
+fn sealer() -> Arc<Sealer> {
+    Arc::new(Sealer::from_base64(&Sealer::generate_base64()).unwrap())
 }
 
 impl Drop for RealStore {

@@ -9,22 +9,25 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
-use quick_cache::sync::Cache;
+use quick_cache::{Weighter, sync::Cache};
 use shared::{
     OrganizationId, Subscription, SubscriptionId, Timestamp,
-    seal::Sealer,
+    seal::{OpenError, Sealer},
     signature::SigningKey,
     store::{self, InForce, Store},
-    subscription::{Push, StaticHeaders},
+    subscription::{Push, StaticHeaders, Subscriber},
+    weighed_cache::weighed_cache,
 };
 use tokio::time::Instant;
 
 use crate::lane::Terms;
 
-/// The most organizations whose subscriptions are remembered.
-const MAX_ORGANIZATIONS: usize = 10_000;
-/// The most subscriptions that are remembered.
-const MAX_SUBSCRIPTIONS: usize = 50_000;
+/// How many organizations are remembered with their subscriptions, if those are few and small.
+const USUAL_ORGANIZATIONS: usize = 10_000;
+/// How many subscriptions are remembered for sending, if they are small.
+const USUAL_SUBSCRIPTIONS: usize = 50_000;
+/// What each of the two may take in memory: somewhat more than the largest organization does.
+const BYTES: u64 = 64 * 1024 * 1024;
 
 /// How old what is known of a subscription may be when something is sent to it. It is read each second; a store that is slow
 /// for a moment (a checkpoint) must not make every attempt under way ask for itself.
@@ -37,18 +40,34 @@ pub struct Route {
     pub subscription: Arc<Subscription>,
     /// How to push.
     pub push: Push,
-    /// Its URL, as the client takes it; or why it cannot be sent to.
-    pub uri: Result<Uri, String>,
-    /// What it is signed with, the current one first, each with its end; or why that does not open.
-    pub signing: Result<Vec<(SigningKey, Option<Timestamp>)>, String>,
-    /// The headers that its webhooks have of its own; or why they do not open.
-    pub headers: Result<HeaderMap, String>,
+    /// Its URL, as the client takes it.
+    pub uri: Result<Uri, Unusable>,
+    /// What it is signed with, the current one first, each with its end.
+    pub signing: Result<Vec<(SigningKey, Option<Timestamp>)>, Unusable>,
+    /// The headers that its webhooks have of its own.
+    pub headers: Result<HeaderMap, Unusable>,
+}
+
+/// Why a part of a subscription cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unusable {
+    /// It does not open: with this process's keys, or at all. That says nothing of the subscriber.
+    #[error(transparent)]
+    Sealed(OpenError),
+    /// It is none that can be sent.
+    #[error("{0}")]
+    Bad(String),
 }
 
 impl Route {
     /// What its lane has to keep to.
     pub fn terms(&self, workers: u32) -> Terms {
         Terms::of(&self.subscription, &self.push, workers)
+    }
+
+    /// Who is sent to.
+    pub fn subscriber(&self) -> Subscriber {
+        Subscriber::of(&self.subscription, &self.push)
     }
 }
 
@@ -67,8 +86,31 @@ pub enum Found {
 pub struct Registry {
     store: Store,
     sealer: Arc<Sealer>,
-    in_force: Cache<OrganizationId, Arc<InForce>>,
-    routes: Cache<SubscriptionId, Known>,
+    in_force: Cache<OrganizationId, Arc<InForce>, Bytes>,
+    routes: Cache<SubscriptionId, Known, Bytes>,
+}
+
+/// Weighs what is remembered.
+#[derive(Clone)]
+struct Bytes;
+
+impl Weighter<OrganizationId, Arc<InForce>> for Bytes {
+    fn weight(&self, _: &OrganizationId, in_force: &Arc<InForce>) -> u64 {
+        let subscriptions = in_force.subscriptions.iter();
+        let bytes: usize = subscriptions.map(|subscription| subscription.bytes()).sum();
+        (bytes + 128) as u64
+    }
+}
+
+impl Weighter<SubscriptionId, Known> for Bytes {
+    fn weight(&self, _: &SubscriptionId, known: &Known) -> u64 {
+        let bytes = match &known.found {
+            // What is prepared of it is about as much again.
+            Found::Enabled(route) => 2 * route.subscription.bytes(),
+            Found::Disabled | Found::Gone => 0,
+        };
+        (bytes + 128) as u64
+    }
 }
 
 /// What is known of a subscription, and as of when.
@@ -98,8 +140,8 @@ impl Registry {
         Self {
             store,
             sealer,
-            in_force: Cache::new(MAX_ORGANIZATIONS),
-            routes: Cache::new(MAX_SUBSCRIPTIONS),
+            in_force: weighed_cache(USUAL_ORGANIZATIONS, BYTES, Bytes),
+            routes: weighed_cache(USUAL_SUBSCRIPTIONS, BYTES, Bytes),
         }
     }
 
@@ -239,9 +281,10 @@ impl Registry {
             let opened = self
                 .sealer
                 .open(subscription.organization, subscription.id.uuid(), secret);
-            let opened = opened.map_err(|error| error.to_string());
+            let opened = opened.map_err(Unusable::Sealed);
             opened.and_then(|bytes| {
-                SigningKey::from_bytes(scheme, bytes).map_err(|error| format!("the secret {error}"))
+                SigningKey::from_bytes(scheme, bytes)
+                    .map_err(|error| Unusable::Bad(format!("the secret {error}")))
             })
         };
         let signing = open(push.scheme, &push.secret).map(|current| {
@@ -250,7 +293,7 @@ impl Registry {
                 match open(former.scheme, &former.secret) {
                     Ok(key) => keys.push((key, Some(former.until))),
                     Err(error) => {
-                        tracing::warn!(subscription.id = %subscription.id, error, "its former secret does not sign");
+                        tracing::warn!(subscription.id = %subscription.id, %error, "its former secret does not sign");
                     }
                 }
             }
@@ -260,13 +303,13 @@ impl Registry {
             .url
             .as_str()
             .parse()
-            .map_err(|error| format!("the URL cannot be sent to: {error}"));
+            .map_err(|error| Unusable::Bad(format!("the URL cannot be sent to: {error}")));
         let headers = match &push.headers {
             None => Ok(HeaderMap::new()),
             Some(sealed) => sealed
                 .open(&self.sealer, subscription.organization, subscription.id)
-                .map_err(|error| error.to_string())
-                .and_then(|opened| header_map(&opened)),
+                .map_err(Unusable::Sealed)
+                .and_then(|opened| header_map(&opened).map_err(Unusable::Bad)),
         };
         Found::Enabled(Arc::new(Route {
             subscription: Arc::clone(subscription),

@@ -3,7 +3,9 @@
 //! The store knows all of that; this is only about looking in the right place at the right time. A lane is looked at
 //! when a retry that this worker wrote down falls due, when a hungry lane has room, and when its subscription changes;
 //! and every few seconds the store is asked for all lanes that have something due which nobody holds. Only lanes are
-//! ever looked at, never all that is due.
+//! ever looked at, never all that is due. A lane [in order](in_order) is claimed for beside all else.
+
+mod in_order;
 
 use std::{
     cmp::Reverse,
@@ -23,9 +25,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use self::in_order::{Claimer, InOrder};
 use crate::{
     dispatch::Dispatch,
-    lane::{EventBody, Job, Terms},
+    lane::{EventBody, Job},
     lease::{Holding, Lease},
     ownership::Ownership,
     registry::{Found, Registry},
@@ -33,16 +36,13 @@ use crate::{
 
 /// How often the store is asked which lanes have something due that nobody holds.
 const SWEEP: Duration = Duration::from_secs(3);
-/// How often hungry lanes are looked at.
+/// How often hungry lanes are looked at, and how long nothing is claimed after a call that failed: a store that refuses at once
+/// would be asked as fast as it can refuse.
 const TICK: Duration = Duration::from_millis(100);
 /// The most deliveries that one claim takes, and of one lane.
 const CLAIM: usize = 256;
-/// The most deliveries that one claim of a lane in order takes.
-const IN_ORDER: usize = 32;
 /// How often those who wait to pull are told, at most: a notice takes a commit.
 const RING: Duration = Duration::from_millis(20);
-/// How many lanes in order are claimed for at once.
-const IN_ORDER_AT_ONCE: usize = 4;
 /// A claim of so many bytes of payload may have been cut short by the store.
 const MANY_BYTES: usize = 4 * 1024 * 1024;
 /// The most lanes that one claim asks for.
@@ -124,6 +124,8 @@ impl Scheduler {
         let mut told: HashSet<SubscriptionId> = HashSet::new();
         let mut rung: HashSet<SubscriptionId> = HashSet::new();
         let mut ring_at = Instant::now();
+        let mut in_order = self.in_order();
+        let mut feed_from = Instant::now();
         let mut sweep_after: Option<SubscriptionId> = None;
         let mut sweep = tokio::time::interval(SWEEP);
         let mut tick = tokio::time::interval(TICK);
@@ -132,14 +134,15 @@ impl Scheduler {
         loop {
             let next_due = timers.peek().map(|Reverse((at, _))| *at);
             tokio::select! {
-                () = soft.cancelled() => return Ok(()),
+                () = soft.cancelled() => break,
                 word = self.words.0.recv() => match word {
                     Some(word) => hear(word, &mut hungry, &mut timers, &mut told, &mut rung),
-                    None => return Ok(()),
+                    None => break,
                 },
                 () = async { tokio::time::sleep_until(next_due.unwrap_or_else(Instant::now)).await }, if next_due.is_some() => {}
                 () = tokio::time::sleep_until(ring_at), if !rung.is_empty() => {}
                 () = self.dispatch.alarmed() => {}
+                () = in_order.ended() => {}
                 _ = tick.tick() => {}
                 _ = sweep.tick() => match self.store.deliveries.lanes_due(self.lease.current().worker(), sweep_after, SWEEP_LANES).await {
                     Ok(lanes) => {
@@ -175,22 +178,47 @@ impl Scheduler {
                 timers.pop();
                 hungry.insert(subscription);
             }
+            if in_order.has_failed() {
+                feed_from = Instant::now() + TICK;
+            }
+            if Instant::now() < feed_from {
+                // A tick comes after it.
+                continue;
+            }
             let mut lanes: Vec<SubscriptionId> = hungry.drain().collect();
             // Where room is short the first get it: each is first now and then.
             lanes.shuffle(&mut rand::rng());
-            while !lanes.is_empty() {
-                let some = lanes.split_off(lanes.len().saturating_sub(CLAIM_LANES));
-                if let Err(error) = self.feed(&some).await {
-                    // The next sweep finds them.
-                    tracing::debug!(%error, "lanes could not be fed");
-                    break;
-                }
+            if let Err(error) = self.feed(lanes, &mut in_order).await {
+                // The next sweep finds them.
+                tracing::debug!(%error, "lanes could not be fed");
+                feed_from = Instant::now() + TICK;
             }
         }
+        in_order.finish().await;
+        Ok(())
     }
 
-    /// Claims what is due for these lanes, as far as there is room.
-    async fn feed(&self, subscriptions: &[SubscriptionId]) -> store::Result<()> {
+    /// Claims what is due for these lanes, as far as there is room. Those in order come to be claimed for beside all else.
+    async fn feed(&self, mut lanes: Vec<SubscriptionId>, in_order: &mut InOrder) -> store::Result<()> {
+        let mut fed = Ok(());
+        while !lanes.is_empty() && fed.is_ok() {
+            let some = lanes.split_off(lanes.len().saturating_sub(CLAIM_LANES));
+            fed = self.feed_some(&some, in_order).await;
+        }
+        fed
+    }
+
+    /// Where lanes in order come to be claimed for.
+    fn in_order(&self) -> InOrder {
+        InOrder::new(Claimer {
+            dispatch: Arc::clone(&self.dispatch),
+            lease: Arc::clone(&self.lease),
+            store: self.store.clone(),
+        })
+    }
+
+    /// Claims what is due for so many lanes as one claim asks for, and adds those that are in order to `in_order`.
+    async fn feed_some(&self, subscriptions: &[SubscriptionId], in_order: &mut InOrder) -> store::Result<()> {
         if self.ownership.is_joining() {
             // The others serve these meanwhile; sweeps find what they leave.
             return Ok(());
@@ -209,14 +237,14 @@ impl Scheduler {
         let solo = served.iter().filter(|(_, terms)| terms.solo);
         let solo: Vec<SubscriptionId> = solo.map(|(subscription, _)| *subscription).collect();
         let owned = self.ownership.acquire(&solo).await?;
-        let (mut wanted, mut in_order): (Vec<(SubscriptionId, u32)>, Vec<_>) = (Vec::new(), Vec::new());
+        let mut wanted: Vec<(SubscriptionId, u32)> = Vec::new();
         for (subscription, terms) in served {
             if terms.solo && !owned.contains(&subscription) {
                 self.dispatch.lanes().set_hungry(subscription, false);
                 continue;
             }
             if terms.in_order {
-                in_order.push((subscription, terms));
+                in_order.add(subscription, terms);
                 continue;
             }
             let room = self
@@ -225,16 +253,6 @@ impl Scheduler {
                 .reserve_many(subscription, terms, share, Instant::now());
             if let Ok(room @ 1..) = u32::try_from(room) {
                 wanted.push((subscription, room));
-            }
-        }
-        for lanes in in_order.chunks(IN_ORDER_AT_ONCE) {
-            let fed = lanes
-                .iter()
-                .map(|(lane, terms)| self.feed_in_order(*lane, *terms));
-            for fed in futures_util::future::join_all(fed).await {
-                if let Err(error) = fed {
-                    tracing::debug!(%error, "a lane in order could not be fed");
-                }
             }
         }
         if wanted.is_empty() {
@@ -273,40 +291,6 @@ impl Scheduler {
         }
         self.dispatch
             .push(claimed?.into_iter().map(|claimed| job(claimed, &holding, false)));
-        Ok(())
-    }
-}
-
-impl Scheduler {
-    /// Claims the beginning of a lane in order, which this worker owns.
-    async fn feed_in_order(&self, lane: SubscriptionId, terms: Terms) -> store::Result<()> {
-        let room = self
-            .dispatch
-            .lanes()
-            .reserve_many(lane, terms, IN_ORDER, Instant::now());
-        let Ok(most @ 1..) = u32::try_from(room) else {
-            return Ok(());
-        };
-        let holding = self.lease.current();
-        let claimed = self
-            .store
-            .deliveries
-            .claim_in_order(holding.worker(), lane, most)
-            .await;
-        if claimed.is_err() {
-            // They may have been claimed all the same.
-            self.lease.doubt();
-        }
-        let count = claimed.as_ref().map_or(0, Vec::len);
-        {
-            let mut lanes = self.dispatch.lanes();
-            // Claimed may be fewer than there are: for their bytes, or for an intake that is not over.
-            let is_current = self.lease.is_current(&holding);
-            lanes.set_hungry(lane, claimed.is_err() || count > 0 || !is_current);
-            lanes.unreserve(lane, room - count);
-        }
-        self.dispatch
-            .push(claimed?.into_iter().map(|claimed| job(claimed, &holding, true)));
         Ok(())
     }
 }

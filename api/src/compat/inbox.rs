@@ -36,9 +36,9 @@ const MAX_OFFSET: u64 = 100_000;
 #[serde(rename_all = "snake_case")]
 #[schemars(rename = "CompatStatus")]
 pub(super) enum Status {
-    /// Open, and no attempt has failed.
+    /// Open, and no attempt has failed since it was opened (by a retry or a replay, if that was the last to do so).
     Pending,
-    /// Open, and an attempt has failed.
+    /// Open, and an attempt has failed since.
     Failed,
     /// Delivered or acknowledged.
     Delivered,
@@ -62,15 +62,8 @@ impl FromStr for Status {
 
 impl Status {
     fn of(event: &EventRecord) -> Self {
-        let failed = |event: &EventRecord| {
-            let mut open = event
-                .deliveries
-                .iter()
-                .filter(|delivery| delivery.status.is_open());
-            open.any(|delivery| delivery.attempts > 0)
-        };
         match event.status() {
-            EventStatus::Pending if failed(event) => Self::Failed,
+            EventStatus::Pending if event.has_failed() => Self::Failed,
             EventStatus::Pending => Self::Pending,
             EventStatus::Delivered | EventStatus::Acknowledged => Self::Delivered,
             EventStatus::DeadLetter | EventStatus::Expired | EventStatus::Cancelled => Self::DeadLetter,
@@ -315,6 +308,7 @@ mod tests {
 
     use super::*;
 
+    /// A delivery that has failed if it has a failure, and is open.
     fn delivery(status: D, attempts: u32, failure: Option<(FailureKind, &str)>) -> DeliveryRecord {
         let at = Timestamp::from_millis(1_700_000_000_000 + i64::from(attempts));
         let log = failure.map(|(kind, detail)| AttemptRecord {
@@ -328,6 +322,7 @@ mod tests {
         DeliveryRecord {
             subscription: SubscriptionId::new(),
             status,
+            has_failed: status.is_open() && failure.is_some(),
             attempts,
             lease_until: None,
             next_attempt_at: None,
@@ -355,6 +350,7 @@ mod tests {
 
     #[test]
     fn an_event_has_one_of_four_statuses_and_the_filter_agrees() {
+        let failure = Some((FailureKind::Timeout, "no answer"));
         for (deliveries, expected) in [
             (vec![delivery(D::Pending, 0, None)], Status::Pending),
             (vec![delivery(D::InFlight, 0, None)], Status::Pending),
@@ -362,8 +358,11 @@ mod tests {
                 vec![delivery(D::Parked, 0, None), delivery(D::DeadLetter, 8, None)],
                 Status::Pending,
             ),
-            (vec![delivery(D::Retrying, 1, None)], Status::Failed),
-            (vec![delivery(D::InFlight, 2, None)], Status::Failed),
+            (vec![delivery(D::Retrying, 1, failure)], Status::Failed),
+            (vec![delivery(D::InFlight, 2, failure)], Status::Failed),
+            // Leased and released, or opened again.
+            (vec![delivery(D::Pending, 2, None)], Status::Pending),
+            (vec![delivery(D::InFlight, 9, None)], Status::Pending),
             (
                 vec![delivery(D::Pending, 0, None), delivery(D::Delivered, 1, None)],
                 Status::Pending,
@@ -379,9 +378,11 @@ mod tests {
         ] {
             let event = event(deliveries);
             assert_eq!(Status::of(&event), expected, "{event:?}");
-            let filter = expected.filter();
-            assert!(filter.statuses.contains(&event.status()), "{event:?}");
-            assert_eq!(filter.failed.is_some(), event.status() == EventStatus::Pending);
+            for status in ["pending", "failed", "delivered", "dead_letter"].map(|text| text.parse().unwrap())
+            {
+                let shown = Status::filter(status).shows(&event);
+                assert_eq!(shown, status == expected, "{status:?} {event:?}");
+            }
         }
     }
 

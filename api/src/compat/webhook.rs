@@ -86,7 +86,7 @@ async fn set(
         };
         return match store.create(subscription).await {
             Ok(Ok(subscription)) => Ok(Some((subscription, Some(secret)))),
-            Ok(Err(full)) => Err(subscriptions::filters_full(full)),
+            Ok(Err(full)) => Err(subscriptions::full(full)),
             // There is one an organization: another request made it meanwhile.
             Err(StoreError::Refused(_)) if store.webhook(organization).await?.is_some() => Ok(None),
             Err(error) => Err(error.into()),

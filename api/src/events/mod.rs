@@ -1,4 +1,4 @@
-//! `GET /v1/events/{id}`: an event, where its deliveries are, and every attempt; and one delivery alone, under
+//! `GET /v1/events/{id}`: an event, where its deliveries are, and the last attempts; and one delivery alone, under
 //! `/deliveries/{subscription}`. Beside it [searching](search), [erasing](erase) and [following](stream) events.
 
 mod erase;
@@ -27,6 +27,7 @@ use crate::{
     access::{Caller, Deliveries, Events},
     answer::{Answer, Listing, Taken},
     path::{PathId, PathIds},
+    room::Held,
     unmatched::Unmatched,
     waiting,
 };
@@ -60,7 +61,7 @@ pub(crate) fn routes() -> Routes<Arc<Control>> {
                 doc("streamEvents", "Follow events as they come")
                     .text(
                         "Server-sent events, in order; each has the event's id as `id`, its type as `event` and JSON as `data`. \
-                         Goes on after `Last-Event-ID`.",
+                         Goes on after `Last-Event-ID`; 204 where its `until` is over and nothing is left of it.",
                     )
                     .with(stream::describe),
             ),
@@ -70,7 +71,10 @@ pub(crate) fn routes() -> Routes<Arc<Control>> {
             get(
                 show,
                 doc("getEvent", "Get an event")
-                    .text("With its deliveries, every attempt, and which subscriptions do not match and why.")
+                    .text(
+                        "With its deliveries, their last attempts (1,000 over all deliveries, as many of each as of any other), and \
+                         which subscriptions do not match and why.",
+                    )
                     .header(404, Header::RetryAfter)
                     .link(200, "getDelivery", A_DELIVERY)
                     .link(200, "retryDelivery", A_DELIVERY)
@@ -89,7 +93,7 @@ pub(crate) fn routes() -> Routes<Arc<Control>> {
             get(
                 show_delivery,
                 doc("getDelivery", "Get a delivery")
-                    .text("With every attempt.")
+                    .text("With its attempts, the last 1,000 of them.")
                     .header(404, Header::RetryAfter),
             ),
         )
@@ -188,7 +192,7 @@ struct DeliveryView {
     #[serde(skip_serializing_if = "Option::is_none")]
     lease_until: Option<Timestamp>,
     updated_at: Timestamp,
-    /// The attempts, in order; in lists the last alone.
+    /// The attempts, in order, of which there are at most 1,000 for all deliveries of the event; in lists the last alone.
     log: Vec<AttemptView>,
 }
 
@@ -270,13 +274,41 @@ pub(crate) fn not_found(fresh: bool) -> ApiError {
     }
 }
 
-/// Looks an event up; one that may be on its way is waited for, as long as the query says.
+/// Reads an event, or with `only` as much of it as belongs to that delivery, with the room that this takes.
+async fn read(
+    control: &Control,
+    organization: OrganizationId,
+    id: EventId,
+    only: Option<SubscriptionId>,
+) -> Result<Option<(EventRecord, Held)>, ApiError> {
+    let held = control.room.take(organization).await?;
+    let event = read_within(&held, control, organization, id, only).await?;
+    Ok(event.map(|event| (event, held)))
+}
+
+/// As [`read`], where there is room already.
+async fn read_within(
+    _: &Held,
+    control: &Control,
+    organization: OrganizationId,
+    id: EventId,
+    only: Option<SubscriptionId>,
+) -> Result<Option<EventRecord>, ApiError> {
+    let events = &control.api.store.events;
+    Ok(match only {
+        Some(subscription) => events.get_delivery(organization, id, subscription).await?,
+        None => events.get(organization, id).await?,
+    })
+}
+
+/// Looks an event up; one that may be on its way is waited for, as long as the query says. Whoever waits takes no room.
 async fn found(
     control: &Control,
     organization: OrganizationId,
     id: EventId,
+    only: Option<SubscriptionId>,
     mut query: Query<Waiting>,
-) -> Result<EventRecord, ApiError> {
+) -> Result<(EventRecord, Held), ApiError> {
     let wait_ms = query.optional("wait_ms", |text| match text.parse() {
         Ok(wait) if wait <= MAX_WAIT_MS => Ok(wait),
         _ => Err(Invalid::new("must be a whole number from 0 to 30000")),
@@ -286,11 +318,16 @@ async fn found(
     let limit = Duration::from_millis(wait_ms.unwrap_or(DEFAULT_WAIT_MS));
     let mut wait = control.waiters.wait(organization, limit);
     loop {
-        if let Some(event) = control.api.store.events.get(organization, id).await? {
-            return Ok(event);
+        if let Some(found) = read(control, organization, id, only).await? {
+            return Ok(found);
         }
-        if !(fresh && wait.pause().await) {
-            return Err(not_found(fresh));
+        loop {
+            if !(fresh && wait.pause().await) {
+                return Err(not_found(fresh));
+            }
+            if control.api.store.feed.place(organization, id).await?.is_some() {
+                break;
+            }
         }
     }
 }
@@ -302,12 +339,13 @@ async fn show(
     query: Query<Waiting>,
 ) -> Result<Answer<Shown>, ApiError> {
     let organization = caller.organization();
-    let event = found(&control, organization, id, query).await?;
-    let unmatched = Unmatched::of(&control, organization, &event).await?;
-    Ok(Answer::ok(Shown {
+    let (event, mut held) = found(&control, organization, id, None, query).await?;
+    let unmatched = Unmatched::of(&control, organization, &event, &mut held).await?;
+    let shown = Shown {
         event: EventView::try_from(event)?,
         unmatched,
-    }))
+    };
+    Ok(Answer::ok(shown).keeping(held))
 }
 
 async fn show_delivery(
@@ -316,8 +354,10 @@ async fn show_delivery(
     PathIds(id, subscription): PathIds<EventKind, SubscriptionKind>,
     query: Query<Waiting>,
 ) -> Result<Answer<DeliveryView>, ApiError> {
-    let event = found(&control, caller.organization(), id, query).await?;
-    Ok(Answer::ok(DeliveryView::from(delivery_of(event, subscription)?)))
+    let organization = caller.organization();
+    let (event, held) = found(&control, organization, id, Some(subscription), query).await?;
+    let delivery = delivery_of(event, subscription)?;
+    Ok(Answer::ok(DeliveryView::from(delivery)).keeping(held))
 }
 
 fn delivery_of(event: EventRecord, subscription: SubscriptionId) -> Result<DeliveryRecord, ApiError> {
@@ -334,11 +374,14 @@ async fn retry(
     query: Query<Waiting>,
 ) -> Result<Taken<DeliveryView>, ApiError> {
     let organization = caller.organization();
-    let key = key(&control, organization, id, subscription, query).await?;
+    let (key, held) = key(&control, organization, id, subscription, query).await?;
     match control.api.store.replays.retry(organization, key).await? {
-        ActedOn::Done => Ok(Taken::accepted(look_again(&control, organization, key).await?)),
+        ActedOn::Done => {
+            let delivery = look_again(&held, &control, organization, key).await?;
+            Ok(Taken::accepted(delivery).keeping(held))
+        }
         ActedOn::Refused => {
-            let event = control.api.store.events.get(organization, key.event).await?;
+            let event = read_within(&held, &control, organization, key.event, Some(subscription)).await?;
             let why = if event.is_some_and(|event| event.erased_at.is_some()) {
                 "the event is erased: there is nothing left to send"
             } else {
@@ -357,40 +400,42 @@ async fn cancel(
     query: Query<Waiting>,
 ) -> Result<Answer<DeliveryView>, ApiError> {
     let organization = caller.organization();
-    let key = key(&control, organization, id, subscription, query).await?;
+    let (key, held) = key(&control, organization, id, subscription, query).await?;
     let done = control.api.store.replays.cancel(organization, key).await?;
-    let delivery = look_again(&control, organization, key).await?;
+    let delivery = look_again(&held, &control, organization, key).await?;
     if done == ActedOn::Refused && delivery.status != DeliveryStatus::Cancelled {
         return Err(ApiError::new(
             Code::Conflict,
             "the delivery has ended: there is nothing left to cancel",
         ));
     }
-    Ok(Answer::ok(delivery))
+    Ok(Answer::ok(delivery).keeping(held))
 }
 
-/// The delivery's own address: the id may be an alias of the event's.
+/// The delivery's own address: the id may be an alias of the event's. With room for what is answered, so that whatever is done to
+/// it can be told.
 async fn key(
     control: &Control,
     organization: OrganizationId,
     id: EventId,
     subscription: SubscriptionId,
     query: Query<Waiting>,
-) -> Result<DeliveryKey, ApiError> {
-    let event = found(control, organization, id, query).await?;
+) -> Result<(DeliveryKey, Held), ApiError> {
+    let (event, held) = found(control, organization, id, Some(subscription), query).await?;
     let key = DeliveryKey {
         event: event.id,
         subscription,
     };
-    delivery_of(event, subscription).map(|_| key)
+    delivery_of(event, subscription).map(|_| (key, held))
 }
 
 async fn look_again(
+    held: &Held,
     control: &Control,
     organization: OrganizationId,
     key: DeliveryKey,
 ) -> Result<DeliveryView, ApiError> {
-    let event = control.api.store.events.get(organization, key.event).await?;
+    let event = read_within(held, control, organization, key.event, Some(key.subscription)).await?;
     let event = event.ok_or_else(|| not_found(false))?;
     delivery_of(event, key.subscription).map(DeliveryView::from)
 }

@@ -1,12 +1,13 @@
 //! `GET /v1/events/stream`: events as they come, as server-sent events, in order of `seq`.
 //!
-//! A stream is a place in that order. It begins where events are settled now, or after the event that `Last-Event-ID` names,
-//! and misses and repeats nothing: what it reads lies below all that may still be committed. What has been read is the
-//! client's to say; a connection that ends, however it ends, is taken up again by the last id.
+//! A stream is a place in that order. It begins after the event that `Last-Event-ID` names, else with what was accepted `since`
+//! then, else where events are settled now; it misses and repeats nothing: what it reads lies below all that may still be
+//! committed. What has been read is the client's to say; a connection that ends, however it ends, is taken up again by the
+//! last id.
 //!
 //! How it ends: with the process's soft signal, at once; when its key is revoked or has expired, within seconds; when
-//! the store fails; and when its client takes nothing for a while, which is the server's to see. It holds one page,
-//! and reads the next once the client has taken that.
+//! the store fails; some seconds after its `until`; and when its client takes nothing for a while, which is the server's to
+//! see. It holds one page, and reads the next once the client has taken that.
 
 use std::{convert::Infallible, sync::Arc, time::Duration, vec};
 
@@ -17,17 +18,17 @@ use axum::{
 };
 use bytes::Bytes;
 use futures_util::stream;
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use shared::{
-    EventId, EventPattern, Invalid, OrganizationId, Scope, Timestamp,
+    EventId, EventPattern, EventStatus, OrganizationId, Scope, Timestamp,
     http::{
         ApiError, Code, FieldError, Query,
         openapi::{Header, Operation, Parameter, Parameters},
     },
-    store::FeedEvent,
+    store::{self, EventQuery, FeedEvent},
 };
 use tokio::time::{Instant, sleep_until};
 
@@ -47,6 +48,10 @@ const CHECK: Duration = Duration::from_secs(5);
 const PIECE: usize = 64 * 1024;
 /// How long it waits for the event that it is to go on after, if that is on its way.
 const WAIT: Duration = Duration::from_secs(2);
+/// How long after its `until` a stream goes on: what was accepted before may be on its way to the store.
+const BELATED: Duration = Duration::from_secs(10);
+/// How many pages without an event are read before the first word of a stream whose time is over.
+const LOOKS: u32 = 16;
 /// A stream's first words: they bring its head to the client, and say when to come again once it ends.
 const GREETING: &[u8] = b": events from here on\nretry: 2000\n\n";
 
@@ -76,35 +81,24 @@ impl Parameters for Filters {
             "last_event_id",
             "Where to begin, as `Last-Event-ID`, which counts for more.",
         ),
-        Parameter::of::<Never>("since", "Not taken: a stream shows events as they come."),
-        Parameter::of::<Never>("until", "Not taken: a stream shows events as they come."),
-        Parameter::of::<Never>(
+        Parameter::of::<Timestamp>(
+            "since",
+            "Those accepted then or later: it begins with those that are stored, unless it goes on after an event.",
+        ),
+        Parameter::of::<Timestamp>(
+            "until",
+            "Those accepted before: it ends some seconds after that time.",
+        ),
+        Parameter::of::<EventStatus>(
             "status",
-            "Not taken: a stream shows events whatever becomes of them.",
+            "Those that are so at the moment at which they are sent. None is sent again once it has become so.",
         ),
     ];
 }
 
-/// No value at all.
-struct Never;
-
-impl JsonSchema for Never {
-    fn inline_schema() -> bool {
-        true
-    }
-
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "Never".into()
-    }
-
-    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-        schemars::json_schema!({"not": {}})
-    }
-}
-
 /// What its handler's signature does not say.
 pub(super) fn describe(operation: &mut Operation<'_>) {
-    let id = serde_json::json!({"type": "string", "description": "An event's id."});
+    let id = serde_json::json!({"$ref": "#/components/schemas/EventId"});
     operation.request_header(
         "Last-Event-ID",
         "Where to go on: the id of the last event that was seen.",
@@ -117,6 +111,8 @@ pub(super) fn describe(operation: &mut Operation<'_>) {
         &serde_json::json!({"type": "string", "description": text}),
     );
     operation.header(200, Header::NoStore);
+    // It tells an `EventSource` not to come again.
+    operation.answer_nothing(204);
     operation.problem(Code::NotFound, "there is no event to go on after");
     operation.header(404, Header::RetryAfter);
 }
@@ -127,37 +123,41 @@ pub(super) async fn follow(
     headers: HeaderMap,
     mut query: Query<Filters>,
 ) -> Result<Response, ApiError> {
-    let wanted = query.optional("type", EventPattern::parse);
+    let wanted = EventQuery {
+        event_type: query.optional("type", EventPattern::parse),
+        since: query.optional("since", str::parse::<Timestamp>),
+        until: query.optional("until", str::parse::<Timestamp>),
+        status: query.optional("status", str::parse::<EventStatus>),
+    };
     let begin = query.optional("last_event_id", str::parse::<EventId>);
-    for name in ["since", "until", "status"] {
-        query.optional::<()>(name, |_| {
-            Err(Invalid::new(
-                "is not taken: a stream shows events as they come, whatever becomes of them",
-            ))
-        });
-    }
     query.finish()?;
     // Who comes again has the newer one in the header, and the same query.
     let last = named(&headers)?.or(begin);
     let organization = caller.organization();
     let following = control.followers.follow(organization)?;
-    let after = match last {
-        Some(event) => place(&control, organization, event).await?,
-        None => control.api.store.feed.settled().await?,
+    let feed = &control.api.store.feed;
+    let after = match (last, wanted.since) {
+        (Some(event), _) => place(&control, organization, event).await?,
+        (None, Some(since)) => feed.place_before(organization, since).await?,
+        (None, None) => feed.settled().await?,
     };
     let now = Instant::now();
-    let stream = Stream {
+    let mut stream = Stream {
         control,
         following,
         organization,
         credentials: credentials(&headers),
         wanted,
         after,
+        last: None,
         page: Vec::new().into_iter(),
         greeted: false,
         heartbeat: now + HEARTBEAT,
         check: now + CHECK,
     };
+    if stream.is_spent().await? {
+        return Ok(StatusCode::NO_CONTENT.into_response());
+    }
     let body = Body::from_stream(stream::unfold(stream, async |mut stream| {
         let piece = stream.piece().await?;
         Some((Ok::<_, Infallible>(piece), stream))
@@ -219,9 +219,11 @@ struct Stream {
     organization: OrganizationId,
     /// What the client showed that it may read.
     credentials: HeaderMap,
-    wanted: Option<EventPattern>,
+    wanted: EventQuery,
     /// All up to here has been read.
     after: i64,
+    /// Where it ends, once its time is over.
+    last: Option<i64>,
     /// What was read and is not written yet.
     page: vec::IntoIter<FeedEvent>,
     greeted: bool,
@@ -254,40 +256,77 @@ impl Stream {
                 self.heartbeat = Instant::now() + HEARTBEAT;
                 return Some(text.into());
             }
-            if self.following.newest() > self.after {
-                if soft.run_until_cancelled(self.read()).await?.is_err() {
+            match soft.run_until_cancelled(self.read()).await? {
+                Ok(true) if Instant::now() < self.heartbeat => continue,
+                Ok(true) => return Some(self.beat()),
+                Ok(false) if self.last.is_some() => return None,
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "a stream ends: the store does not answer");
                     return None;
                 }
-                continue;
             }
             tokio::select! {
                 () = soft.cancelled() => return None,
                 () = self.following.news() => {}
                 () = sleep_until(self.check) => {}
-                () = sleep_until(self.heartbeat) => {
-                    self.heartbeat = Instant::now() + HEARTBEAT;
-                    return Some(Bytes::from_static(b":\n\n"));
-                }
+                () = sleep_until(self.heartbeat) => return Some(self.beat()),
             }
         }
     }
 
-    /// Reads the next page.
-    async fn read(&mut self) -> Result<(), ()> {
-        let up_to = self.following.newest();
+    fn beat(&mut self) -> Bytes {
+        self.heartbeat = Instant::now() + HEARTBEAT;
+        Bytes::from_static(b":\n\n")
+    }
+
+    /// Reads the next page, if there is more: whether there was.
+    async fn read(&mut self) -> store::Result<bool> {
+        let up_to = self.up_to().await?;
+        if up_to <= self.after {
+            return Ok(false);
+        }
+        // It is never closed.
+        let _turn = self.control.reading.of(self.organization).acquire_owned().await;
         let feed = &self.control.api.store.feed;
-        let page = feed.follow(self.organization, self.wanted.as_ref(), self.after, up_to);
-        match page.await {
-            Ok(page) => {
-                self.after = page.up_to;
-                self.page = page.events.into_iter();
-                Ok(())
+        let page = feed
+            .follow(self.organization, &self.wanted, self.after, up_to)
+            .await?;
+        self.after = page.up_to;
+        self.page = page.events.into_iter();
+        Ok(true)
+    }
+
+    /// Up to where there is something to read: what is settled, as far as is known; once its time is over, what was settled then.
+    async fn up_to(&mut self) -> store::Result<i64> {
+        if self.last.is_none() && self.time_is_over() {
+            let feed = &self.control.api.store.feed;
+            let settled = feed.settled().await?;
+            let newest = feed.newest(&[self.organization], settled).await?;
+            self.last = Some(newest.first().map_or(i64::MIN, |(_, seq)| *seq));
+        }
+        Ok(self.last.unwrap_or_else(|| self.following.newest()))
+    }
+
+    fn time_is_over(&self) -> bool {
+        let until = self.wanted.until;
+        until.is_some_and(|until| Timestamp::now() >= until.plus(BELATED))
+    }
+
+    /// Whether its time is over before it begins, and nothing is left to send.
+    async fn is_spent(&mut self) -> Result<bool, ApiError> {
+        if !self.time_is_over() {
+            return Ok(false);
+        }
+        for _ in 0..LOOKS {
+            if !self.read().await? {
+                return Ok(true);
             }
-            Err(error) => {
-                tracing::warn!(%error, "a stream ends: the store does not answer");
-                Err(())
+            if !self.page.as_slice().is_empty() {
+                break;
             }
         }
+        Ok(false)
     }
 
     /// A piece of what was read.

@@ -41,6 +41,7 @@ use crate::{
     path::PathId,
     room::Held,
     subscriptions,
+    weighed::Roomed,
 };
 
 /// How many events a pull leases at most, unless it says.
@@ -402,6 +403,7 @@ fn results(events: Vec<EventId>, settled: Vec<Settled>) -> Answer<Results> {
 async fn acknowledge(
     State(control): State<Arc<Control>>,
     caller: Caller<Events>,
+    _: Roomed,
     PathId(id): PathId<SubscriptionKind>,
     body: JsonBody<AckBody>,
 ) -> Result<Answer<Results>, ApiError> {
@@ -417,6 +419,7 @@ async fn acknowledge(
 async fn release(
     State(control): State<Arc<Control>>,
     caller: Caller<Events>,
+    _: Roomed,
     PathId(id): PathId<SubscriptionKind>,
     body: JsonBody<ReleaseBody>,
 ) -> Result<Answer<Results>, ApiError> {
@@ -433,6 +436,7 @@ async fn release(
 async fn extend(
     State(control): State<Arc<Control>>,
     caller: Caller<Events>,
+    _: Roomed,
     PathId(id): PathId<SubscriptionKind>,
     body: JsonBody<ExtendBody>,
 ) -> Result<Answer<Results>, ApiError> {

@@ -24,7 +24,7 @@ use shared::{
     id::SubscriptionKind,
     signature::{SignatureScheme, SigningKey},
     store::{PageRequest, PatchOutcome, SubscriptionPatch},
-    subscription::{Push, Target},
+    subscription::{Full, Push, Target},
 };
 
 pub(crate) use self::{
@@ -43,6 +43,7 @@ use crate::{
     cursor::List,
     path::PathId,
     this_machine::FromThisMachine,
+    weighed::{RoomToTake, Roomed},
 };
 
 /// How often a change is tried that others keep getting ahead of.
@@ -62,6 +63,7 @@ pub(crate) fn routes() -> Routes<Arc<Control>> {
                     .text("Its signing secret is answered here and never again.")
                     .header(201, Header::Location)
                     .header(201, Header::NoStore)
+                    .problem(Code::Conflict, "the organization has 1,000 subscriptions")
                     .link(201, "pullEvents", &[("id", "$response.body#/id")]),
             )
             .and_get(list, doc("listSubscriptions", "List subscriptions")),
@@ -131,6 +133,11 @@ pub(crate) fn routes() -> Routes<Arc<Control>> {
                     .problem(Code::Conflict, refused),
             ),
         )
+        .merge(replay_routes())
+}
+
+fn replay_routes() -> Routes<Arc<Control>> {
+    Routes::of("Subscriptions")
         .at(
             "/v1/subscriptions/{id}/replay",
             post(
@@ -145,7 +152,10 @@ pub(crate) fn routes() -> Routes<Arc<Control>> {
         )
         .at(
             "/v1/subscriptions/{id}/replays",
-            get(replays::list, doc("listReplays", "List replays").text("The last hundred.")),
+            get(
+                replays::list,
+                doc("listReplays", "List replays").text("The last hundred."),
+            ),
         )
         .at(
             "/v1/subscriptions/{id}/replays/{replay}",
@@ -199,6 +209,7 @@ fn new(id: SubscriptionId, organization: OrganizationId, target: Target) -> Subs
         version: 1,
         created_at: now,
         updated_at: now,
+        enabled_at: None,
     }
 }
 
@@ -219,9 +230,18 @@ pub(crate) fn filters_full(full: FiltersFull) -> ApiError {
     ApiError::invalid(vec![FieldError::at(&["filter"], full.to_string())])
 }
 
+/// The organization has no room for the subscription: 409 if that is so whatever it is, and 422 if it is for its filter.
+pub(crate) fn full(full: Full) -> ApiError {
+    match full {
+        Full::Subscriptions => ApiError::new(Code::Conflict, full.to_string()),
+        Full::Filters(filters) => filters_full(filters),
+    }
+}
+
 async fn create(
     State(control): State<Arc<Control>>,
     caller: Caller<Subscriptions>,
+    room: RoomToTake,
     local: FromThisMachine,
     body: JsonBody<NewSubscription>,
 ) -> Result<Made<SubscriptionView>, ApiError> {
@@ -257,8 +277,9 @@ async fn create(
     subscription.filter = settings.filter.flatten();
     subscription.enabled = settings.enabled.unwrap_or(true);
     subscription.description = settings.description.flatten();
+    room.take(&control).await?;
     let created = control.api.store.subscriptions.create(subscription).await?;
-    let subscription = created.map_err(filters_full)?;
+    let subscription = created.map_err(full)?;
     let path = format!("/v1/subscriptions/{}", subscription.id);
     let view = SubscriptionView::of(subscription, secret.as_ref());
     Ok(Made::created(view).at(&path).secret())
@@ -281,9 +302,11 @@ async fn list(
     let limit = query.limit();
     let after = query.optional("cursor", |cursor| List::Subscriptions.place(cursor));
     query.finish()?;
+    let organization = caller.organization();
+    let held = control.room.take(organization).await?;
     let subscriptions = &control.api.store.subscriptions;
     let page = subscriptions
-        .list(caller.organization(), PageRequest { after, limit })
+        .list(organization, PageRequest { after, limit })
         .await?;
     let views = page
         .items
@@ -292,7 +315,8 @@ async fn list(
     Ok(Answer::ok(Listing {
         data: views.collect(),
         next_cursor: page.next.map(|place| List::Subscriptions.cursor(&place)),
-    }))
+    })
+    .keeping(held))
 }
 
 pub(crate) async fn found(
@@ -316,6 +340,7 @@ async fn show(
 async fn change(
     State(control): State<Arc<Control>>,
     caller: Caller<Subscriptions>,
+    room: RoomToTake,
     PathId(id): PathId<SubscriptionKind>,
     local: FromThisMachine,
     body: JsonBody<SubscriptionChange>,
@@ -341,6 +366,7 @@ async fn change(
     if let Some(url) = &settings.url {
         check_target(&control, organization, "url", url, local).await?;
     }
+    room.take(&control).await?;
     for _ in 0..MAX_TRIES {
         let patch = SubscriptionPatch {
             target: match current.push() {
@@ -373,6 +399,7 @@ async fn change(
 async fn enable(
     control: State<Arc<Control>>,
     caller: Caller<Subscriptions>,
+    _: Roomed,
     id: PathId<SubscriptionKind>,
 ) -> Result<Answer<SubscriptionView>, ApiError> {
     set_enabled(control, caller, id, true).await
@@ -382,6 +409,7 @@ async fn enable(
 async fn disable(
     control: State<Arc<Control>>,
     caller: Caller<Subscriptions>,
+    _: Roomed,
     id: PathId<SubscriptionKind>,
 ) -> Result<Answer<SubscriptionView>, ApiError> {
     set_enabled(control, caller, id, false).await

@@ -67,6 +67,9 @@ pub(super) struct ReplayView {
     until: Timestamp,
     statuses: Vec<DeliveryState>,
     event_types: Vec<EventPattern>,
+    /// How far it is, from 0 to 1; it never goes back.
+    #[schemars(range(min = 0, max = 1))]
+    progress: f64,
     /// Events that have been looked at.
     looked_at: u64,
     /// Deliveries that were opened.
@@ -78,6 +81,7 @@ pub(super) struct ReplayView {
 impl From<Replay> for ReplayView {
     fn from(replay: Replay) -> Self {
         Self {
+            progress: replay.progress(),
             id: replay.id,
             subscription: replay.subscription,
             status: replay.status,

@@ -1,6 +1,6 @@
 //! What clients say of a subscription, when they make one and when they change it.
 
-use std::{borrow::Cow, str::FromStr};
+use std::{borrow::Cow, str::FromStr, time::Duration};
 
 use bytes::Bytes;
 use schemars::JsonSchema;
@@ -19,11 +19,30 @@ use shared::{
         Metadata, Ordering, Push, RateLimit, SealedHeaders, StaticHeaders, Target,
     },
 };
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// The most patterns of a subscription.
 const MAX_PATTERNS: usize = 100;
 /// The most characters of a description.
 const MAX_DESCRIPTION: usize = 1_024;
+
+/// How many bodies are read at once: one with a filter takes a thread with a stack of its own, and all that one core has.
+const AT_ONCE: usize = 4;
+/// How long one waits for its turn.
+const WAIT: Duration = Duration::from_secs(2);
+/// The turns that there are.
+static TURNS: Semaphore = Semaphore::const_new(AT_ONCE);
+
+/// Waits for a turn, and no longer than that.
+async fn turn(turns: &Semaphore, wait: Duration) -> Result<SemaphorePermit<'_>, ApiError> {
+    match tokio::time::timeout(wait, turns.acquire()).await {
+        Ok(Ok(turn)) => Ok(turn),
+        Ok(Err(_)) | Err(_) => Err(ApiError::unavailable(
+            "more subscriptions are being read than can be at once; try again",
+            Duration::from_secs(1),
+        )),
+    }
+}
 
 /// Whether events are sent or fetched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, JsonSchema)]
@@ -248,7 +267,12 @@ pub(super) type Members<K, V> = Option<Vec<(K, Option<V>)>>;
 impl Settings {
     /// Reads a request body, where blocking is allowed: compiling a filter may take some milliseconds.
     pub(super) async fn read(body: Bytes) -> Result<Self, ApiError> {
-        let reading = tokio::task::spawn_blocking(move || Self::parse(&body));
+        let turn = turn(&TURNS, WAIT).await?;
+        // The thread keeps the turn: it goes on when the client does not wait for it any more.
+        let reading = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            Self::parse(&body)
+        });
         let read = reading.await;
         read.map_err(|error| ApiError::internal(&format!("a body was not read: {error}")))?
     }
@@ -486,6 +510,16 @@ mod tests {
         }
         let many: Vec<String> = (0..100).map(|at| format!(r#""k{at}":"v""#)).collect();
         insta::assert_snapshot!(refused(&format!(r#"{{"metadata":{{{}}}}}"#, many.join(","))));
+    }
+
+    #[tokio::test]
+    async fn a_turn_is_waited_for_and_not_for_long() {
+        let turns = Semaphore::new(1);
+        let first = turn(&turns, WAIT).await.unwrap();
+        let refused = turn(&turns, Duration::from_millis(1)).await.unwrap_err();
+        assert_eq!(refused.code(), shared::http::Code::Unavailable);
+        let (second, ()) = tokio::join!(turn(&turns, WAIT), async { drop(first) });
+        assert!(second.is_ok());
     }
 
     #[test]

@@ -18,6 +18,7 @@ use crate::{
     access::{Caller, Subscriptions},
     answer::Answer,
     path::PathId,
+    weighed::Roomed,
 };
 
 /// How long what was replaced is good beside the new one, unless the caller says.
@@ -51,6 +52,7 @@ fn made_by_us(schema: &mut schemars::Schema) {
 pub(super) async fn rotate(
     State(control): State<Arc<Control>>,
     caller: Caller<Subscriptions>,
+    _: Roomed,
     PathId(id): PathId<SubscriptionKind>,
     body: JsonBody<SecretRotation>,
 ) -> Result<Answer<SubscriptionView>, ApiError> {

@@ -187,7 +187,8 @@ async fn delivery(
     event: EventId,
     subscription: SubscriptionId,
 ) -> Result<Option<DeliveryRecord>, StoreError> {
-    let event = control.api.store.events.get(organization, event).await?;
+    let events = &control.api.store.events;
+    let event = events.get_delivery(organization, event, subscription).await?;
     let deliveries = event.into_iter().flat_map(|event| event.deliveries);
     Ok(deliveries
         .into_iter()

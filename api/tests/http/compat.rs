@@ -197,6 +197,62 @@ async fn the_inbox_shows_everything_newest_first() {
 }
 
 #[tokio::test]
+async fn a_status_finds_what_it_is_shown_of() {
+    let desk = Desk::open().await;
+    let tenant = desk.tenant().await;
+    let hook = desk.subscribe(&tenant).await;
+    let pull = json!({"kind": "pull", "event_types": ["none"]});
+    let pull = desk.post("/v1/subscriptions", &tenant.key, &pull).await;
+    let source = pull.body["id"].as_str().unwrap().to_owned();
+    let agree = async |expected: [&str; 3], after: &str| {
+        let all = desk.get("/api/inbox", &tenant.key).await;
+        let shown: Vec<_> = all.body["events"].as_array().unwrap().iter().collect();
+        let statuses: Vec<_> = shown
+            .iter()
+            .map(|event| event["status"].as_str().unwrap())
+            .collect();
+        assert_eq!(statuses, expected, "after {after}");
+        for status in ["pending", "failed", "delivered", "dead_letter"] {
+            let path = format!("/api/inbox?status={status}");
+            let found = desk.get(&path, &tenant.key).await.ids();
+            let so: Vec<_> = shown.iter().filter(|event| event["status"] == status).collect();
+            let so: Vec<_> = so.iter().map(|event| event["id"].as_str().unwrap()).collect();
+            assert_eq!(found, so, "{status} after {after}");
+        }
+    };
+    let pulled = desk.event(&tenant, "a", "1", source.parse().unwrap()).await;
+    let fails = desk.event(&tenant, "b", "2", hook).await;
+    let dead = desk.event(&tenant, "c", "3", hook).await;
+    agree(["pending"; 3], "intake").await;
+    let after = Duration::from_mins(10);
+    desk.fail(fails, hook, &tenant, Next::Retry { after }).await;
+    desk.fail(dead, hook, &tenant, Next::DeadLetter).await;
+    agree(["dead_letter", "failed", "pending"], "failures").await;
+
+    let of_source = |what: &str| format!("/v1/subscriptions/{source}/{what}");
+    desk.post(&of_source("pull"), &tenant.key, &json!({})).await;
+    agree(["dead_letter", "failed", "pending"], "a pull").await;
+    let ids = json!({"event_ids": [pulled]});
+    desk.post(&of_source("release"), &tenant.key, &ids).await;
+    agree(["dead_letter", "failed", "pending"], "a release").await;
+
+    let of_delivery = |event, what: &str| format!("/v1/events/{event}/deliveries/{hook}/{what}");
+    for event in [fails, dead] {
+        let retried = desk
+            .post(&of_delivery(event, "retry"), &tenant.key, &json!({}))
+            .await;
+        assert_eq!(retried.status, 202, "{}", retried.text);
+    }
+    agree(["pending", "failed", "pending"], "a retry").await;
+    desk.post(&of_delivery(dead, "cancel"), &tenant.key, &json!({}))
+        .await;
+    agree(["dead_letter", "failed", "pending"], "a cancellation").await;
+    let acknowledge = format!("/api/ack/{}", fails.uuid());
+    desk.post(&acknowledge, &tenant.key, &json!({})).await;
+    agree(["dead_letter", "delivered", "pending"], "an acknowledgement").await;
+}
+
+#[tokio::test]
 async fn a_status_that_is_rare_is_not_looked_for_everywhere_at_once() {
     let desk = Desk::open().await;
     let tenant = desk.tenant().await;
@@ -233,6 +289,35 @@ async fn a_status_that_is_rare_is_not_looked_for_everywhere_at_once() {
     let pending = desk.get("/api/inbox?status=pending&limit=1", &tenant.key).await;
     assert_eq!(pending.body["pagination"]["total"], 10_000);
     assert_eq!(pending.body["pagination"]["has_more"], true);
+}
+
+/// The looks that a request has may end with what is passed over: then it has one more, and says where to go on.
+#[tokio::test]
+async fn passing_over_may_use_up_the_looks() {
+    let desk = Desk::open().await;
+    let tenant = desk.tenant().await;
+    let (inbox, hook) = (desk.inbox(&tenant).await, desk.subscribe(&tenant).await);
+    for _ in 0..19 {
+        let id = desk.event(&tenant, "rare", "1", hook).await;
+        desk.fail(id, hook, &tenant, Next::DeadLetter).await;
+        // With it, as many as are looked at for a page.
+        for count in [500, 500, 500, 499] {
+            let batch: Vec<_> = (0..count).map(|_| event(&tenant, "usual", "2")).collect();
+            desk.take_in_all(&batch, inbox).await;
+        }
+    }
+    for offset in 14..18 {
+        let path = format!("/api/inbox?status=dead_letter&offset={offset}&limit=50");
+        let answer = desk.get(&path, &tenant.key).await;
+        assert!(
+            matches!(answer.status.as_u16(), 200 | 400 | 422),
+            "{offset}: {}",
+            answer.text
+        );
+        if answer.status == 200 {
+            assert!(answer.ids().len() <= 2, "{offset}: {}", answer.text);
+        }
+    }
 }
 
 #[tokio::test]

@@ -65,7 +65,7 @@ impl Desk {
     }
 
     pub async fn with(signup: Signup, admin_token: Option<&str>) -> Self {
-        Self::within(Bounds::default(), signup, admin_token).await
+        Self::within(Bounds::default(), signup, admin_token, None).await
     }
 
     /// One that [`Desk::open`] opens, whose clients may not read for this long.
@@ -74,10 +74,21 @@ impl Desk {
             stall,
             ..Bounds::default()
         };
-        Self::within(bounds, Signup::AdminOnly, Some(ADMIN_TOKEN)).await
+        Self::within(bounds, Signup::AdminOnly, Some(ADMIN_TOKEN), None).await
     }
 
-    async fn within(bounds: Bounds, signup: Signup, admin_token: Option<&str>) -> Self {
+    /// One whose answers wait where they are not read: the kernel takes little of them, which would count as sent.
+    pub async fn with_small_buffers() -> Self {
+        let (signup, token) = (Signup::AdminOnly, Some(ADMIN_TOKEN));
+        Self::within(Bounds::default(), signup, token, Some(16 * 1024)).await
+    }
+
+    async fn within(
+        bounds: Bounds,
+        signup: Signup,
+        admin_token: Option<&str>,
+        send_buffer: Option<u32>,
+    ) -> Self {
         let directory = std::env::temp_dir().join(format!("triggers-api-{}", uuid::Uuid::new_v4()));
         let args = EngineArgs {
             database_url: None,
@@ -116,7 +127,12 @@ impl Desk {
             lifecycle: lifecycle.clone(),
         };
         let routes = server::with_fallbacks(api::routes(Arc::new(api)));
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        if let Some(bytes) = send_buffer {
+            socket.set_send_buffer_size(bytes).unwrap();
+        }
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = socket.listen(1_024).unwrap();
         let address = listener.local_addr().unwrap();
         let serving = server::serve_within(bounds, listener, routes, lifecycle.clone());
         lifecycle.critical("http", serving);

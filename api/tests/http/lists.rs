@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use serde_json::json;
 use shared::{EventId, SubscriptionId};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -100,14 +101,13 @@ async fn a_short_list_tells_its_length() {
     }
 }
 
-/// Asks for a list and reads no more than the beginning of the answer.
-async fn ask_and_do_not_read(address: SocketAddr, key: &str) -> (TcpStream, String) {
+/// Asks and reads no more than the beginning of the answer.
+async fn ask_and_do_not_read(address: SocketAddr, path: &str, key: &str) -> (TcpStream, String) {
     let socket = TcpSocket::new_v4().unwrap();
     // So that not much of the answer is under way in the kernel.
     socket.set_recv_buffer_size(4 * 1024).unwrap();
     let mut client = socket.connect(address).await.unwrap();
-    let request =
-        format!("GET /api/inbox?limit=1000 HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n\r\n");
+    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n\r\n");
     client.write_all(request.as_bytes()).await.unwrap();
     let mut status = [0; 12];
     tokio::time::timeout(LONG, client.read_exact(&mut status))
@@ -119,14 +119,15 @@ async fn ask_and_do_not_read(address: SocketAddr, key: &str) -> (TcpStream, Stri
 
 #[tokio::test]
 async fn lists_that_nobody_reads_hold_others_up_within_bounds() {
-    let desk = Desk::with_stall(Duration::from_secs(3)).await;
+    const STALL: Duration = Duration::from_secs(3);
+    let desk = Desk::with_stall(STALL).await;
     let (tenant, other) = (desk.tenant().await, desk.tenant().await);
     let inbox = desk.inbox(&tenant).await;
     large_events(&desk, &tenant, inbox, 60).await;
 
     let mut stalled = Vec::new();
     let refused = loop {
-        let (client, status) = ask_and_do_not_read(desk.address, &tenant.key).await;
+        let (client, status) = ask_and_do_not_read(desk.address, "/api/inbox?limit=1000", &tenant.key).await;
         if status != "HTTP/1.1 200" {
             break status;
         }
@@ -149,6 +150,8 @@ async fn lists_that_nobody_reads_hold_others_up_within_bounds() {
         while desk.get("/v1/inbox?limit=1", &tenant.key).await.status != 200 {}
     });
     freed.await.expect("there is room again");
+    // That one is cut off; the last of them began less than its time before, and is read once that is over as well.
+    tokio::time::sleep(2 * STALL).await;
     for mut client in stalled {
         let mut got = Vec::new();
         let _ = tokio::time::timeout(LONG, client.read_to_end(&mut got))
@@ -159,4 +162,63 @@ async fn lists_that_nobody_reads_hold_others_up_within_bounds() {
             "half a list was taken for a whole one"
         );
     }
+}
+
+/// Whatever is large and is not read takes of its organization's room, until that is used up.
+#[tokio::test]
+async fn large_answers_that_nobody_reads_hold_others_up_within_bounds() {
+    // Of one organization.
+    const SHARE: usize = 32 * 1024 * 1024;
+    let desk = Desk::with_small_buffers().await;
+    let (tenant, other) = (desk.tenant().await, desk.tenant().await);
+    let inbox = desk.inbox(&tenant).await;
+    let event = large_events(&desk, &tenant, inbox, 1).await[0];
+    let patterns: Vec<_> = (0..100).map(|n| format!("x.{n:0250}")).collect();
+    for _ in 0..50 {
+        let body = json!({"kind": "pull", "event_types": patterns});
+        let made = desk.post("/v1/subscriptions", &tenant.key, &body).await;
+        assert_eq!(made.status, 201, "{}", made.text);
+    }
+    for (path, weight) in [
+        ("/v1/subscriptions?limit=1000".to_owned(), 1024 * 1024),
+        (format!("/v1/events/{event}"), 256 * 1024),
+    ] {
+        let mut stalled = Vec::new();
+        let refused = loop {
+            let (client, status) = ask_and_do_not_read(desk.address, &path, &tenant.key).await;
+            if status != "HTTP/1.1 200" {
+                break status;
+            }
+            stalled.push(client);
+            let most = 2 * SHARE / weight;
+            assert!(stalled.len() <= most, "there is no bound for {path}");
+        };
+        assert_eq!(refused, "HTTP/1.1 503", "{path}");
+        // Others have their own, and what is little is answered.
+        assert_eq!(desk.get("/v1/subscriptions", &other.key).await.status, 200);
+        assert_eq!(desk.get("/v1/organization", &tenant.key).await.status, 200);
+        drop(stalled);
+        let freed = tokio::time::timeout(LONG, async {
+            while desk.get("/v1/subscriptions?limit=1", &tenant.key).await.status != 200 {}
+        });
+        freed.await.expect("there is room again");
+    }
+}
+
+#[tokio::test]
+async fn large_subscriptions_are_listed_in_pages() {
+    let desk = Desk::open().await;
+    let tenant = desk.tenant().await;
+    let patterns: Vec<_> = (0..100).map(|n| format!("x.{n:0250}")).collect();
+    for _ in 0..50 {
+        let body = json!({"kind": "pull", "event_types": patterns});
+        desk.post("/v1/subscriptions", &tenant.key, &body).await;
+    }
+    let first = desk.get("/v1/subscriptions?limit=1000", &tenant.key).await;
+    assert!(first.text.len() < 1_200_000, "{}", first.text.len());
+    assert_eq!(first.headers["content-length"], first.text.len().to_string());
+    let next = first.next("/v1/subscriptions?limit=1000").expect("there is more");
+    let second = desk.get(&next, &tenant.key).await;
+    assert_eq!(first.ids().len() + second.ids().len(), 51);
+    assert_eq!(second.next(""), None);
 }

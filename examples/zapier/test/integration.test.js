@@ -67,12 +67,34 @@ describe('event', { timeout: 60_000 }, () => {
     run(operation.performSubscribe, { targetUrl: hooks.url, inputData });
   const exists = async ({ id }) => (await ask('GET', `/v1/subscriptions/${id}`)).status === 200;
 
-  it('gives samples of what waits, newest first', async () => {
+  it('gives the newest as samples, also of what a Zap has subscribed to', async () => {
+    const subscribeData = await subscribe({ event_types: ['taken.*'] });
+    let last;
+    for (let n = 1; n <= 101; n += 1) last = await send({ type: 'taken.here', payload: `{"n":${n}}` });
+    await ask('GET', `/v1/events/${last.id}`);
+    for (let n = 1; n <= 101; n += 1) await hooks.next();
+    for (const event_types of [['taken.here'], ['taken.*', 'taken.here']]) {
+      const listed = await run(operation.performList, { inputData: { event_types } });
+      assert.equal(listed.length, 100);
+      assert.deepEqual(listed.map(({ data }) => data.n), Array.from({ length: 100 }, (_, at) => 101 - at));
+    }
+    await run(operation.performUnsubscribe, { subscribeData });
+  });
+
+  it('gives the newest of all patterns together', async () => {
+    const sent = [];
+    for (let n = 0; n < 6; n += 1) sent.push(await send({ type: `mixed.${n % 2 ? 'odd' : 'even'}.here`, payload: `{"n":${n}}` }));
+    for (const { id } of sent) await ask('GET', `/v1/events/${id}`);
+    const listed = await run(operation.performList, { inputData: { event_types: ['mixed.even.*', 'mixed.odd.*'] } });
+    assert.deepEqual(listed.map(({ data }) => data.n), [5, 4, 3, 2, 1, 0]);
+  });
+
+  it('gives samples of each pattern', async () => {
     const payloads = [];
     for (const n of [1, 2]) payloads.push(await send({ type: 'sample.made.here', payload: `{"n":${n}}` }));
-    await send({ type: 'sample.made', payload: '{}' });
+    payloads.push(await send({ type: 'sample.made', payload: '{}' }));
     for (const { id } of payloads) await ask('GET', `/v1/events/${id}`);
-    for (const event_types of [['sample.made.*'], ['nothing', 'sample.**.here'], ['sample.made.here']]) {
+    for (const event_types of [['sample.made.*'], ['nothing', 'sample.*.here'], ['sample.made.here']]) {
       const listed = await run(operation.performList, { inputData: { event_types } });
       assert.deepEqual(listed.map(({ data }) => data.n), [2, 1], String(event_types));
       assert.deepEqual(Object.keys(listed[0]), Object.keys(operation.sample));

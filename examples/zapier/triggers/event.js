@@ -9,15 +9,10 @@ const SAMPLE = {
   data: { name: 'Ada' },
 };
 
-/** Whether a pattern fits a type: `*` alone fits all; within a pattern it is one more segment, and `**` one or more. */
-const fits = (pattern, type) => {
-  if (pattern === '*') return true;
-  const segments = pattern.split('.').map((segment) => {
-    if (segment === '**') return '.+';
-    return segment === '*' ? '[^.]+' : segment.replace(/[\\^$.*+?()[\]{}|]/g, '\\$&');
-  });
-  return new RegExp(`^${segments.join('\\.')}$`).test(type);
-};
+/** How many events are shown to make a Zap with. */
+const SAMPLES = 100;
+/** How many pages are asked for: a page may be short, or empty, where an event is rare, and Zapier does not wait for long. */
+const PAGES = 10;
 
 const patterns = (bundle) => {
   const given = (bundle.inputData.event_types ?? []).filter(Boolean);
@@ -51,19 +46,33 @@ const perform = (z, bundle) => {
   return [{ id, type, timestamp, data }];
 };
 
-/** Events to make a Zap with, newest first: those that wait in the inbox because nobody has subscribed to them yet. */
+/** The newest events of a pattern. */
+const newest = async (z, type) => {
+  const found = [];
+  let cursor;
+  for (let page = 0; page < PAGES && found.length < SAMPLES; page += 1) {
+    const params = { type, limit: SAMPLES - found.length, ...(cursor && { cursor }) };
+    const { data } = await z.request({ url: '/v1/events', params });
+    found.push(...data.data);
+    cursor = data.next_cursor;
+    if (!cursor) break;
+  }
+  return found;
+};
+
+/** Events to make a Zap with, newest first, whoever has subscribed to them. */
 const performList = async (z, bundle) => {
-  const response = await z.request({ url: '/v1/inbox', params: { limit: 100 } });
-  const wanted = patterns(bundle);
-  return response.data.data
-    .filter((event) => wanted.some((pattern) => fits(pattern, event.type)))
+  const found = await Promise.all(patterns(bundle).map((pattern) => newest(z, pattern)));
+  const each = new Map(found.flat().map((event) => [event.id, event]));
+  return [...each.values()]
+    .sort((one, other) => Date.parse(other.received_at) - Date.parse(one.received_at))
+    .slice(0, SAMPLES)
     .map((event) => ({
       id: event.id,
       type: event.type,
       timestamp: event.occurred_at ?? event.received_at,
       data: event.payload,
-    }))
-    .reverse();
+    }));
 };
 
 module.exports = {

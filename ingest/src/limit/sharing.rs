@@ -32,6 +32,8 @@ const WRITE_USAGE: Duration = Duration::from_secs(2);
 const TOGETHER: usize = 1_000;
 /// How long the store is waited for.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// How long a store that answers now and then counts as one that was away, with all that it had heard of before.
+const COMES_AND_GOES: Duration = Duration::from_mins(1);
 /// How long the last words may take.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// The most hours of organizations that wait to be written down. Beyond, while the store is away, nothing is counted.
@@ -112,8 +114,28 @@ struct Sharing {
 struct Away {
     /// Its time when it last answered before.
     since: Timestamp,
-    /// When it answered again.
+    /// When it first answered again.
+    answered: Option<Instant>,
+    /// Since when it has answered each time.
     back: Option<Instant>,
+}
+
+impl Away {
+    /// It does not answer, or not again; it last did at `clock`, its time. Where it has come and gone for long, others have had the time
+    /// to speak: those that have not since then are gone, and not to be counted for ever.
+    fn again(before: Option<Self>, clock: Timestamp, now: Instant) -> Self {
+        let before = before.filter(|away| away.answered.is_none_or(|at| now - at < COMES_AND_GOES));
+        Self {
+            since: before.map_or(clock, |away| away.since),
+            answered: before.and_then(|away| away.answered),
+            back: None,
+        }
+    }
+
+    fn answers(&mut self, now: Instant) {
+        self.answered.get_or_insert(now);
+        self.back.get_or_insert(now);
+    }
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -198,8 +220,7 @@ impl Sharing {
 
     fn is_away(&mut self) {
         if self.spoke_at.is_some() {
-            let since = self.away.map_or(self.clock.0, |away| away.since);
-            self.away = Some(Away { since, back: None });
+            self.away = Some(Away::again(self.away, self.clock.0, Instant::now()));
         }
     }
 
@@ -222,7 +243,7 @@ impl Sharing {
         self.clock = (heard.now, asked_at);
         self.spoke_at = Some(Instant::now());
         if let Some(away) = &mut self.away {
-            away.back.get_or_insert_with(Instant::now);
+            away.answers(Instant::now());
         }
         self.limits.nodes.store(nodes, Ordering::Relaxed);
         for standing in &heard.standings {
@@ -295,5 +316,34 @@ impl Sharing {
         let now = self.hour();
         self.used
             .retain(|(_, hour), used| *hour == now || used.counts != used.written);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_that_comes_and_goes_is_not_away_since_long_ago() {
+        let (first, later) = (Timestamp::from_millis(1_000), Timestamp::from_millis(600_000));
+        let mut now = Instant::now();
+        let mut away = Away::again(None, first, now);
+        now += Duration::from_mins(10);
+        away = Away::again(Some(away), later, now);
+        assert_eq!(away.since, first, "it has not answered since");
+        for _ in 0..5 {
+            away.answers(now);
+            now += Duration::from_secs(5);
+            away = Away::again(Some(away), later, now);
+            assert_eq!(
+                (away.since, away.back),
+                (first, None),
+                "others may not have spoken yet"
+            );
+            now += Duration::from_secs(6);
+        }
+        now += Duration::from_secs(5);
+        away = Away::again(Some(away), later, now);
+        assert_eq!((away.since, away.answered), (later, None));
     }
 }

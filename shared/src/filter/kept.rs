@@ -10,7 +10,7 @@ use std::{
     sync::Arc,
 };
 
-use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter, sync::Cache, sync::DefaultLifecycle};
+use quick_cache::{Weighter, sync::Cache};
 
 use super::{
     Filter, NotNow, Subject, Verdict,
@@ -18,6 +18,7 @@ use super::{
     evaluate::Evaluation,
     limits::{MAX_CHARACTERS, MAX_FILTERS, MAX_PATTERNS_TOGETHER},
 };
+use crate::weighed_cache::weighed_cache;
 
 /// How much memory compiled filters may take.
 pub(super) const KEPT_BYTES: u64 = 128 * 1024 * 1024;
@@ -59,21 +60,7 @@ impl Weighter<Arc<str>, Compiled> for Bytes {
 
 impl Default for Filters {
     fn default() -> Self {
-        // Parted by cores, as the cache would be by itself, each part is small, and a costly filter is too large for any.
-        let options = OptionsBuilder::new()
-            .shards(1)
-            .estimated_items_capacity(USUAL)
-            .weight_capacity(KEPT_BYTES)
-            .build();
-        let Ok(options) = options else {
-            unreachable!("what it needs to know is said")
-        };
-        Self(Cache::with_options(
-            options,
-            Bytes,
-            DefaultHashBuilder::default(),
-            DefaultLifecycle::default(),
-        ))
+        Self(weighed_cache(USUAL, KEPT_BYTES, Bytes))
     }
 }
 

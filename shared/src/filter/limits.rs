@@ -1,13 +1,14 @@
 //! What the filters of one organization may come to: so much that they are all kept compiled, however costly they are.
 
 use super::{Filter, compile::PATTERNS};
+use crate::subscription::MAX_SUBSCRIPTIONS;
 
 /// The most characters of a filter.
 pub const MAX_FILTER: usize = 2_048;
 /// The most patterns of a filter.
 pub const MAX_PATTERNS: usize = PATTERNS;
-/// The most filters of an organization.
-pub const MAX_FILTERS: u64 = 1_000;
+/// The most filters of an organization: one a subscription.
+pub const MAX_FILTERS: u64 = MAX_SUBSCRIPTIONS as u64;
 /// The most characters of all filters of an organization.
 pub const MAX_CHARACTERS: u64 = 128 * 1024;
 /// The most patterns of all filters of an organization.
@@ -19,8 +20,6 @@ pub const PATTERN_WORD: &str = "matches";
 /// The filters of an organization's subscriptions, counted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct FiltersKept {
-    /// How many.
-    pub count: u64,
     /// Their characters.
     pub characters: u64,
     /// Their patterns, as [`PATTERN_WORD`] counts them.
@@ -30,9 +29,6 @@ pub struct FiltersKept {
 /// Why an organization can have no such filter besides those that it has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum FiltersFull {
-    /// It has as many as it may.
-    #[error("would be one too many: an organization has at most {MAX_FILTERS} filters")]
-    Count,
     /// They would be too long.
     #[error("would be too much: an organization's filters have at most {MAX_CHARACTERS} characters together")]
     Characters,
@@ -48,9 +44,7 @@ impl FiltersKept {
     pub fn room_for(self, filter: &Filter) -> Result<(), FiltersFull> {
         let text = filter.as_str();
         let patterns = text.matches(PATTERN_WORD).count() as u64;
-        if self.count >= MAX_FILTERS {
-            Err(FiltersFull::Count)
-        } else if self.characters + text.chars().count() as u64 > MAX_CHARACTERS {
+        if self.characters + text.chars().count() as u64 > MAX_CHARACTERS {
             Err(FiltersFull::Characters)
         } else if patterns > 0 && self.patterns + patterns > MAX_PATTERNS_TOGETHER {
             Err(FiltersFull::Patterns)

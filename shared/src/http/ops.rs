@@ -1,6 +1,12 @@
 //! `/health`, `/health/live`, `/health/ready` and `/metrics`, which every role serves.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use axum::{
@@ -14,7 +20,7 @@ use schemars::JsonSchema;
 use serde_json::{Map, Value, json};
 
 use super::openapi::{Header, Routes, doc, get};
-use crate::{Timestamp, VERSION, store::Store};
+use crate::{Timestamp, VERSION, seal::Sealer, store::Store};
 
 /// How long a readiness check may take.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
@@ -22,7 +28,7 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 /// Something that a role cannot do its work without.
 #[async_trait]
 pub trait ReadyCheck: Send + Sync {
-    /// Its name in the answer: `queue` or `store`.
+    /// Its name in the answer: `queue`, `store` or `secret_key`.
     fn name(&self) -> &'static str;
     /// `Ok`, or why not, in a few words that tell nothing of the inside.
     async fn check(&self) -> Result<(), &'static str>;
@@ -43,6 +49,50 @@ impl ReadyCheck for StoreReady {
             .ping()
             .await
             .map_err(|_| "the store cannot be reached")
+    }
+}
+
+/// Ready while the secret key is the deployment's. At the start that is checked, too; this is for a process that runs on while
+/// the deployment's key is changed. Where the store cannot say, that is the store's to be told of.
+pub struct SecretKeyReady {
+    store: Store,
+    sealer: Arc<Sealer>,
+    is_told: AtomicBool,
+}
+
+impl SecretKeyReady {
+    /// Whether that key is the one by which the store's deployment knows its own.
+    pub const fn new(store: Store, sealer: Arc<Sealer>) -> Self {
+        Self {
+            store,
+            sealer,
+            is_told: AtomicBool::new(false),
+        }
+    }
+}
+
+#[async_trait]
+impl ReadyCheck for SecretKeyReady {
+    fn name(&self) -> &'static str {
+        "secret_key"
+    }
+
+    async fn check(&self) -> Result<(), &'static str> {
+        let Ok(Some(kept)) = self.store.keeper.kept_secret_check().await else {
+            return Ok(());
+        };
+        let opens = self.sealer.check(&kept).is_ok();
+        if !self.is_told.swap(!opens, Ordering::Relaxed) && !opens {
+            tracing::error!(
+                "TRIGGERS_SECRET_KEY is not the key of this deployment any more: nothing is sent by what it does not open; \
+                 restart this process with the one that it was changed to"
+            );
+        }
+        if opens {
+            Ok(())
+        } else {
+            Err("the secret key is not this deployment's any more")
+        }
     }
 }
 

@@ -1,5 +1,5 @@
 //! The HTTP/1.1 server of every role: [places](super::places) for connections, a deadline for heads, a limit on how long a
-//! client may not read its answer, and an envelope around each request.
+//! client may not read its answer, or hardly,, and an envelope around each request.
 //!
 //! `axum::serve` sets no timer, so connections are served through hyper with one. The envelope gives each request an
 //! id, turns panics and [`ApiError`]s into problems, and puts `x-request-id` on every answer. On the soft signal the
@@ -25,7 +25,7 @@ use super::{
     linger::Lingering,
     places::{Place, Places},
     spare::Spare,
-    stall::Stalling,
+    stall::{LEAST, Stalling},
 };
 use crate::lifecycle::Lifecycle;
 
@@ -45,7 +45,7 @@ pub struct Bounds {
     pub of_one_address: Option<usize>,
     /// Proxies, which have as many as there are.
     pub trusted_proxies: Vec<IpNet>,
-    /// How long a client may not take anything of its answer before it is cut off.
+    /// How long a client may take next to nothing of its answer before it is cut off.
     pub stall: Duration,
 }
 
@@ -172,7 +172,7 @@ fn serve_one(
 ) {
     let (router, tasks) = (router.clone(), lifecycle.tasks.clone());
     let service = service_fn(move |request| envelope(router.clone(), peer, Lingering::of(request, &tasks)));
-    let stream = TokioIo::new(Stalling::new(Heard::new(stream), stall));
+    let stream = TokioIo::new(Stalling::new(Heard::new(stream), stall, LEAST));
     let mut connection = Box::pin(builder.serve_connection(stream, service));
     let (soft, hard) = (lifecycle.soft.clone(), lifecycle.hard.clone());
     lifecycle.tasks.spawn(async move {

@@ -45,6 +45,17 @@ impl EventQuery {
         }
     }
 
+    /// Those of what was seen that it shows.
+    pub(super) fn shown<I>(&self, seen: Vec<Seen<I>>) -> Vec<Shown<I>> {
+        let shown = seen.into_iter().filter(|seen| self.shows(seen));
+        let shown = shown.map(|seen| Shown {
+            id: seen.id,
+            seq: seen.seq,
+            bytes: seen.bytes,
+        });
+        shown.collect()
+    }
+
     fn shows<I>(&self, seen: &Seen<I>) -> bool {
         self.since.is_none_or(|since| seen.received_at >= since)
             && self.until.is_none_or(|until| seen.received_at < until)
@@ -54,7 +65,7 @@ impl EventQuery {
 }
 
 /// Whether a stored type is one of those wanted.
-pub(super) fn fits(wanted: Option<&EventPattern>, event_type: &str) -> bool {
+fn fits(wanted: Option<&EventPattern>, event_type: &str) -> bool {
     wanted.is_none_or(|wanted| {
         EventType::parse_any(event_type).is_ok_and(|event_type| wanted.matches(&event_type))
     })
@@ -77,13 +88,7 @@ pub(super) struct Seen<I> {
 pub(super) fn page<I>(wanted: &EventQuery, seen: Vec<Seen<I>>, limit: u32) -> Page<Shown<I>, i64> {
     let last = seen.last().map(|last| last.seq);
     let more = seen.len() >= wanted.look_at(limit);
-    let shown = seen.into_iter().filter(|seen| wanted.shows(seen));
-    let shown = shown.map(|seen| Shown {
-        id: seen.id,
-        seq: seen.seq,
-        bytes: seen.bytes,
-    });
-    let mut page = page::page(shown.collect(), limit);
+    let mut page = page::page(wanted.shown(seen), limit);
     if page.next.is_none() && more {
         page.next = last;
     }

@@ -62,6 +62,14 @@ pub struct StoredEvent {
     pub erased: bool,
 }
 
+/// How many attempts an event is looked up with.
+pub const ATTEMPTS_SHOWN: usize = 1_000;
+
+/// How many of each delivery, where there are so many.
+pub(super) fn attempts_of_each(deliveries: usize) -> i32 {
+    i32::try_from((ATTEMPTS_SHOWN / deliveries.max(1)).max(1)).unwrap_or(1)
+}
+
 /// An event as it is looked up.
 #[derive(Debug, Clone)]
 pub struct EventRecord {
@@ -96,6 +104,23 @@ impl EventRecord {
     pub fn status(&self) -> EventStatus {
         EventStatus::of(self.deliveries.iter().map(|delivery| delivery.status))
     }
+
+    /// How many bytes it takes, about.
+    pub fn weight(&self) -> usize {
+        const EVENT: usize = 1024;
+        const ROW: usize = 256;
+        let log = |delivery: &DeliveryRecord| {
+            let details = delivery.log.iter().filter_map(|attempt| attempt.detail.as_ref());
+            details.map(String::len).sum::<usize>() + delivery.log.len() * ROW
+        };
+        let deliveries: usize = self.deliveries.iter().map(|delivery| ROW + log(delivery)).sum();
+        EVENT + self.payload.len() + deliveries
+    }
+
+    /// Whether an attempt at a delivery that is open has failed.
+    pub fn has_failed(&self) -> bool {
+        self.deliveries.iter().any(|delivery| delivery.has_failed)
+    }
 }
 
 /// A delivery as it is looked up.
@@ -105,6 +130,9 @@ pub struct DeliveryRecord {
     pub subscription: SubscriptionId,
     /// Where it is.
     pub status: Status,
+    /// Whether it is open, and an attempt has failed since it was opened. A lease that ended is none, and what a retry or a
+    /// replay opens begins anew.
+    pub has_failed: bool,
     /// How many attempts were made; of what is pulled, how often it was leased.
     pub attempts: u32,
     /// When its lease ends, while it is leased to somebody who pulled it.
@@ -139,7 +167,7 @@ pub struct AttemptRecord {
 pub struct EventFilter {
     /// Only these statuses; empty is any.
     pub statuses: Vec<EventStatus>,
-    /// Of those that are `pending`: only with (`true`) or without (`false`) a failed attempt on an open delivery.
+    /// Of those that are `pending`: only those that [have failed](EventRecord::has_failed), or (`false`) have not.
     pub failed: Option<bool>,
     /// Only this type.
     pub event_type: Option<String>,
@@ -153,6 +181,19 @@ impl EventFilter {
     /// pending, are found without looking at others.
     pub(super) fn window(&self, beside: u64) -> Option<u64> {
         self.is_looked_for().then(|| LOOKED_AT.saturating_add(beside))
+    }
+
+    /// Whether it shows this event. Engines find events by the same rule, in statements of their own.
+    pub fn shows(&self, event: &EventRecord) -> bool {
+        let status = event.status();
+        let of_status = self.statuses.is_empty() || self.statuses.contains(&status);
+        let of_failure =
+            status != EventStatus::Pending || self.failed.is_none_or(|failed| event.has_failed() == failed);
+        let of_type = self
+            .event_type
+            .as_ref()
+            .is_none_or(|wanted| *wanted == event.event_type);
+        of_status && of_failure && of_type
     }
 
     /// Whether what it shows is looked for among events that it does not show, so that a page of it may be short.
@@ -192,11 +233,19 @@ pub trait Events: Send + Sync {
     /// Sees to it that there is room for events of these ids, and returns those for which there will be none: they are
     /// older than `retention`, more than [`MAX_AHEAD`] ahead, or tell no time.
     async fn admit(&self, ids: &[EventId], retention: Duration) -> Result<HashSet<EventId>>;
-    /// Looks one up by its id, an alias of it, or an id that it had formerly, with deliveries and attempts.
+    /// Looks one up by its id, an alias of it, or an id that it had formerly, with deliveries and the last of their attempts:
+    /// [`ATTEMPTS_SHOWN`] of them, and as many of each delivery as of any other, at least one.
     async fn get(&self, organization: OrganizationId, id: EventId) -> Result<Option<EventRecord>>;
+    /// As [`Events::get`], with its delivery to this subscription alone, if it has one.
+    async fn get_delivery(
+        &self,
+        organization: OrganizationId,
+        id: EventId,
+        subscription: SubscriptionId,
+    ) -> Result<Option<EventRecord>>;
     /// Lists events with their deliveries (without attempts but the last), by `seq`; in order, nothing that commits
     /// later can come before what was listed. `Order::OldestFirst` with the one status `pending` is the inbox. A page ends
-    /// before its limit rather than have more than [`PAGE_BYTES`] of payloads; its `next` says that there is more. With a filter that
+    /// before its limit rather than have more than [`PAGE_BYTES`] of payloads, or of deliveries with their last attempts; its `next` says that there is more. With a filter that
     /// may leave much out, its work is bounded: it may show few, or none, and its `next` is then the last that was looked at. What
     /// [is looked for](EventFilter::is_looked_for) takes no `offset` but 0: see [`Events::pass_over`].
     async fn list(

@@ -5,13 +5,17 @@
 
 use async_trait::async_trait;
 
-use super::Result;
-use crate::{EventId, EventPattern, OrganizationId, Timestamp};
+use super::{
+    EventQuery, Page, Result,
+    browse::{MAX_LOOKED_AT, Seen},
+    page::{self, Shown},
+};
+use crate::{EventId, OrganizationId, Timestamp};
 
 /// The most events of one page.
-pub(super) const PAGE_EVENTS: u32 = 100;
+const PAGE_EVENTS: u32 = 100;
 /// The most bytes of payloads of one page, unless its first event alone has more.
-pub(super) const FEED_BYTES: u64 = 256 * 1024;
+const FEED_BYTES: u64 = 256 * 1024;
 
 /// An event as it comes, whatever becomes of it.
 #[derive(Debug, Clone)]
@@ -56,15 +60,26 @@ pub trait Feed: Send + Sync {
         organizations: &[OrganizationId],
         settled: i64,
     ) -> Result<Vec<(OrganizationId, i64)>>;
-    /// The next events after `after` and up to `up_to`, which must be settled. Its work and its size are bounded: a page may
-    /// hold nothing, and yet not have come to `up_to`.
+    /// The next events after `after` and up to `up_to`, which must be settled, by their status as it is now. Its work and its
+    /// size are bounded: a page may hold nothing, and yet not have come to `up_to`.
     async fn follow(
         &self,
         organization: OrganizationId,
-        wanted: Option<&EventPattern>,
+        wanted: &EventQuery,
         after: i64,
         up_to: i64,
     ) -> Result<FeedPage>;
     /// The place of an event, by its id, an alias of it, or an id that it had formerly.
     async fn place(&self, organization: OrganizationId, id: EventId) -> Result<Option<i64>>;
+    /// A settled place before every event that was accepted at that time or later. There may be others between.
+    async fn place_before(&self, organization: OrganizationId, since: Timestamp) -> Result<i64>;
+}
+
+/// The page that comes of what was seen up to `up_to`, and up to where all were looked at, as its `next`.
+pub(super) fn page<I>(wanted: &EventQuery, seen: Vec<Seen<I>>, up_to: i64) -> Page<Shown<I>, i64> {
+    let last = seen.last().filter(|_| seen.len() >= MAX_LOOKED_AT);
+    let looked_up_to = last.map_or(up_to, |last| last.seq);
+    let mut page = page::page_within(wanted.shown(seen), PAGE_EVENTS, FEED_BYTES);
+    page.next = page.next.or(Some(looked_up_to));
+    page
 }

@@ -55,6 +55,8 @@ pub trait Keeper: Send + Sync {
     /// Keeps `sealed` as the deployment's [check value](crate::seal::Sealer::check_value) if it has none yet, and gives
     /// the one that it has.
     async fn secret_check(&self, sealed: Sealed) -> Result<Sealed>;
+    /// The deployment's check value, if it has one.
+    async fn kept_secret_check(&self) -> Result<Option<Sealed>>;
     /// Puts another check value in place of this one; `false` if it is not that (any more).
     async fn replace_secret_check(&self, before: &Sealed, after: Sealed) -> Result<bool>;
     /// Makes partitions ahead, forgets secrets that sign no more, expires and drops what is older than `retention`, or than its

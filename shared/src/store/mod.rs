@@ -23,6 +23,7 @@ mod pulls;
 mod range;
 mod rehearsal;
 mod removals;
+mod replay_way;
 mod replays;
 mod set_aside;
 pub mod sqlite;
@@ -42,8 +43,8 @@ pub use self::{
     },
     erasures::{ERASURE_KEPT, Erased, Erasures, MAX_MARKS},
     events::{
-        AttemptRecord, DeliveryRecord, EventFilter, EventRecord, Events, IntakeBatch, IntakeOutcome, Order,
-        Passed, PlannedDelivery, StoredEvent,
+        ATTEMPTS_SHOWN, AttemptRecord, DeliveryRecord, EventFilter, EventRecord, Events, IntakeBatch,
+        IntakeOutcome, Order, Passed, PlannedDelivery, StoredEvent,
     },
     feed::{Feed, FeedEvent, FeedPage},
     insight::{DeliveryFilter, DeliveryPlace, Insight, ListedDelivery},
@@ -60,7 +61,10 @@ pub use self::{
     removals::{
         OrganizationStanding, REMAINING_COUNTED, REMOVAL_REMEMBERED, Removal, Removals, Removed, SWEPT_AFTER,
     },
-    replays::{ActedOn, Candidate, NewReplay, REPLAY_KEPT, Replay, ReplayStatus, ReplayStep, Replays},
+    replay_way::{Walk, Way},
+    replays::{
+        ActedOn, Candidate, Candidates, NewReplay, REPLAY_KEPT, Replay, ReplayStatus, ReplayStep, Replays,
+    },
     set_aside::{ID_OUT_OF_RANGE, SetAside, SetAsidePlace},
     statistics::{
         BACKLOG_COUNTED, BacklogAge, COUNTED_FOR, CircuitReport, FLEET_COUNTED_FOR, Fleet, Minute,

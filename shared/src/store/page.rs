@@ -5,6 +5,9 @@
 
 use super::{Page, Passed};
 
+/// What a delivery weighs in a list, with its last attempt, which has a detail of 1 KiB at most.
+const DELIVERY: u64 = 1024 + 512;
+
 /// The most bytes of payloads that one page of [`Events::list`](super::Events::list) has, unless its first event alone has
 /// more.
 pub const PAGE_BYTES: u64 = 1024 * 1024;
@@ -49,6 +52,21 @@ pub(super) fn page_within<I>(mut found: Vec<Shown<I>>, limit: u32, most: u64) ->
     Page { items: found, next }
 }
 
+/// The beginning of a page whose events have no more deliveries than one page may show, unless its first event alone has more.
+pub(super) fn within_deliveries<I>(
+    mut page: Page<Shown<I>, i64>,
+    deliveries: impl Fn(&Shown<I>) -> u64,
+) -> Page<Shown<I>, i64> {
+    for event in &mut page.items {
+        event.bytes = deliveries(event) * DELIVERY;
+    }
+    let begin = page_within(page.items, u32::MAX, PAGE_BYTES);
+    Page {
+        next: begin.next.or(page.next),
+        ..begin
+    }
+}
+
 impl Passed {
     /// Over what was `found` of at most `count`, where all that was looked at ends with `last`, if there may be more.
     pub(super) fn of<I>(found: &[Shown<I>], count: u64, last: Option<i64>) -> Self {
@@ -85,6 +103,29 @@ mod tests {
         assert_eq!(shown(&[half, half + 1], 10), (1, Some(1)));
         assert_eq!(shown(&[PAGE_BYTES + 1, 1], 10), (1, Some(1)));
         assert_eq!(shown(&[PAGE_BYTES + 1], 10), (1, None));
+    }
+
+    #[test]
+    fn a_page_has_so_many_deliveries_and_no_more() {
+        let most = PAGE_BYTES / DELIVERY;
+        let of = |deliveries: &[u64], next| {
+            let found = (0..).zip(deliveries).map(|(seq, _)| Shown {
+                id: (),
+                seq,
+                bytes: 1,
+            });
+            let page = Page {
+                items: found.collect(),
+                next,
+            };
+            let page = within_deliveries(page, |event| deliveries[usize::try_from(event.seq).unwrap()]);
+            (page.items.len(), page.next)
+        };
+        assert_eq!(of(&[], Some(9)), (0, Some(9)));
+        assert_eq!(of(&[most - 1, 1], None), (2, None));
+        assert_eq!(of(&[most - 1, 1], Some(9)), (2, Some(9)));
+        assert_eq!(of(&[most - 1, 1, 1], Some(9)), (2, Some(1)));
+        assert_eq!(of(&[2 * most, 1], None), (1, Some(0)));
     }
 
     #[test]

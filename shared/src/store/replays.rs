@@ -6,7 +6,7 @@ use async_trait::async_trait;
 
 #[cfg(doc)]
 use super::Change;
-use super::Result;
+use super::{Result, replay_way::Way};
 use crate::{
     DeliveryKey, DeliveryState, EventId, EventPattern, OrganizationId, ReplayId, SubscriptionId, Timestamp,
 };
@@ -92,8 +92,14 @@ pub struct Replay {
     pub event_types: Vec<EventPattern>,
     /// How it is.
     pub status: ReplayStatus,
-    /// All events up to this `seq` have been looked at.
+    /// Events from this `seq` on were stored after it was made, and are none of its. (Those that an older version makes say nothing.)
+    pub before_seq: Option<i64>,
+    /// By which way it comes by its events; found out when workers begin with it.
+    pub way: Option<Way>,
+    /// All events up to this `seq` have been looked at, unless it goes by time.
     pub after_seq: i64,
+    /// If it goes by time, all events accepted under ids up to this one have been looked at.
+    pub after_id: Option<EventId>,
     /// How many events have been looked at.
     pub looked_at: u64,
     /// How many deliveries were opened.
@@ -102,6 +108,17 @@ pub struct Replay {
     pub created_at: Timestamp,
     /// When it last got on.
     pub updated_at: Timestamp,
+}
+
+impl Replay {
+    /// How far it is, from 0 to 1: in time or in the order of intake, whichever it goes by. It never goes back.
+    pub fn progress(&self) -> f64 {
+        match (self.status, self.way) {
+            (ReplayStatus::Done, _) => 1.0,
+            (_, None) => 0.0,
+            (_, Some(way)) => way.progress(self.after_seq, self.after_id),
+        }
+    }
 }
 
 /// An event that a replay looks at.
@@ -117,13 +134,28 @@ pub struct Candidate {
     pub received_at: Timestamp,
 }
 
+/// The next events for a replay to look at.
+#[derive(Debug, Clone)]
+pub struct Candidates {
+    /// In the order of its way. There may be none, and yet more to come.
+    pub events: Vec<Candidate>,
+    /// How far it is by them: what its `after_seq` becomes.
+    pub after_seq: i64,
+    /// And its `after_id`.
+    pub after_id: Option<EventId>,
+    /// Whether there are no more.
+    pub last: bool,
+}
+
 /// How far a replay gets in one step.
 #[derive(Debug, Clone)]
 pub struct ReplayStep {
     /// The events, of those looked at, whose deliveries are to be opened if they ended as asked.
     pub events: Vec<EventId>,
-    /// The last that was looked at.
+    /// What its `after_seq` becomes.
     pub after_seq: i64,
+    /// And its `after_id`.
+    pub after_id: Option<EventId>,
     /// How many were looked at.
     pub looked_at: u64,
     /// Whether it is done by that.
@@ -155,10 +187,17 @@ pub trait Replays: Send + Sync {
     ) -> Result<Vec<Replay>>;
     /// Calls one off; what it has opened stays open. `false` if it does not run.
     async fn cancel_replay(&self, organization: OrganizationId, id: ReplayId) -> Result<bool>;
-    /// Those that run, the one first that got on least lately; each with whether its subscription is still there.
+    /// Those that run and are not [put off](Self::put_off_replay), the one first that had its turn least lately; each with whether
+    /// its subscription is still there.
     async fn running_replays(&self, limit: u32) -> Result<Vec<(Replay, bool)>>;
-    /// The next events for a replay to look at, in order of `seq`; nothing comes before them later.
-    async fn replay_candidates(&self, replay: &Replay, limit: u32) -> Result<Vec<Candidate>>;
+    /// Finds out by which way a replay is to go, once nothing is under way any more that was when it was made: what may still be
+    /// committed would be left out. `None` as long as there is, or if another was ahead.
+    async fn begin_replay(&self, replay: &Replay) -> Result<Option<Replay>>;
+    /// The next events for a replay that has its way, at most `limit`; nothing comes before them later. What is read to find them
+    /// is bounded as well.
+    async fn replay_candidates(&self, replay: &Replay, limit: u32) -> Result<Candidates>;
+    /// Gives its turn to others, and has none itself for so long.
+    async fn put_off_replay(&self, replay: &Replay, by: Duration) -> Result<()>;
     /// Opens deliveries and gets on, in one transaction; if another was ahead, nothing is done and `None` is the answer.
     async fn replay_step(&self, replay: &Replay, step: &ReplayStep) -> Result<Option<u64>>;
 }

@@ -5,14 +5,14 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 
 #[cfg(doc)]
-use super::{Change, Keeper};
+use super::{Change, Keeper, PAGE_BYTES};
 use super::{Page, PageRequest, Result};
 use crate::{
     EventPattern, EventType, Filter, OrganizationId, Subscription, SubscriptionId,
     filter::FiltersFull,
     seal::{KeyId, Sealed},
     signature::SignatureScheme,
-    subscription::{Metadata, Target},
+    subscription::{Full, Metadata, Target},
 };
 
 /// A change to a subscription; what is `None` stays.
@@ -74,7 +74,8 @@ pub struct InForce {
     pub organization: OrganizationId,
     /// Counts the changes to the organization's subscriptions.
     pub version: i64,
-    /// All that are not deleted, disabled ones and the built-in inbox included, in order of id.
+    /// All that are not deleted, disabled ones and the built-in inbox included, in order of id; without their descriptions and their
+    /// metadata, which nothing is planned by.
     pub subscriptions: Vec<Arc<Subscription>>,
 }
 
@@ -98,13 +99,14 @@ impl InForce {
 /// announced as [`Change::Subscription`].
 #[async_trait]
 pub trait Subscriptions: Send + Sync {
-    /// Adds one (its id, organization, target and so on as given; `version` 1, times the store's), unless the organization's
-    /// filters leave no room for its own: they are counted in the same transaction, so that however many are made at once,
-    /// there are never more than may be.
-    async fn create(&self, subscription: Subscription) -> Result<Result<Subscription, FiltersFull>>;
+    /// Adds one (its id, organization, target and so on as given; `version` 1, times the store's), unless the organization has no
+    /// room for it or for its filter: they are counted in the same transaction, so that however many are made at once, there are
+    /// never more than may be.
+    async fn create(&self, subscription: Subscription) -> Result<Result<Subscription, Full>>;
     /// Looks one up; deleted ones are gone.
     async fn get(&self, organization: OrganizationId, id: SubscriptionId) -> Result<Option<Subscription>>;
-    /// Lists those of an organization in order of id, oldest first, the built-in ones included.
+    /// Lists those of an organization in order of id, oldest first, the built-in ones included. A page ends before its limit rather
+    /// than weigh more than [`PAGE_BYTES`]; its `next` says that there is more.
     async fn list(
         &self,
         organization: OrganizationId,
@@ -162,6 +164,7 @@ pub trait Subscriptions: Send + Sync {
     /// What is in force for these organizations, each read in one snapshot with its version. An organization that does
     /// not exist is left out.
     async fn in_force(&self, organizations: &[OrganizationId]) -> Result<Vec<InForce>>;
-    /// These subscriptions as they are now; deleted ones are left out.
+    /// These subscriptions as they are now, without their descriptions and their metadata, which nothing is sent by; deleted ones are
+    /// left out.
     async fn by_ids(&self, ids: &[SubscriptionId]) -> Result<Vec<Arc<Subscription>>>;
 }

@@ -19,6 +19,14 @@ const MAX_VALUE: usize = 500;
 pub struct Metadata(BTreeMap<String, String>);
 
 impl Metadata {
+    /// About how many bytes its members take in memory.
+    pub(super) fn bytes(&self) -> usize {
+        self.0
+            .iter()
+            .map(|(key, value)| 64 + key.len() + value.len())
+            .sum()
+    }
+
     /// Checks the rule of a key.
     pub fn key(text: &str) -> Result<String, Invalid> {
         invalid::text(text, 1, MAX_KEY)

@@ -27,14 +27,8 @@ pub enum NoMatch {
 }
 
 impl NoMatch {
-    /// Why an event of this type, accepted at this time, has no delivery to the subscription. `verdict` is what its filter says,
-    /// if it has one and the type is one that it asks for.
-    pub fn why(
-        subscription: &Subscription,
-        event_type: &EventType,
-        received_at: Timestamp,
-        verdict: Option<&Verdict>,
-    ) -> Self {
+    /// Why an event of this type, accepted at this time, has no delivery to the subscription, whatever its filter says.
+    pub fn why(subscription: &Subscription, event_type: &EventType, received_at: Timestamp) -> Self {
         let is_system = event_type.as_str().starts_with(SYSTEM);
         let asks_for_system = || {
             subscription
@@ -42,17 +36,25 @@ impl NoMatch {
                 .iter()
                 .any(super::EventPattern::names_system_types)
         };
-        match (subscription.builtin, verdict) {
-            (_, Some(Verdict::False)) => Self::Filter,
-            (_, Some(Verdict::Failed(_))) => Self::FilterFailed,
-            (Some(Builtin::Inbox), _) if is_system => Self::SystemEvent,
-            (Some(Builtin::Inbox), _) => Self::OthersMatch,
+        match subscription.builtin {
+            Some(Builtin::Inbox) if is_system => Self::SystemEvent,
+            Some(Builtin::Inbox) => Self::OthersMatch,
             _ if subscription.wants(event_type) && subscription.created_at > received_at => {
                 Self::CreatedLater
             }
             _ if subscription.wants(event_type) => Self::ChangedLater,
             _ if is_system && !asks_for_system() => Self::SystemEvent,
             _ => Self::EventType,
+        }
+    }
+
+    /// Why, by what its filter says as well: it is asked if the type is one that the subscription wants.
+    #[must_use]
+    pub const fn or_filter(self, verdict: Option<&Verdict>) -> Self {
+        match verdict {
+            Some(Verdict::False) => Self::Filter,
+            Some(Verdict::Failed(_)) => Self::FilterFailed,
+            Some(Verdict::Matches) | None => self,
         }
     }
 }
@@ -134,16 +136,16 @@ mod tests {
                 version: 1,
                 created_at: made,
                 updated_at: made,
+                enabled_at: None,
             };
             let event_type = EventType::parse_any(event_type).unwrap();
-            let why = NoMatch::why(&subscription, &event_type, received_at, None);
+            let why = NoMatch::why(&subscription, &event_type, received_at);
             assert_eq!(why, expected, "{patterns:?} {event_type}");
-            if matches!(why, NoMatch::CreatedLater | NoMatch::ChangedLater) {
-                let why = |verdict| NoMatch::why(&subscription, &event_type, received_at, Some(verdict));
-                assert_eq!(why(&Verdict::Matches), expected);
-                assert_eq!(why(&Verdict::False), NoMatch::Filter);
-                assert_eq!(why(&Verdict::Failed(String::new())), NoMatch::FilterFailed);
-            }
+            assert_eq!(why.or_filter(None), expected);
+            assert_eq!(why.or_filter(Some(&Verdict::Matches)), expected);
+            assert_eq!(why.or_filter(Some(&Verdict::False)), NoMatch::Filter);
+            let failed = Verdict::Failed(String::new());
+            assert_eq!(why.or_filter(Some(&failed)), NoMatch::FilterFailed);
         }
     }
 }

@@ -380,6 +380,39 @@ pub(crate) async fn claims_never_overlap(store: &Store) {
     assert_eq!(claimed.iter().collect::<HashSet<_>>().len(), events.len());
 }
 
+/// A worker that has just come is not among the living that a claim sees which began before. Some claim from many lanes, others,
+/// meanwhile, from those that come last.
+pub(crate) async fn claims_of_workers_that_just_came_never_overlap(store: &Store) {
+    let mut lanes = Vec::new();
+    for _ in 0..30 {
+        lanes.push(lane(store, 100, None).await.1);
+    }
+    let wanted: Vec<_> = lanes.iter().map(|lane| (*lane, 40)).collect();
+    let mut tasks = JoinSet::new();
+    for at in 0..6 {
+        let (store, few) = (store.clone(), [(lanes[29 - at], 3)]);
+        let wanted = if at < 2 { wanted.clone() } else { few.to_vec() };
+        tasks.spawn(async move {
+            let mut mine = Vec::new();
+            let mut empty = 0;
+            while empty < 20 {
+                let claimed = store
+                    .deliveries
+                    .claim(worker(&store).await, &wanted)
+                    .await
+                    .unwrap();
+                empty = if claimed.is_empty() { empty + 1 } else { 0 };
+                mine.extend(claimed.into_iter().map(|one| one.key));
+            }
+            mine
+        });
+    }
+    let claimed: Vec<_> = tasks.join_all().await.into_iter().flatten().collect();
+    let twice = claimed.len() - claimed.iter().collect::<HashSet<_>>().len();
+    assert_eq!(twice, 0, "deliveries that two claimed");
+    assert_eq!(claimed.len(), 3_000);
+}
+
 pub(crate) async fn lanes_go_round(store: &Store) {
     let mut lanes = Vec::new();
     for _ in 0..5 {

@@ -273,15 +273,21 @@ pub(crate) async fn what_is_erased_is_not_opened_again(store: &Store) {
         event_types: vec![EventPattern::all()],
     };
     let replay = store.replays.create_replay(new, 1).await.unwrap().unwrap();
+    let replay = store.replays.begin_replay(&replay).await.unwrap().unwrap();
     let candidates = store.replays.replay_candidates(&replay, 10).await.unwrap();
     let step = ReplayStep {
-        events: candidates.iter().map(|candidate| candidate.event).collect(),
-        after_seq: candidates.last().unwrap().seq,
+        events: candidates
+            .events
+            .iter()
+            .map(|candidate| candidate.event)
+            .collect(),
+        after_seq: candidates.after_seq,
+        after_id: candidates.after_id,
         looked_at: 2,
         done: true,
     };
     let opened = store.replays.replay_step(&replay, &step).await.unwrap();
-    assert_eq!((candidates.len(), opened), (2, Some(1)));
+    assert_eq!((candidates.events.len(), opened), (2, Some(1)));
     let claimed = store.deliveries.claim(me, &[(push, 10)]).await.unwrap();
     let claimed: Vec<_> = claimed.iter().map(|claimed| claimed.key.event).collect();
     assert_eq!(claimed, [stays.id]);

@@ -1,14 +1,20 @@
-use std::slice::from_ref;
+use std::{slice::from_ref, time::Duration};
 
 use shared::{
-    AcceptedEvent, EventId, EventStatus, EventType, OrganizationId, Payload, Timestamp,
+    AcceptedEvent, DeliveryState, EventId, EventStatus, EventType, OrganizationId, Payload, ReplayId,
+    Subscription, SubscriptionId, Timestamp,
     delivery::Next,
-    store::{EventFilter, Order, PageRequest, SetAside, Store},
+    store::{
+        ActedOn, EventFilter, EventQuery, EventRecord, LeaseChange, NewReplay, Order, PageRequest,
+        PullSource, Pulled, ReplayStep, SetAside, Store,
+    },
+    subscription::Target,
 };
 use tokio::task::JoinSet;
 
 use super::world::{
-    MINUTE, after, event, failed, first, get, inbox, organization, push, succeeded, take_in, worker,
+    MINUTE, after, event, failed, first, get, inbox, key, new_push, organization, push, succeeded, take_in,
+    worker,
 };
 
 async fn ids(
@@ -233,6 +239,298 @@ pub(crate) async fn filtered_by_failure(store: &Store) {
         .find(|delivery| delivery.subscription == one)
         .unwrap();
     assert_eq!(delivery.log.len(), 1);
+}
+
+/// Whether lists show of every status just those events that are shown to have it, as [`EventFilter::shows`] says.
+async fn is_found_as_it_is_shown(store: &Store, organization: OrganizationId, after: &str) {
+    let page = store
+        .events
+        .list(
+            organization,
+            &EventFilter::default(),
+            Order::OldestFirst,
+            first(100),
+            0,
+        )
+        .await
+        .unwrap();
+    let mut filters = vec![(EventStatus::ALL.to_vec(), Some(true)), (vec![], Some(false))];
+    for status in EventStatus::ALL {
+        filters.extend([None, Some(true), Some(false)].map(|failed| (vec![status], failed)));
+    }
+    for (statuses, failed) in filters {
+        let filter = EventFilter {
+            statuses,
+            failed,
+            event_type: None,
+        };
+        let shown = page.items.iter().filter(|event| filter.shows(event));
+        let shown: Vec<_> = shown.map(|event| event.id).collect();
+        let found = ids(store, organization, &filter, Order::OldestFirst).await;
+        assert_eq!(found, shown, "after {after}: {filter:?}");
+        let count = store.events.count(organization, &filter, 100).await.unwrap();
+        assert_eq!(count, shown.len() as u64, "after {after}: {filter:?}");
+    }
+    for event in &page.items {
+        let alone = get(store, organization, event.id).await;
+        assert_eq!(
+            (alone.status(), alone.has_failed()),
+            (event.status(), event.has_failed())
+        );
+    }
+}
+
+pub(crate) async fn found_as_they_are_shown(store: &Store) {
+    let ours = organization(store).await.id;
+    let (one, two, me) = (
+        push(store, ours).await.id,
+        push(store, ours).await.id,
+        worker(store).await,
+    );
+    let events: Vec<_> = (0..6).map(|_| event(ours)).collect();
+    for event in &events {
+        take_in(store, me, from_ref(event), &[(one, true), (two, true)]).await;
+    }
+    let failing = async |event: &AcceptedEvent| {
+        let shown = get(store, ours, event.id).await;
+        (shown.status(), shown.has_failed())
+    };
+    let agree = async |after: &str| is_found_as_it_is_shown(store, ours, after).await;
+    agree("intake, held").await;
+
+    let retry = Next::Retry { after: MINUTE };
+    let outcomes = [
+        failed(&events[0], one, 1, retry),
+        failed(&events[1], one, 1, Next::DeadLetter),
+        failed(&events[2], one, 1, Next::DeadLetter),
+        succeeded(&events[1], two, 1),
+        failed(&events[2], two, 1, retry),
+        succeeded(&events[3], one, 1),
+        succeeded(&events[3], two, 1),
+    ];
+    assert_eq!(
+        store.deliveries.record(me, &outcomes).await.unwrap().len(),
+        outcomes.len()
+    );
+    agree("outcomes").await;
+    assert_eq!(failing(&events[0]).await, (EventStatus::Pending, true));
+    assert_eq!(failing(&events[1]).await, (EventStatus::DeadLetter, false));
+    assert_eq!(failing(&events[2]).await, (EventStatus::Pending, true));
+
+    // What waits is due now, and has failed as before; what has ended begins anew.
+    for event in &events[..4] {
+        let retried = store.replays.retry(ours, key(event, one)).await.unwrap();
+        assert_eq!(retried, ActedOn::Done);
+    }
+    agree("a retry").await;
+    assert_eq!(failing(&events[0]).await, (EventStatus::Pending, true));
+    assert_eq!(failing(&events[1]).await, (EventStatus::Pending, false));
+    assert_eq!(failing(&events[3]).await, (EventStatus::Pending, false));
+    assert_eq!(store.deliveries.claim(me, &[(one, 10)]).await.unwrap().len(), 4);
+    agree("a claim").await;
+    let keys: Vec<_> = events[..4].iter().map(|event| key(event, one)).collect();
+    store.deliveries.release(me, &keys).await.unwrap();
+    agree("a release").await;
+    assert_eq!(store.deliveries.claim(me, &[(one, 10)]).await.unwrap().len(), 4);
+    let again = [
+        failed(&events[1], one, 2, retry),
+        failed(&events[3], one, 2, Next::DeadLetter),
+    ];
+    assert_eq!(store.deliveries.record(me, &again).await.unwrap().len(), 2);
+    agree("another failure").await;
+    assert_eq!(failing(&events[1]).await, (EventStatus::Pending, true));
+
+    assert_eq!(replayed(store, one, ours, &events[3]).await, Some(1));
+    agree("a replay").await;
+    assert_eq!(failing(&events[3]).await, (EventStatus::Pending, false));
+
+    for event in &events[..2] {
+        for subscription in [one, two] {
+            store
+                .replays
+                .cancel(ours, key(event, subscription))
+                .await
+                .unwrap();
+        }
+    }
+    agree("a cancellation").await;
+    store.deliveries.acknowledge(ours, &[events[2].id]).await.unwrap();
+    agree("an acknowledgement").await;
+    store.erasures.erase(ours, events[4].id).await.unwrap();
+    agree("an erasure").await;
+
+    let version = store.subscriptions.get(ours, two).await.unwrap().unwrap().version;
+    store
+        .subscriptions
+        .disable(ours, two, version, "gone", false)
+        .await
+        .unwrap();
+    agree("a subscription is disabled").await;
+    store.subscriptions.delete(ours, one).await.unwrap();
+    agree("a subscription is deleted").await;
+    store.deliveries.resign(me).await.unwrap();
+    agree("a lease that is over").await;
+}
+
+/// Opens the dead letter of an event again by a replay.
+async fn replayed(
+    store: &Store,
+    subscription: SubscriptionId,
+    organization: OrganizationId,
+    event: &AcceptedEvent,
+) -> Option<u64> {
+    let replay = NewReplay {
+        id: ReplayId::new(),
+        organization,
+        subscription,
+        since: None,
+        until: None,
+        statuses: vec![DeliveryState::DeadLetter],
+        event_types: vec![],
+    };
+    let replay = store.replays.create_replay(replay, 1).await.unwrap().unwrap();
+    let step = ReplayStep {
+        events: vec![event.id],
+        after_seq: get(store, organization, event.id).await.seq,
+        after_id: None,
+        looked_at: 1,
+        done: true,
+    };
+    store.replays.replay_step(&replay, &step).await.unwrap()
+}
+
+pub(crate) async fn pulled_ones_are_found_as_they_are_shown(store: &Store) {
+    let ours = organization(store).await.id;
+    let pull = Subscription {
+        target: Target::Pull,
+        ..new_push(ours)
+    };
+    let source = PullSource {
+        organization: ours,
+        subscription: store.subscriptions.create(pull).await.unwrap().unwrap().id,
+    };
+    let me = worker(store).await;
+    let events = [event(ours), event(ours)];
+    for event in &events {
+        take_in(store, me, from_ref(event), &[(source.subscription, false)]).await;
+    }
+    let failing = async || {
+        let shown = get(store, ours, events[0].id).await;
+        (shown.status(), shown.has_failed())
+    };
+    let agree = async |after: &str| is_found_as_it_is_shown(store, ours, after).await;
+    let Pulled::Events(pulled) = store.pulls.pull(source, 2, MINUTE).await.unwrap() else {
+        panic!("there is something to pull");
+    };
+    let pulled: Vec<_> = pulled.iter().map(|event| event.id).collect();
+    assert_eq!(pulled.len(), 2);
+    agree("a pull").await;
+    assert_eq!(failing().await, (EventStatus::Pending, false));
+    let release = LeaseChange::Release {
+        due_in: Duration::ZERO,
+    };
+    store
+        .pulls
+        .change_leases(source, &pulled[..1], release)
+        .await
+        .unwrap();
+    agree("a lease given back").await;
+    assert_eq!(failing().await, (EventStatus::Pending, false));
+    store
+        .pulls
+        .acknowledge_pulled(source, &pulled[1..])
+        .await
+        .unwrap();
+    agree("what was pulled is acknowledged").await;
+}
+
+pub(crate) async fn pages_are_bounded_in_deliveries(store: &Store) {
+    const EACH: usize = 150;
+    let ours = organization(store).await.id;
+    let mut to = Vec::new();
+    for _ in 0..EACH {
+        to.push((push(store, ours).await.id, false));
+    }
+    let me = worker(store).await;
+    let events: Vec<_> = (0..10).map(|_| event(ours)).collect();
+    for event in &events {
+        take_in(store, me, from_ref(event), &to).await;
+    }
+    let newest: Vec<_> = events.iter().rev().map(|event| event.id).collect();
+    for searched in [false, true] {
+        let (mut seen, mut sizes, mut request) = (Vec::new(), Vec::new(), first(100));
+        loop {
+            let page = if searched {
+                let all = EventQuery::default();
+                store.events.browse(ours, &all, request).await
+            } else {
+                let all = EventFilter::default();
+                store
+                    .events
+                    .list(ours, &all, Order::NewestFirst, request, 0)
+                    .await
+            };
+            let page = page.unwrap();
+            sizes.push(page.items.len());
+            assert!(page.items.iter().all(|event| event.deliveries.len() == EACH));
+            seen.extend(page.items.iter().map(|event| event.id));
+            match page.next {
+                Some(next) => request = after(next, 100),
+                None => break,
+            }
+        }
+        assert_eq!(seen, newest);
+        assert_eq!(sizes, [4, 4, 2], "about 680 deliveries are shown at once");
+    }
+}
+
+pub(crate) async fn the_last_attempts_are_shown(store: &Store) {
+    let ours = organization(store).await.id;
+    let me = worker(store).await;
+    let failing = push(store, ours).await.id;
+    let mut to = vec![(failing, true)];
+    for _ in 1..250 {
+        to.push((push(store, ours).await.id, false));
+    }
+    let event = event(ours);
+    take_in(store, me, from_ref(&event), &to).await;
+    let at_once = Next::Retry {
+        after: Duration::ZERO,
+    };
+    for number in 1..=9 {
+        let outcome = [failed(&event, failing, number, at_once)];
+        assert_eq!(store.deliveries.record(me, &outcome).await.unwrap().len(), 1);
+        let claimed = store.deliveries.claim(me, &[(failing, 1)]).await.unwrap();
+        assert_eq!(claimed.len(), 1);
+    }
+    let numbers = |event: &EventRecord| {
+        let mut deliveries = event.deliveries.iter();
+        let one = deliveries
+            .find(|delivery| delivery.subscription == failing)
+            .unwrap();
+        one.log.iter().map(|attempt| attempt.number).collect::<Vec<_>>()
+    };
+    // As many of each as there is room for of all.
+    let shown = get(store, ours, event.id).await;
+    assert_eq!(shown.deliveries.len(), 250);
+    assert_eq!(numbers(&shown), [6, 7, 8, 9]);
+    // Alone, it shows them all.
+    let shown = store
+        .events
+        .get_delivery(ours, event.id, failing)
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(shown.deliveries.len(), 1);
+    assert_eq!(numbers(&shown), [1, 2, 3, 4, 5, 6, 7, 8, 9]);
+    let none = inbox(store, ours).await;
+    let shown = store
+        .events
+        .get_delivery(ours, event.id, none)
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(shown.deliveries.is_empty());
 }
 
 pub(crate) async fn filtered_by_type(store: &Store) {

@@ -197,7 +197,7 @@ pub(crate) async fn a_search_is_bounded_in_work(store: &Store) {
 async fn follow(
     store: &Store,
     organization: OrganizationId,
-    wanted: Option<&EventPattern>,
+    wanted: &EventQuery,
     mut after: i64,
 ) -> (Vec<EventId>, i64) {
     let settled = store.feed.settled().await.unwrap();
@@ -253,19 +253,31 @@ pub(crate) async fn followed_in_order(store: &Store) {
     }
     let mut ids: Vec<_> = events.iter().map(|event| event.id).collect();
     ids.sort_unstable();
-    let (seen, end) = follow(store, ours, None, begin).await;
+    let (seen, end) = follow(store, ours, &EventQuery::default(), begin).await;
     assert_eq!(seen.len(), ids.len());
     let mut sorted = seen.clone();
     sorted.sort_unstable();
     assert_eq!(sorted, ids);
-    let (sevens, sevens_end) = follow(store, ours, Some(&pattern("seven")), begin).await;
+    let of_seven = EventQuery {
+        event_type: Some(pattern("seven")),
+        ..EventQuery::default()
+    };
+    let (sevens, sevens_end) = follow(store, ours, &of_seven, begin).await;
     assert_eq!(sevens.len(), 3);
     assert_eq!(sevens_end, end);
-    assert!(follow(store, ours, None, end).await.0.is_empty());
+    assert!(
+        follow(store, ours, &EventQuery::default(), end)
+            .await
+            .0
+            .is_empty()
+    );
     // From any event on there comes what came after it.
     for at in [0, 100, 259] {
         let place = store.feed.place(ours, seen[at]).await.unwrap().unwrap();
-        assert_eq!(follow(store, ours, None, place).await.0, seen[at + 1..]);
+        assert_eq!(
+            follow(store, ours, &EventQuery::default(), place).await.0,
+            seen[at + 1..]
+        );
         assert_eq!(store.feed.place(theirs, seen[at]).await.unwrap(), None);
     }
     assert_eq!(store.feed.place(ours, EventId::new()).await.unwrap(), None);
@@ -276,6 +288,65 @@ pub(crate) async fn followed_in_order(store: &Store) {
         .await
         .unwrap();
     assert_eq!(all.len(), 2);
+}
+
+pub(crate) async fn followed_by_time_and_status(store: &Store) {
+    let ours = organization(store).await.id;
+    let (push, me) = (push(store, ours).await.id, worker(store).await);
+    let begin = store.feed.settled().await.unwrap();
+    let now = Timestamp::now();
+    let ago = |minutes: u32| now.minus(minutes * MINUTE);
+    let events: Vec<_> = [30, 10, 20, 0]
+        .map(|minutes| AcceptedEvent {
+            received_at: ago(minutes),
+            ..event(ours)
+        })
+        .to_vec();
+    for event in &events {
+        take_in(store, me, from_ref(event), &[(push, true)]).await;
+    }
+    let of = async |since: Option<Timestamp>, until: Option<Timestamp>, status: Option<EventStatus>| {
+        let query = EventQuery {
+            since,
+            until,
+            status,
+            event_type: None,
+        };
+        let place = match since {
+            Some(since) => store.feed.place_before(ours, since).await.unwrap(),
+            None => begin,
+        };
+        let followed = follow(store, ours, &query, place).await.0;
+        let places = followed
+            .iter()
+            .map(|id| events.iter().position(|event| event.id == *id).unwrap());
+        places.collect::<Vec<_>>()
+    };
+    for (since, until, shown) in [
+        (Some(ago(60 * 24 * 365)), None, vec![0, 1, 2, 3]),
+        (Some(ago(20)), None, vec![1, 2, 3]),
+        (Some(ago(20)), Some(ago(0)), vec![1, 2]),
+        (None, Some(ago(20)), vec![0]),
+        (Some(ago(5)), Some(ago(10)), vec![]),
+        (Some(now.plus(MINUTE)), None, vec![]),
+    ] {
+        assert_eq!(of(since, until, None).await, shown, "{since:?} {until:?}");
+    }
+    // Their status is what it is when they are read.
+    let pending = Some(EventStatus::Pending);
+    assert_eq!(of(None, None, pending).await, [0, 1, 2, 3]);
+    let outcomes = [
+        failed(&events[1], push, 1, Next::DeadLetter),
+        succeeded(&events[2], push, 1),
+    ];
+    store.deliveries.record(me, &outcomes).await.unwrap();
+    assert_eq!(of(None, None, pending).await, [0, 3]);
+    assert_eq!(of(None, None, Some(EventStatus::DeadLetter)).await, [1]);
+    assert_eq!(of(Some(ago(20)), None, pending).await, [3]);
+    // Where nothing is stored since, it begins with what comes.
+    let theirs = organization(store).await.id;
+    let place = store.feed.place_before(theirs, ago(1)).await.unwrap();
+    assert!(place <= store.feed.settled().await.unwrap());
 }
 
 pub(crate) async fn a_place_is_had_by_any_id(store: &Store) {
@@ -313,7 +384,7 @@ pub(crate) async fn who_follows_misses_nothing(store: &Store) {
     let mut seen = 0;
     while seen < expected {
         let writing = !tasks.is_empty();
-        let (events, next) = follow(store, ours, None, place).await;
+        let (events, next) = follow(store, ours, &EventQuery::default(), place).await;
         seen += events.len();
         place = next;
         while let Some(task) = tasks.try_join_next() {

@@ -30,11 +30,11 @@ macro_rules! conformance_tests {
                 keys_grant_until_they_end, rotating_without_overlap_ends_the_old_key,
                 rotating_with_overlap_ends_the_old_key_later, rotated_by_many_it_has_one_successor, rotating_gives_no_scope_that_is_not_held,
                 the_last_use_is_noted_rarely, a_hash_belongs_to_one_key;
-            subscriptions: created_and_read_back, listed_in_pages, patched_by_version, changes_raise_the_version,
+            subscriptions: created_and_read_back, listed_in_pages, pages_have_a_weight, patched_by_version, changes_raise_the_version,
                 enabling_clears_the_reason, deleted_ones_are_gone, one_webhook_an_organization,
                 in_force_leaves_out_unknown_organizations, disabled_by_version, secrets_are_rotated,
-                secrets_are_sealed_anew, a_change_by_what_was_sealed_before_is_a_conflict, filters_have_bounds_together,
-                an_organization_has_so_many_filters, filters_made_at_once_keep_the_bound;
+                secrets_are_sealed_anew, to_be_enabled_makes_another_subscriber, a_change_by_what_was_sealed_before_is_a_conflict, filters_have_bounds_together,
+                an_organization_has_so_many_subscriptions, filters_made_at_once_keep_the_bound;
             intake: payloads_are_kept_byte_for_byte, a_frame_delivered_twice_changes_nothing,
                 a_stale_plan_writes_nothing, an_unknown_organization_is_stale, duplicates_become_aliases,
                 duplicates_within_a_batch, keys_belong_to_an_organization, repeats_count_once,
@@ -43,11 +43,13 @@ macro_rules! conformance_tests {
                 a_former_id_of_a_repeat_leads_to_the_first, a_former_id_is_stored_with_its_event_or_not_at_all,
                 put_back_by_many_it_is_stored_once, room_is_made_for_what_is_kept, a_rehearsal_leaves_nothing;
             events: another_organizations_are_not_found, listed_both_ways, filtered_by_status, filtered_by_failure,
-                filtered_by_type, pages_are_bounded_in_bytes, counted_no_further_than_asked,
+                found_as_they_are_shown, pulled_ones_are_found_as_they_are_shown, filtered_by_type, pages_are_bounded_in_bytes,
+                pages_are_bounded_in_deliveries, the_last_attempts_are_shown, counted_no_further_than_asked,
                 a_rare_status_takes_pages_and_none_looks_far, readers_skip_nothing, set_aside_and_forgotten,
                 set_aside_again_is_counted;
             deliveries: held_from_intake, leases_run_out, an_ended_lease_does_not_come_back, resigning_frees,
-                claimed_oldest_first, only_served_lanes_are_claimed, claims_never_overlap, lanes_go_round,
+                claimed_oldest_first, only_served_lanes_are_claimed, claims_never_overlap,
+                claims_of_workers_that_just_came_never_overlap, lanes_go_round,
                 released_and_still_held, backlog_is_counted, claims_are_bounded_by_bytes, what_was_parked_goes_in_order;
             lanes: a_lane_has_one_owner, many_want_a_lane_and_one_has_it, taken_in_order_up_to_what_waits,
                 only_its_owner_takes_in_order, what_was_tried_before_is_in_order_too, order_holds_beside_intakes,
@@ -61,6 +63,9 @@ macro_rules! conformance_tests {
                 whatever_else_ends_a_delivery_ends_its_lease, retention_ends_what_is_leased, pulls_are_bounded_by_bytes,
                 pulls_never_overlap, lists_show_what_is_leased, who_waits_is_told, any_order_of_operations;
             replays: one_is_opened_again, one_is_called_off, a_replay_gets_on_step_by_step, a_replay_is_called_off,
+                a_window_in_a_long_history_is_found_at_once, a_replay_looks_at_no_more_than_there_was,
+                what_has_another_id_is_found_by_when_it_was_accepted, whoever_cannot_get_on_lets_others_by,
+                events_of_many_dead_letters_are_not_passed_over,
                 opening_is_announced, cancelling_what_a_worker_holds_is_announced, what_is_opened_again_is_in_order;
             erasures: what_is_stored_is_erased_in_place, what_a_worker_holds_is_called_off,
                 erased_by_any_of_its_ids_and_by_no_one_else, ids_that_cannot_come_are_not_found,
@@ -68,7 +73,7 @@ macro_rules! conformance_tests {
                 what_is_erased_is_not_opened_again, what_was_set_aside_is_forgotten,
                 erasing_beside_intakes_misses_nothing;
             feed: searched_by_type, searched_by_time, searched_by_status, a_search_is_bounded_in_work,
-                followed_in_order, a_place_is_had_by_any_id, who_follows_misses_nothing;
+                followed_in_order, followed_by_time_and_status, a_place_is_had_by_any_id, who_follows_misses_nothing;
             removals: an_organization_goes_with_everything, removed_by_many_it_is_counted_once,
                 organizations_are_listed_newest_first, keys_end_with_their_organization, nothing_is_stored_after_all,
                 an_organization_keeps_its_events_for_shorter;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use shared::{
     SubscriptionId,
     store::{Change, Pause, Store},
+    subscription::Subscriber,
 };
 use tokio::sync::broadcast;
 
@@ -30,17 +31,17 @@ async fn next_pause(changes: &mut broadcast::Receiver<Change>) -> Pause {
     }
 }
 
-fn pause(subscription: SubscriptionId, version: i64, seconds: u64) -> Pause {
+fn pause(subscription: SubscriptionId, subscriber: i64, seconds: u64) -> Pause {
     Pause {
         subscription,
-        version,
+        subscriber: Subscriber::numbered(subscriber),
         lasts: Duration::from_secs(seconds),
     }
 }
 
 /// Whether `one` is as the other was, at most a minute ago.
 fn is_left_of(one: &Pause, was: &Pause) -> bool {
-    (one.subscription, one.version) == (was.subscription, was.version)
+    (one.subscription, one.subscriber) == (was.subscription, was.subscriber)
         && one.lasts <= was.lasts
         && one.lasts + MINUTE > was.lasts
 }
@@ -49,14 +50,14 @@ pub(crate) async fn the_longest_counts_and_is_announced(store: &Store) {
     let ours = organization(store).await.id;
     let (one, other) = (push(store, ours).await.id, push(store, ours).await.id);
     let mut changes = listening(store).await;
-    let (short, long, later) = (pause(one, 1, 600), pause(one, 1, 1_200), pause(one, 2, 300));
+    let (short, long, another) = (pause(one, 2, 600), pause(one, 2, 1_200), pause(one, 1, 300));
     for (noted, announced) in [
         (short, Some(short)),
         (long, Some(long)),
         (short, None),
-        // By a later version of the subscription: of the one before it says nothing more.
-        (later, Some(later)),
-        (long, None),
+        // It is sent to another: of the one before it says nothing more.
+        (another, Some(another)),
+        (pause(one, 1, 200), None),
     ] {
         store.pauses.note_pauses(&[noted]).await.unwrap();
         if let Some(announced) = announced {
@@ -66,13 +67,17 @@ pub(crate) async fn the_longest_counts_and_is_announced(store: &Store) {
     }
     // The next word is of what comes next: there was none in between.
     let others = pause(other, 1, 900);
-    store.pauses.note_pauses(&[short, others]).await.unwrap();
+    store
+        .pauses
+        .note_pauses(&[pause(one, 1, 200), others])
+        .await
+        .unwrap();
     let word = next_pause(&mut changes).await;
     assert!(is_left_of(&word, &others), "{word:?}");
     let known = store.pauses.pauses(10).await.unwrap();
     assert_eq!(known.len(), 2, "{known:?}");
     assert!(
-        is_left_of(&known[0], &others) && is_left_of(&known[1], &later),
+        is_left_of(&known[0], &others) && is_left_of(&known[1], &another),
         "{known:?}"
     );
     let longest = store.pauses.pauses(1).await.unwrap();

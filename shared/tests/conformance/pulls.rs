@@ -429,6 +429,7 @@ pub(crate) async fn whatever_else_ends_a_delivery_ends_its_lease(store: &Store) 
     let step = ReplayStep {
         events: ids(&events),
         after_seq: i64::MAX,
+        after_id: None,
         looked_at: 4,
         done: true,
     };

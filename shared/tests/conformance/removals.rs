@@ -79,7 +79,7 @@ pub(crate) async fn full(store: &Store, events: usize) -> (OrganizationId, Subsc
     store.insight.write_circuits(me, &[open], &[]).await.unwrap();
     let pause = Pause {
         subscription: push,
-        version: subscription.version,
+        subscriber: shared::subscription::Subscriber::of(&subscription, subscription.push().unwrap()),
         lasts: MINUTE,
     };
     store.pauses.note_pauses(&[pause]).await.unwrap();

@@ -3,17 +3,26 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use shared::{
     Builtin, EventPattern, Filter, OrganizationId, RetrySchedule, Subscription, SubscriptionId, Timestamp,
-    filter::{FiltersFull, MAX_CHARACTERS, MAX_FILTER, MAX_FILTERS, MAX_PATTERNS_TOGETHER},
+    filter::{FiltersFull, MAX_CHARACTERS, MAX_FILTER, MAX_PATTERNS_TOGETHER},
     seal::Sealed,
     signature::SignatureScheme,
-    store::{NewSecret, PatchOutcome, Store, StoreError, SubscriptionPatch},
+    store::{NewSecret, PAGE_BYTES, PatchOutcome, Store, StoreError, SubscriptionPatch},
     subscription::{
-        AttemptTimeout, Format, HeaderName, MaxInFlight, Metadata, Ordering, Push, RateLimit, SealedHeaders,
-        Target,
+        AttemptTimeout, Format, Full, HeaderName, MAX_SUBSCRIPTIONS, MaxInFlight, Metadata, Ordering, Push,
+        RateLimit, SealedHeaders, Subscriber, Target,
     },
 };
 
 use super::world::{MINUTE, after, first, inbox, new_push, organization, push};
+
+/// As it is read by what serves it: without what is for people.
+fn as_served(subscription: Subscription) -> Subscription {
+    Subscription {
+        description: None,
+        metadata: Metadata::default(),
+        ..subscription
+    }
+}
 
 async fn version(store: &Store, organization: OrganizationId) -> i64 {
     store.subscriptions.in_force(&[organization]).await.unwrap()[0].version
@@ -84,7 +93,7 @@ pub(crate) async fn created_and_read_back(store: &Store) {
             .by_ids(&[made.id, SubscriptionId::new()])
             .await
             .unwrap()[0],
-        made
+        as_served(made)
     );
     let orphan = store
         .subscriptions
@@ -119,6 +128,42 @@ pub(crate) async fn listed_in_pages(store: &Store) {
             .next
             .is_none()
     );
+}
+
+pub(crate) async fn pages_have_a_weight(store: &Store) {
+    let ours = organization(store).await.id;
+    let mut ids = vec![inbox(store, ours).await];
+    for _ in 0..40 {
+        let patterns =
+            (0..100).map(|n| EventPattern::parse(&format!("{}.{n:0245}", "x".repeat(10))).unwrap());
+        let heavy = Subscription {
+            event_types: patterns.collect(),
+            metadata: metadata("note", &"y".repeat(490)),
+            ..new_push(ours)
+        };
+        ids.push(store.subscriptions.create(heavy).await.unwrap().unwrap().id);
+    }
+    ids.sort_unstable();
+    let (mut listed, mut pages, mut request) = (Vec::new(), 0, first(1_000));
+    loop {
+        let page = store.subscriptions.list(ours, request).await.unwrap();
+        let weigh = |one: &Subscription| {
+            one.event_types
+                .iter()
+                .map(|one| one.as_str().len())
+                .sum::<usize>()
+        };
+        let weight: usize = page.items.iter().map(weigh).sum();
+        assert!(weight <= usize::try_from(PAGE_BYTES).unwrap(), "{weight}");
+        listed.extend(page.items.iter().map(|one| one.id));
+        pages += 1;
+        match page.next {
+            Some(next) => request = after(next, 1_000),
+            None => break,
+        }
+    }
+    assert_eq!(listed, ids);
+    assert_eq!(pages, 2, "1 MiB of about 1.03 in the first");
 }
 
 pub(crate) async fn patched_by_version(store: &Store) {
@@ -245,10 +290,16 @@ pub(crate) async fn filters_have_bounds_together(store: &Store) {
     let most = MAX_PATTERNS_TOGETHER;
     let first = make(long_filter(most - 3)).await.unwrap();
     let before = version(store, ours).await;
-    assert_eq!(make(long_filter(4)).await, Err(FiltersFull::Patterns));
+    assert_eq!(
+        make(long_filter(4)).await,
+        Err(Full::Filters(FiltersFull::Patterns))
+    );
     assert_eq!(version(store, ours).await, before, "nothing was changed");
     let last = make(long_filter(3)).await.unwrap();
-    assert_eq!(make(long_filter(1)).await, Err(FiltersFull::Patterns));
+    assert_eq!(
+        make(long_filter(1)).await,
+        Err(Full::Filters(FiltersFull::Patterns))
+    );
     make(long_filter(0)).await.unwrap();
     let other = store
         .subscriptions
@@ -278,23 +329,45 @@ pub(crate) async fn filters_have_bounds_together(store: &Store) {
     }
     assert_eq!(
         make(Filter::from_trusted("a")).await,
-        Err(FiltersFull::Characters)
+        Err(Full::Filters(FiltersFull::Characters))
     );
 }
 
-pub(crate) async fn an_organization_has_so_many_filters(store: &Store) {
-    let ours = organization(store).await.id;
+pub(crate) async fn an_organization_has_so_many_subscriptions(store: &Store) {
+    let (ours, theirs) = (organization(store).await.id, organization(store).await.id);
     let short = || with_filter(ours, Filter::from_trusted("payload.a"));
-    for _ in 0..MAX_FILTERS / 50 {
+    let mut made = Vec::new();
+    for _ in 0..MAX_SUBSCRIPTIONS / 50 - 1 {
         let together = (0..50).map(|_| store.subscriptions.create(short()));
-        for made in join_all(together).await {
-            made.unwrap().unwrap();
-        }
+        made.extend(
+            join_all(together)
+                .await
+                .into_iter()
+                .map(|made| made.unwrap().unwrap()),
+        );
     }
-    let more = store.subscriptions.create(short()).await.unwrap();
-    assert_eq!(more, Err(FiltersFull::Count));
-    // One without counts for nothing.
+    // However many are made at once, there are never more.
+    let at_once = join_all((0..70).map(|_| store.subscriptions.create(short()))).await;
+    let (taken, refused): (Vec<_>, Vec<_>) = at_once.into_iter().map(Result::unwrap).partition(Result::is_ok);
+    assert_eq!((taken.len(), refused.len()), (50, 20));
+    assert!(refused.iter().all(|one| *one == Err(Full::Subscriptions)));
+    // Others have their own, a filter that one has changes nothing, and what is deleted does not count.
+    push(store, theirs).await;
+    let first = &made[0];
+    let patched = store
+        .subscriptions
+        .patch(ours, first.id, first.version, to_filter(None));
+    changed(patched.await.unwrap());
+    assert_eq!(
+        store.subscriptions.create(short()).await.unwrap(),
+        Err(Full::Subscriptions)
+    );
+    assert!(store.subscriptions.delete(ours, first.id).await.unwrap());
     push(store, ours).await;
+    assert_eq!(
+        store.subscriptions.create(short()).await.unwrap(),
+        Err(Full::Subscriptions)
+    );
 }
 
 pub(crate) async fn filters_made_at_once_keep_the_bound(store: &Store) {
@@ -309,7 +382,11 @@ pub(crate) async fn filters_made_at_once_keep_the_bound(store: &Store) {
     let (taken, refused): (Vec<_>, Vec<_>) =
         outcomes.into_iter().map(Result::unwrap).partition(Result::is_ok);
     assert_eq!((taken.len(), refused.len()), (3, 9));
-    assert!(refused.iter().all(|one| *one == Err(FiltersFull::Characters)));
+    assert!(
+        refused
+            .iter()
+            .all(|one| *one == Err(FiltersFull::Characters.into()))
+    );
     // So are those that subscriptions get later.
     for id in &made[..2] {
         store.subscriptions.delete(ours, *id).await.unwrap();
@@ -635,6 +712,42 @@ pub(crate) async fn a_change_by_what_was_sealed_before_is_a_conflict(store: &Sto
     assert!(matches!(outcome, Ok(PatchOutcome::Conflict)), "{outcome:?}");
     let kept = subscriptions.get(ours, read.id).await.unwrap().unwrap();
     assert_eq!(kept.push().unwrap().secret, Sealed(vec![9; 41]));
+}
+
+/// What is known of a subscriber holds while it is the same, which the store's rows say.
+pub(crate) async fn to_be_enabled_makes_another_subscriber(store: &Store) {
+    let ours = organization(store).await.id;
+    let made = push(store, ours).await;
+    let subscriptions = &store.subscriptions;
+    let patched = async |version: i64, patch: SubscriptionPatch| {
+        let outcome = subscriptions.patch(ours, made.id, version, patch).await.unwrap();
+        let PatchOutcome::Changed(changed) = outcome else {
+            panic!("{outcome:?}");
+        };
+        let planned = subscriptions.in_force(&[ours]).await.unwrap().remove(0);
+        let planned = planned.subscriptions.iter().find(|one| one.id == made.id);
+        let sent = subscriptions.by_ids(&[made.id]).await.unwrap().remove(0);
+        let of = |one: &Subscription| Subscriber::of(one, one.push().unwrap());
+        let all = [of(&changed), of(planned.unwrap()), of(&sent)];
+        assert_eq!(all, [all[0]; 3], "however it is read");
+        all[0]
+    };
+    let enabled = |enabled| SubscriptionPatch {
+        enabled: Some(enabled),
+        ..SubscriptionPatch::default()
+    };
+    let described = SubscriptionPatch {
+        description: Some(Some("another text".to_owned())),
+        target: Some(made.target.clone()),
+        ..SubscriptionPatch::default()
+    };
+    let before = Subscriber::of(&made, made.push().unwrap());
+    assert_eq!(patched(1, described).await, before);
+    assert_eq!(patched(2, enabled(true)).await, before, "it was");
+    patched(3, enabled(false)).await;
+    let after = patched(4, enabled(true)).await;
+    assert_ne!(after, before);
+    assert_eq!(patched(5, enabled(true)).await, after);
 }
 
 pub(crate) async fn secrets_are_sealed_anew(store: &Store) {

@@ -15,6 +15,7 @@ use shared::{
     },
     subscription::{AttemptTimeout, Format, MaxInFlight, Metadata, Ordering, Push, Target},
 };
+use uuid::Uuid;
 
 pub(crate) const MINUTE: Duration = Duration::from_mins(1);
 
@@ -68,6 +69,7 @@ pub(crate) fn new_push(organization: OrganizationId) -> Subscription {
         version: 1,
         created_at: Timestamp::now(),
         updated_at: Timestamp::now(),
+        enabled_at: None,
     }
 }
 
@@ -105,6 +107,18 @@ pub(crate) fn event(organization: OrganizationId) -> AcceptedEvent {
         source: None,
         trace: None,
         payload: payload(r#"{"n":1}"#),
+    }
+}
+
+/// One that was accepted then.
+pub(crate) fn accepted_at(organization: OrganizationId, at: Timestamp) -> AcceptedEvent {
+    let random = Uuid::new_v4().into_bytes();
+    let random = std::array::from_fn(|byte| random[byte]);
+    let millis = u64::try_from(at.millis()).expect("a time since 1970");
+    AcceptedEvent {
+        id: EventId::from_uuid(uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid()),
+        received_at: at,
+        ..event(organization)
     }
 }
 

@@ -13,6 +13,7 @@ mod backlogs;
 mod coverage;
 mod faults;
 mod partitions;
+mod replaying;
 
 crate::conformance::conformance_tests!(crate::postgres::on_a_store);
 

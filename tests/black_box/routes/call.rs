@@ -1,6 +1,9 @@
 //! A request to an operation, made of what the document says of it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use harness::{Answer, Client, Operation, Place};
 use serde_json::Value;
@@ -121,6 +124,21 @@ impl<'a> Call<'a> {
         }
         assert!(answer.status < 500, "{}: {answer:?}", self.what());
         answer
+    }
+
+    /// Opens it as a stream: what comes in a while.
+    pub(super) async fn streamed(&self, client: &Client) -> String {
+        let request = self.request(client).timeout(Duration::from_mins(1));
+        let mut answer = request.send().await.expect("the request is answered");
+        assert_eq!(answer.status(), 200, "{}", self.what());
+        let mut text = String::new();
+        let reading = async {
+            while let Some(bytes) = answer.chunk().await.expect("the stream goes on") {
+                text.push_str(&String::from_utf8_lossy(&bytes));
+            }
+        };
+        let _ = tokio::time::timeout(Duration::from_secs(2), reading).await;
+        text
     }
 
     pub(super) fn what(&self) -> String {

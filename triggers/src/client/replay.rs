@@ -13,6 +13,8 @@ use super::{
 
 /// How often it is asked how far it is.
 const POLL: Duration = Duration::from_millis(500);
+/// How long its bar is: of a thousand parts.
+const BAR: u32 = 1_000;
 /// How long to go on asking while there is no answer.
 const GIVE_UP_AFTER: Duration = Duration::from_mins(1);
 
@@ -61,7 +63,10 @@ impl Replay {
         } else {
             wait(client, output, &self.subscription, begun).await?
         };
-        output.answer(&["id", "subscription", "status", "looked_at", "opened"], &answer)?;
+        output.answer(
+            &["id", "subscription", "status", "progress", "looked_at", "opened"],
+            &answer,
+        )?;
         match answer.object()?["status"].as_str() {
             Some("cancelled") => Err(Failure::Partly("it was called off".to_owned())),
             _ => Ok(()),
@@ -78,7 +83,9 @@ async fn wait(
 ) -> Result<Answer, Failure> {
     let mut replay = begun;
     let id = replay.object()?["id"].as_str().unwrap_or_default().to_owned();
-    let progress = output.progress(None);
+    // An older API does not say how far it is.
+    let length = replay.object()?["progress"].as_f64().map(|_| u64::from(BAR));
+    let progress = output.progress(length);
     let mut patience = Patience::new(GIVE_UP_AFTER);
     patience.progressed();
     loop {
@@ -86,6 +93,9 @@ async fn wait(
         if shown["status"] != "running" {
             progress.finish_and_clear();
             return Ok(replay);
+        }
+        if let Some(part) = shown["progress"].as_f64() {
+            progress.set_position(position(part));
         }
         progress.set_message(format!(
             "{} looked at, {} opened",
@@ -107,5 +117,26 @@ async fn wait(
                 }
             },
         }
+    }
+}
+
+/// How much of the bar that is.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "it is from 0 to the length of the bar"
+)]
+fn position(part: f64) -> u64 {
+    (part.clamp(0.0, 1.0) * f64::from(BAR)) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bar_is_as_long_as_it_is_far() {
+        let positions: Vec<_> = [-1.0, 0.0, 0.25, 0.9999, 1.0, 7.0].map(position).into();
+        assert_eq!(positions, [0, 0, 250, 999, 1_000, 1_000]);
     }
 }

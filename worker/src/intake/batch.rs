@@ -8,13 +8,13 @@ use std::{
 use bytes::Bytes;
 use shared::{
     AcceptedEvent, DeliveryKey, EventId, OrganizationId, Repeat,
-    store::{IntakeBatch, IntakeOutcome, StoredEvent},
+    store::{InForce, IntakeBatch, IntakeOutcome, StoredEvent},
     telemetry,
 };
 use tokio::time::Instant;
 
 use super::{
-    Intake, IntakeError,
+    BATCH_DELIVERIES, Intake, IntakeError,
     aside::{Reason, event_aside},
     judging,
     plan::Plan,
@@ -29,15 +29,30 @@ use crate::{
 const MAX_PLANS: usize = 20;
 
 impl Intake {
-    /// Stores a batch, whole, which is here since `since`. Events of organizations that do not exist are set aside, or dropped if
-    /// those were removed; notes of repeats are dropped either way. Events of the system's own that nobody wants are dropped,
-    /// once the store has said that nobody does.
+    /// Stores a batch, whole, which is here since `since`: in one transaction, if it does not come to too many deliveries, and else
+    /// in several, one after the other.
     pub(super) async fn store_batch(
         &self,
         events: &[AcceptedEvent],
         repeats: &[Repeat],
         since: Instant,
     ) -> Result<(), IntakeError> {
+        let mut stored = self.store_some(events, repeats, since).await?;
+        while stored < events.len() {
+            stored += self.store_some(&events[stored..], &[], since).await?;
+        }
+        Ok(())
+    }
+
+    /// Stores the first events of a batch, and says how many they were. Events of organizations that do not exist are set aside, or dropped if
+    /// those were removed; notes of repeats are dropped either way. Events of the system's own that nobody wants are dropped,
+    /// once the store has said that nobody does.
+    async fn store_some(
+        &self,
+        events: &[AcceptedEvent],
+        repeats: &[Repeat],
+        since: Instant,
+    ) -> Result<usize, IntakeError> {
         let begun = Instant::now();
         let of_repeats = repeats.iter().map(|repeat| repeat.organization);
         let of_events = events.iter().map(|event| event.organization);
@@ -63,11 +78,13 @@ impl Intake {
                     .filter(|repeat| in_force.contains_key(&repeat.organization))
                     .cloned()
                     .collect();
-                if known.is_empty() && repeats.is_empty() {
-                    return Ok(());
+                if !known.is_empty() || !repeats.is_empty() {
+                    Box::pin(self.store_batch(&known, &repeats, since)).await?;
                 }
-                return Box::pin(self.store_batch(&known, &repeats, since)).await;
+                return Ok(events.len());
             }
+            let events = &events[..fitting(events, &in_force)];
+            let count = events.len();
             let versions: Vec<_> = in_force
                 .values()
                 .map(|known| (known.organization, known.version))
@@ -111,7 +128,7 @@ impl Intake {
             self.registry.confirm(plan.held());
             self.start(&plan, &events, &stored, &holding);
             plan.tell(&self.wake, &self.ownership, &self.awaited);
-            return Ok(());
+            return Ok(count);
         }
         Err(IntakeError::NeverFresh)
     }
@@ -154,6 +171,22 @@ impl Intake {
     }
 }
 
+/// How many of the events, from the first on, go together: as many as come to no more than so many deliveries, and one in any case.
+/// What filters say is not known yet: here each is taken to match.
+fn fitting(events: &[AcceptedEvent], in_force: &HashMap<OrganizationId, Arc<InForce>>) -> usize {
+    let most = in_force.values().map(|known| known.subscriptions.len()).max();
+    if events.len() * most.unwrap_or(0) <= BATCH_DELIVERIES {
+        return events.len();
+    }
+    let mut deliveries = 0;
+    let too_many = events.iter().position(|event| {
+        let known = in_force.get(&event.organization);
+        deliveries += known.map_or(0, |known| known.wanting(&event.event_type).count());
+        deliveries > BATCH_DELIVERIES
+    });
+    too_many.unwrap_or(events.len()).max(1).min(events.len())
+}
+
 pub(super) fn body(event: &AcceptedEvent) -> EventBody {
     EventBody {
         id: event.id,
@@ -173,4 +206,42 @@ fn measure(begun: Instant, events: &[AcceptedEvent], stored: &[StoredEvent]) {
     telemetry::intake_seconds().record(begun.elapsed());
     telemetry::stored().increment(stored.len() as u64);
     telemetry::duplicates().increment((events.len() - stored.len()) as u64);
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::Subscription;
+
+    use super::*;
+    use crate::real_store::{RealStore, accepted};
+
+    fn in_force(organization: OrganizationId, one: &Arc<Subscription>, count: usize) -> Arc<InForce> {
+        Arc::new(InForce {
+            organization,
+            version: 1,
+            subscriptions: vec![Arc::clone(one); count],
+        })
+    }
+
+    #[tokio::test]
+    async fn a_transaction_stores_so_many_deliveries_or_one_event() {
+        let one = Arc::new(RealStore::open().await.subscription().await);
+        let (many, few) = (OrganizationId::new(), OrganizationId::new());
+        let with =
+            |count| HashMap::from([(many, in_force(many, &one, count)), (few, in_force(few, &one, 1))]);
+        let events: Vec<_> = (0..500)
+            .map(|at| accepted(if at % 2 == 0 { many } else { few }, "order.placed"))
+            .collect();
+        assert_eq!(fitting(&events, &with(20)), 500, "whatever they are");
+        assert_eq!(fitting(&events, &with(39)), 500, "they are counted");
+        // 23 of each come to 9,591, and one more of the first to 10,007.
+        assert_eq!(fitting(&events, &with(416)), 46);
+        assert_eq!(fitting(&events, &with(BATCH_DELIVERIES)), 1);
+        assert_eq!(
+            fitting(&events, &with(BATCH_DELIVERIES + 1)),
+            1,
+            "those of one event go together"
+        );
+        assert_eq!(fitting(&[], &with(416)), 0);
+    }
 }

@@ -40,6 +40,8 @@ use crate::{
 
 /// The most events of one transaction.
 const BATCH_EVENTS: usize = 500;
+/// About how many deliveries one transaction stores, however many its events are wanted by: those of one event go together.
+const BATCH_DELIVERIES: usize = 10_000;
 /// The most bytes of frames that are taken in together.
 const BATCH_BYTES: usize = 2 * 1024 * 1024;
 

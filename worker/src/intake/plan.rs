@@ -148,30 +148,15 @@ impl Plan {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
-    use shared::{EventId, EventType, OrganizationId, Payload, Timestamp};
+    use shared::OrganizationId;
 
     use super::*;
-
-    fn event(event_type: &str) -> AcceptedEvent {
-        AcceptedEvent {
-            id: EventId::new(),
-            former_ids: Vec::new(),
-            organization: OrganizationId::new(),
-            event_type: EventType::parse_any(event_type).unwrap(),
-            dedup_id: None,
-            received_at: Timestamp::now(),
-            occurred_at: None,
-            source: None,
-            trace: None,
-            payload: Payload::from_trusted(Bytes::from_static(b"{}")).unwrap(),
-        }
-    }
+    use crate::real_store::accepted;
 
     #[test]
     fn what_is_left_out_leaves_the_others_their_deliveries() {
         let types = ["triggers.a", "order.a", "triggers.b", "triggers.c", "order.b"];
-        let events = types.map(event);
+        let events = types.map(|event_type| accepted(OrganizationId::new(), event_type));
         let mut plan = Plan::default();
         for event in [1, 3, 3, 4] {
             plan.deliveries.push(PlannedDelivery {

@@ -268,26 +268,11 @@ async fn pause(time: Duration, soft: &CancellationToken) -> Result<(), IntakeErr
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
     use proptest::prelude::*;
-    use shared::{EventType, OrganizationId, Payload};
+    use shared::OrganizationId;
 
     use super::*;
-
-    fn event() -> AcceptedEvent {
-        AcceptedEvent {
-            id: EventId::new(),
-            former_ids: Vec::new(),
-            organization: OrganizationId::new(),
-            event_type: EventType::parse("order.placed").unwrap(),
-            dedup_id: None,
-            received_at: Timestamp::now(),
-            occurred_at: None,
-            source: None,
-            trace: None,
-            payload: Payload::from_trusted(Bytes::from_static(b"{}")).unwrap(),
-        }
-    }
+    use crate::real_store::accepted;
 
     fn repeat() -> Repeat {
         Repeat {
@@ -301,7 +286,7 @@ mod tests {
     proptest! {
         #[test]
         fn parting_ends_with_each_alone(events in 0..40usize, repeats in 0..20usize) {
-            let events: Vec<_> = (0..events).map(|_| event()).collect();
+            let events: Vec<_> = (0..events).map(|_| accepted(OrganizationId::new(), "order.placed")).collect();
             let repeats: Vec<_> = (0..repeats).map(|_| repeat()).collect();
             let mut expected: Vec<EventId> = events.iter().map(|event| event.id).collect();
             expected.extend(repeats.iter().map(|repeat| repeat.id));

@@ -273,12 +273,8 @@ fn what_is_behind_an_attempt_that_turns_slow_goes_back_while_room_is_short() {
         assert_eq!(world.take_in(lane, terms(2), 10, 1), 1);
         let mut place = world.send_all().remove(0);
         assert_eq!(world.take_in(lane, terms(2), 10, 1), 1);
-        // From now on it has to wait for the first.
-        let fewer = Terms {
-            version: 2,
-            ..terms(1)
-        };
-        world.lanes.set_terms(lane, fewer, world.now);
+        // There is another worker: from now on it has to wait for the first.
+        world.lanes.set_terms(lane, terms(1), world.now);
         let given_back = match ending {
             None => world.lanes.turned_slow(&mut place),
             Some(ending) => world.end(&place, ending).put_off,

@@ -25,6 +25,8 @@ const FIRST_WINDOW: usize = 2;
 const WHILE_FAILING: usize = 2;
 /// How long a lane waits for what this process lacks.
 const STARVED: Duration = Duration::from_secs(1);
+/// How long a lane waits whose subscription's secret or headers do not open: until the process is another, or they are.
+const SEALED: Duration = Duration::from_secs(30);
 /// How long what attempts have shown is remembered: from the last of them, or from when the next probe was due.
 pub(super) const REMEMBERED: Duration = Duration::from_mins(10);
 /// The longest a subscriber may ask to be left alone.
@@ -40,20 +42,42 @@ pub enum Ending {
         /// It let the deadline pass.
         timed_out: bool,
     },
-    /// It asked to be left alone for this long.
+    /// It is there, and asked to be left alone for this long: for a slower pace.
     AskedToWait(Duration),
+    /// It did not take it, and asked to be left alone for this long.
+    Unavailable {
+        /// It let the deadline pass.
+        timed_out: bool,
+        /// What it asked for.
+        pause: Duration,
+    },
     /// There was none: it says nothing of the subscriber.
     NotMade,
     /// There was none, for want of something of our own (file descriptors): none is made for a moment.
     Starved,
+    /// There was none, for what the subscription has sealed does not open here: none is made for a while.
+    Sealed,
 }
 
 impl Ending {
+    /// Whether no attempt was made.
+    pub fn is_of_none(self) -> bool {
+        matches!(self, Self::NotMade | Self::Starved | Self::Sealed)
+    }
+
     /// For how long the subscriber asked to be left alone, if it did.
     pub fn asked_to_wait(self) -> Option<Duration> {
         match self {
-            Self::AskedToWait(pause) => Some(pause.min(LONGEST_PAUSE)),
+            Self::AskedToWait(pause) | Self::Unavailable { pause, .. } => Some(pause.min(LONGEST_PAUSE)),
             _ => None,
+        }
+    }
+
+    /// What the end of an attempt at another subscriber says: nothing, but of what this process lacks.
+    pub(super) fn of_another(self) -> Self {
+        match self {
+            Self::Starved => self,
+            _ => Self::NotMade,
         }
     }
 }
@@ -118,7 +142,7 @@ impl Health {
     /// Until when what is known means something; `None` if there is nothing to remember.
     pub fn matters_until(&self) -> Option<Instant> {
         let since = match self.circuit {
-            Circuit::Open { until, .. } => Some(until),
+            Circuit::Open { .. } => self.next_probe(),
             Circuit::Closed(None) if self.is_trusted() => None,
             Circuit::Closed(_) => self.last,
         };
@@ -127,11 +151,17 @@ impl Health {
 
     /// Until when nothing may be sent, if that is after `now`.
     pub fn put_off(&self, now: Instant) -> Option<Instant> {
-        let probe = match self.circuit {
-            Circuit::Open { until, .. } => Some(until),
+        self.next_probe()
+            .max(self.paused_until)
+            .filter(|until| *until > now)
+    }
+
+    /// When the next probe may be sent, if the circuit is open: not before its time, nor while it asked to be left alone.
+    fn next_probe(&self) -> Option<Instant> {
+        match self.circuit {
+            Circuit::Open { until, .. } => Some(until).max(self.paused_until),
             Circuit::Closed(_) => None,
-        };
-        probe.max(self.paused_until).filter(|until| *until > now)
+        }
     }
 
     /// How many attempts may be under way at once, of `most`, with `in_flight` of them under way now.
@@ -186,7 +216,7 @@ impl Health {
     ) -> bool {
         let was_open = self.is_open();
         self.paused_until = self.paused_until.filter(|until| *until > now);
-        if !matches!(ending, Ending::NotMade | Ending::Starved) {
+        if !ending.is_of_none() {
             self.last = Some(now);
         }
         match ending {
@@ -202,29 +232,44 @@ impl Health {
                     ),
                 };
             }
-            Ending::Failed { timed_out } => {
-                self.failing = self
-                    .failing
-                    .saturating_add(if timed_out { TIMEOUT_WEIGHS } else { 1 });
-                self.circuit = match self.circuit {
-                    Circuit::Closed(_) if self.failing >= OPENS_AT => open(FIRST_PROBE, now, now, random),
-                    Circuit::Open { interval, since, .. } if was_probe => {
-                        open((interval * 2).min(LAST_PROBE), since, now, random)
-                    }
-                    same => same,
-                };
+            Ending::Failed { timed_out } => self.failed(timed_out, was_probe, now, random),
+            Ending::Unavailable { timed_out, pause } => {
+                self.pause(now + pause.min(LONGEST_PAUSE));
+                self.failed(timed_out, was_probe, now, random);
             }
             Ending::AskedToWait(pause) => {
                 self.pause(now + pause.min(LONGEST_PAUSE));
-                self.probe_came_to_nothing(was_probe);
+                self.probe_failed(was_probe, now, random);
             }
             Ending::Starved => {
-                self.paused_until = self.paused_until.max(Some(now + STARVED));
+                self.pause(now + STARVED);
+                self.probe_came_to_nothing(was_probe);
+            }
+            Ending::Sealed => {
+                self.pause(now + SEALED);
                 self.probe_came_to_nothing(was_probe);
             }
             Ending::NotMade => self.probe_came_to_nothing(was_probe),
         }
         self.is_open() != was_open
+    }
+
+    fn failed(&mut self, timed_out: bool, was_probe: bool, now: Instant, random: f64) {
+        let weight = if timed_out { TIMEOUT_WEIGHS } else { 1 };
+        self.failing = self.failing.saturating_add(weight);
+        if matches!(self.circuit, Circuit::Closed(_)) && self.failing >= OPENS_AT {
+            self.circuit = open(FIRST_PROBE, now, now, random);
+        } else {
+            self.probe_failed(was_probe, now, random);
+        }
+    }
+
+    fn probe_failed(&mut self, was_probe: bool, now: Instant, random: f64) {
+        if let Circuit::Open { interval, since, .. } = self.circuit
+            && was_probe
+        {
+            self.circuit = open((interval * 2).min(LAST_PROBE), since, now, random);
+        }
     }
 
     /// Its subscriber asked, of whatever worker, to be left alone until then.
@@ -246,12 +291,9 @@ impl Health {
 
     /// For those who look at it.
     pub fn circuit(&self) -> CircuitState {
-        match self.circuit {
-            Circuit::Closed(_) => CircuitState::Closed,
-            Circuit::Open { until, since, .. } => CircuitState::Open {
-                next_probe: until,
-                since,
-            },
+        match (self.circuit, self.next_probe()) {
+            (Circuit::Open { since, .. }, Some(next_probe)) => CircuitState::Open { next_probe, since },
+            _ => CircuitState::Closed,
         }
     }
 
@@ -283,6 +325,8 @@ fn open(interval: Duration, since: Instant, now: Instant, random: f64) -> Circui
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const FAILED: Ending = Ending::Failed { timed_out: false };
@@ -367,6 +411,99 @@ mod tests {
         health.ended(asked(86_400), false, false, now, 0.5);
         assert_eq!(health.put_off(now), Some(now + LONGEST_PAUSE));
         assert!(health.is_trusted(), "to say so is no failure");
+    }
+
+    /// The waits of a subscriber that answers everything so, from attempt to attempt, once its circuit has opened.
+    fn waits(ending: Ending) -> Vec<u64> {
+        let (mut health, mut now) = (Health::default(), Instant::now());
+        for _ in 0..10 {
+            health.ended(FAILED, false, false, now, 0.5);
+        }
+        let mut waits = Vec::new();
+        for _ in 0..12 {
+            let until = health.put_off(now).expect("it waits for its probe");
+            let shown = health.opened(SubscriptionId::new()).expect("it is open");
+            assert_eq!(shown.next_probe, until);
+            waits.push(until.duration_since(now).as_secs());
+            now = until;
+            assert!(health.begins());
+            assert!(!health.ended(ending, true, false, now, 0.5));
+            assert_eq!(health.allowed(16, 0), 1, "the next is one of its own");
+        }
+        waits
+    }
+
+    #[test]
+    fn probes_come_ever_less_often_whatever_time_is_asked_for() {
+        let (second, minute) = (Duration::from_secs(1), Duration::from_mins(1));
+        let unavailable = |pause| Ending::Unavailable {
+            timed_out: false,
+            pause,
+        };
+        let doubled = [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300, 300];
+        for ending in [FAILED, Ending::AskedToWait(second), unavailable(second)] {
+            assert_eq!(waits(ending), doubled, "{ending:?}");
+        }
+        let at_least = [1, 60, 60, 60, 60, 60, 64, 128, 256, 300, 300, 300];
+        for ending in [Ending::AskedToWait(minute), unavailable(minute)] {
+            assert_eq!(waits(ending), at_least, "{ending:?}: the later of the two");
+        }
+    }
+
+    #[test]
+    fn one_that_is_never_available_opens_its_circuit_and_one_that_asks_for_a_slower_pace_does_not() {
+        let (now, pause) = (Instant::now(), Duration::from_secs(1));
+        let opens_after = |ending: Ending| {
+            let mut health = Health::default();
+            (1..100).find(|_| health.ended(ending, false, false, now, 0.5))
+        };
+        let unavailable = |timed_out| Ending::Unavailable { timed_out, pause };
+        assert_eq!(opens_after(unavailable(false)), Some(10));
+        assert_eq!(opens_after(unavailable(true)), Some(3), "as any that hangs");
+        assert_eq!(opens_after(Ending::AskedToWait(pause)), None);
+    }
+
+    #[test]
+    fn an_open_circuit_that_asked_for_an_hour_is_remembered_for_longer() {
+        let (mut health, now) = (Health::default(), Instant::now());
+        let unavailable = Ending::Unavailable {
+            timed_out: false,
+            pause: LONGEST_PAUSE,
+        };
+        for _ in 0..10 {
+            health.ended(unavailable, false, false, now, 0.5);
+        }
+        let next = now + LONGEST_PAUSE;
+        assert_eq!(health.put_off(now), Some(next));
+        assert_eq!(
+            health.matters_until(),
+            Some(next + REMEMBERED),
+            "until it is probed"
+        );
+    }
+
+    proptest! {
+        /// Whatever came before and comes after within that time: nothing is sent for as long as was asked for.
+        #[test]
+        fn what_is_asked_for_is_kept_to(endings in prop::collection::vec((0u8..6, 0u64..100), 1..60)) {
+            let (mut health, mut now, mut asked) = (Health::default(), Instant::now(), None);
+            for (which, seconds) in endings {
+                let pause = Duration::from_secs(seconds);
+                let was_probe = health.is_open() && health.begins();
+                let ending = match which {
+                    0 => Ending::Delivered,
+                    1 => FAILED,
+                    2 => HUNG,
+                    3 => Ending::AskedToWait(pause),
+                    4 => Ending::Unavailable { timed_out: seconds % 2 == 0, pause },
+                    _ => Ending::NotMade,
+                };
+                health.ended(ending, was_probe, false, now, 0.5);
+                asked = asked.max(ending.asked_to_wait().map(|pause| now + pause));
+                prop_assert!(health.put_off(now) >= asked.filter(|until| *until > now));
+                now += Duration::from_secs(seconds / 3);
+            }
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::{tests::*, *};
 
 fn unordered(version: i64) -> Terms {
-    Terms { version, ..terms(16) }
+    another(terms(16), version)
 }
 
 fn ordered(version: i64) -> Terms {

@@ -15,6 +15,8 @@ pub(super) enum In {
 #[derive(Debug)]
 pub struct Place {
     pub(super) subscription: SubscriptionId,
+    /// Of which of the lane's subscribers it is.
+    pub(super) of: u64,
     pub(super) pool: In,
     pub(super) weight: usize,
     pub(super) in_order: bool,

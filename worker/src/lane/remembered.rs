@@ -6,18 +6,19 @@
 
 use std::collections::HashMap;
 
-use shared::SubscriptionId;
+use shared::{SubscriptionId, subscription::Subscriber};
 use tokio::time::Instant;
 
-use super::{OpenedCircuit, health::Health};
+use super::{OpenedCircuit, Terms, health::Health};
 
 /// Of how many subscribers it is kept, at most; less than 200 bytes each.
 pub(super) const MOST: usize = 50_000;
 
 #[derive(Debug)]
 struct Known {
-    /// Of which version of the subscription: with another the subscriber may be another.
+    /// By which version of the subscription.
     version: i64,
+    subscriber: Subscriber,
     health: Health,
     /// When it means nothing any more.
     until: Instant,
@@ -32,13 +33,14 @@ pub(super) struct Remembered {
 
 impl Remembered {
     /// Keeps what is worth it.
-    pub(super) fn keep(&mut self, subscription: SubscriptionId, version: i64, health: Health) {
+    pub(super) fn keep(&mut self, subscription: SubscriptionId, terms: Terms, health: Health) {
         if let Some(until) = health.matters_until()
             && self.known.len() < MOST
         {
             self.open += usize::from(health.is_open());
             let known = Known {
-                version,
+                version: terms.version,
+                subscriber: terms.subscriber,
                 health,
                 until,
             };
@@ -46,29 +48,41 @@ impl Remembered {
         }
     }
 
-    /// Takes out what is known of a subscriber, which may be nothing, with the version that it is known by: not one of before, or
-    /// it would be forgotten as soon as that is heard of.
+    /// Takes out what is known of a subscriber, which may be nothing, with the terms that it is known by: not those of before, or
+    /// it would be forgotten as soon as the later ones are heard of.
     pub(super) fn recall(
         &mut self,
         subscription: SubscriptionId,
-        version: i64,
+        terms: Terms,
         now: Instant,
-    ) -> (i64, Health) {
-        self.take_out(subscription)
-            .filter(|known| known.version >= version && known.until > now)
-            .map_or_else(
-                || (version, Health::default()),
-                |known| (known.version, known.health),
-            )
+    ) -> (Terms, Health) {
+        match self.take_out(subscription).filter(|known| known.until > now) {
+            Some(known) if known.version > terms.version => {
+                let Known {
+                    version, subscriber, ..
+                } = known;
+                let terms = Terms {
+                    version,
+                    subscriber,
+                    ..terms
+                };
+                (terms, known.health)
+            }
+            Some(known) if known.subscriber == terms.subscriber => (terms, known.health),
+            _ => (terms, Health::default()),
+        }
     }
 
-    /// Forgets what was known of a subscriber by an earlier version.
-    pub(super) fn forget_before(&mut self, subscription: SubscriptionId, version: i64) {
-        if self
-            .known
-            .get(&subscription)
-            .is_some_and(|known| known.version < version)
-        {
+    /// Forgets what was known by earlier terms of another subscriber.
+    pub(super) fn forget_others(&mut self, subscription: SubscriptionId, terms: Terms) {
+        let Some(known) = self.known.get_mut(&subscription) else {
+            return;
+        };
+        if known.version > terms.version {
+            return;
+        }
+        known.version = terms.version;
+        if known.subscriber != terms.subscriber {
             self.take_out(subscription);
         }
     }
@@ -103,7 +117,10 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::lane::Ending;
+    use crate::lane::{
+        Ending,
+        tests::{another, terms},
+    };
 
     fn failing(now: Instant) -> Health {
         let mut health = Health::default();
@@ -115,7 +132,7 @@ mod tests {
     fn no_more_are_kept_than_there_is_memory_for() {
         let (mut remembered, now) = (Remembered::default(), Instant::now());
         for _ in 0..MOST + 10 {
-            remembered.keep(SubscriptionId::new(), 1, failing(now));
+            remembered.keep(SubscriptionId::new(), terms(1), failing(now));
         }
         assert_eq!(remembered.known.len(), MOST);
         assert!(size_of::<(SubscriptionId, Known)>() < 200);
@@ -128,25 +145,35 @@ mod tests {
         let (mut remembered, now) = (Remembered::default(), Instant::now());
         let mut well = Health::default();
         well.ended(Ending::Delivered, false, false, now, 0.5);
-        remembered.keep(SubscriptionId::new(), 1, well);
+        remembered.keep(SubscriptionId::new(), terms(1), well);
         assert!(remembered.known.is_empty());
     }
 
     #[test]
-    fn what_is_known_is_of_a_version_and_not_older() {
+    fn what_is_known_is_of_a_subscriber_and_not_older() {
         let (mut remembered, now) = (Remembered::default(), Instant::now());
-        let (changed, same) = (SubscriptionId::new(), SubscriptionId::new());
+        let [changed, same, later] = [(); 3].map(|()| SubscriptionId::new());
         for subscription in [changed, same] {
-            remembered.keep(subscription, 1, failing(now));
+            remembered.keep(subscription, terms(1), failing(now));
         }
-        assert!(remembered.recall(changed, 2, now).1.is_trusted());
-        assert!(!remembered.recall(same, 1, now).1.is_trusted());
-        remembered.keep(same, 1, failing(now));
+        let others = another(terms(1), 2);
+        assert!(remembered.recall(changed, others, now).1.is_trusted());
+        // By another version it is the same yet.
+        let same_later = Terms {
+            version: 3,
+            ..terms(1)
+        };
+        remembered.forget_others(same, same_later);
+        let (by, health) = remembered.recall(same, terms(1), now);
+        assert!(!health.is_trusted() && by == same_later);
+        remembered.keep(later, others, failing(now));
+        let (by, health) = remembered.recall(later, terms(1), now);
         assert!(
-            remembered
-                .recall(same, 1, now + Duration::from_hours(1))
-                .1
-                .is_trusted()
+            !health.is_trusted() && by == others,
+            "what is asked for is from before"
         );
+        remembered.keep(same, terms(1), failing(now));
+        let (_, health) = remembered.recall(same, terms(1), now + Duration::from_hours(1));
+        assert!(health.is_trusted());
     }
 }

@@ -2,19 +2,30 @@
 
 use std::{collections::VecDeque, time::Duration};
 
+use shared::subscription::Subscriber;
 use tokio::time::Instant;
 
-use super::{Job, Terms, health::Health, pace::Pace, pool::In};
+use super::{Job, Place, Terms, health::Health, pace::Pace, pool::In};
 
 /// What waits in a lane that is put off for longer than this is given back to the store.
 const KEPT_WHILE_PUT_OFF: Duration = Duration::from_millis(1_500);
 
 /// A subscriber asked to be left alone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Pause {
-    /// By which version of the subscription it was sent to.
-    pub(super) version: i64,
+    pub(super) subscriber: Subscriber,
     pub(super) until: Instant,
+}
+
+impl Pause {
+    /// What is known once this is heard, too: the longer one of one subscriber, and nothing more of the one before.
+    pub(super) fn and(self, heard: Self) -> Self {
+        if self.subscriber == heard.subscriber && self.until > heard.until {
+            self
+        } else {
+            heard
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -32,6 +43,8 @@ pub(super) struct Lane {
     pub(super) unsettled: bool,
     pub(super) terms: Terms,
     pub(super) health: Health,
+    /// How many subscribers it had before this one: the same may come back, and is another then.
+    pub(super) subscribers: u64,
     pub(super) pace: Pace,
     /// In which pool's queue of lanes that take turns it is.
     pub(super) queued: Option<In>,
@@ -51,17 +64,35 @@ impl Lane {
             unsettled: false,
             terms,
             health,
+            subscribers: 0,
             pace: Pace::default(),
             queued: None,
             alarm: None,
         }
     }
 
-    /// Keeps to what its subscriber asked of whatever worker, unless the subscription has changed since.
+    /// Keeps to what its subscriber asked of whatever worker, unless it is sent to another.
     pub(super) fn heed(&mut self, pause: Option<&Pause>, now: Instant) {
-        if let Some(pause) = pause.filter(|pause| pause.version >= self.terms.version && pause.until > now) {
+        if let Some(pause) =
+            pause.filter(|pause| pause.subscriber == self.terms.subscriber && pause.until > now)
+        {
             self.health.pause(pause.until);
         }
+    }
+
+    /// Keeps to other terms from now on. What is known of a subscriber is forgotten where they are another's; gives that.
+    pub(super) fn agree(&mut self, terms: Terms) -> Option<Health> {
+        let is_anothers = terms.subscriber != self.terms.subscriber;
+        self.terms = terms;
+        is_anothers.then(|| {
+            self.subscribers += 1;
+            std::mem::take(&mut self.health)
+        })
+    }
+
+    /// Whether an attempt says anything of its subscriber: not if that is another since it began.
+    pub(super) fn is_spoken_of_by(&self, place: &Place) -> bool {
+        place.of == self.subscribers
     }
 
     pub(super) fn held(&self) -> usize {

@@ -2,7 +2,7 @@
 
 use shared::{
     OrganizationId, Subscription,
-    subscription::{Ordering, Push, RateLimit},
+    subscription::{Ordering, Push, RateLimit, Subscriber},
 };
 
 /// How much lanes may hold.
@@ -49,8 +49,10 @@ pub struct Terms {
     pub in_order: bool,
     /// One worker alone serves the lane: the limits hold over all of them.
     pub solo: bool,
-    /// Counts the changes to the subscription: with another URL or secret the subscriber is another.
+    /// Counts the changes to the subscription: of two terms those are in force that count more.
     pub version: i64,
+    /// Who is sent to: of another nothing is known.
+    pub subscriber: Subscriber,
 }
 
 impl Terms {
@@ -70,6 +72,7 @@ impl Terms {
             in_order,
             solo,
             version: subscription.version,
+            subscriber: Subscriber::of(subscription, push),
         }
     }
 }

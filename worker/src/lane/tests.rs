@@ -49,6 +49,16 @@ pub(super) fn terms(max_in_flight: usize) -> Terms {
         in_order: false,
         solo: false,
         version: 1,
+        subscriber: Subscriber::numbered(1),
+    }
+}
+
+/// By that version it is another who is sent to.
+pub(super) fn another(terms: Terms, version: i64) -> Terms {
+    Terms {
+        version,
+        subscriber: Subscriber::numbered(version),
+        ..terms
     }
 }
 
@@ -326,14 +336,8 @@ fn a_subscription_that_has_changed_is_tried_at_once() {
     }
     assert!(world.send_all().is_empty());
     world.lanes.set_terms(lane, terms(16), world.now);
-    assert!(
-        world.send_all().is_empty(),
-        "the same version is the same subscriber"
-    );
-    let changed = Terms {
-        version: 2,
-        ..terms(16)
-    };
+    assert!(world.send_all().is_empty(), "it is the same subscriber");
+    let changed = another(terms(16), 2);
     world.lanes.set_terms(lane, changed, world.now);
     assert_eq!(
         (world.send_all().len(), world.lanes.load().open_circuits),
@@ -359,6 +363,31 @@ fn a_subscriber_that_asks_for_time_is_left_alone_for_that_long() {
     world.now = world.lanes.next_alarm().expect("it has a time");
     world.lanes.rouse(world.now);
     assert_eq!(world.send_all().len(), 1);
+}
+
+#[test]
+fn a_subscriber_that_is_never_available_is_only_probed_whatever_time_it_asks_for() {
+    let lane = SubscriptionId::new();
+    let mut world = Timed::new(100, 100, 100);
+    let (end, mut attempts) = (world.now + Duration::from_hours(1), 0);
+    let unavailable = Ending::Unavailable {
+        timed_out: false,
+        pause: Duration::from_secs(1),
+    };
+    while world.now < end {
+        let room = world.lanes.reserve_many(lane, terms(16), 16, world.now);
+        world.lanes.set_hungry(lane, true);
+        for _ in 0..room {
+            world.lanes.push(job(lane, WorkerId::new()), world.now);
+        }
+        for place in world.send_all() {
+            attempts += 1;
+            world.end(&place, unavailable);
+        }
+        world.now += Duration::from_millis(500);
+        world.lanes.rouse(world.now);
+    }
+    assert!(attempts < 50, "{attempts} attempts in an hour");
 }
 
 #[test]
@@ -491,10 +520,7 @@ fn a_change_makes_forgotten_what_was_known_of_a_subscriber_without_a_lane() {
     }
     world.lanes.set_terms(lane, terms(16), world.now);
     assert_eq!(world.lanes.load().open_circuits, 1, "nothing has changed");
-    let changed = Terms {
-        version: 2,
-        ..terms(16)
-    };
+    let changed = another(terms(16), 2);
     world.lanes.set_terms(lane, changed, world.now);
     assert_eq!(world.lanes.load(), Load::default());
     world.put(lane, changed, 10);
@@ -507,10 +533,7 @@ fn a_change_makes_forgotten_what_was_known_of_a_subscriber_without_a_lane() {
 fn a_plan_by_an_earlier_version_makes_nothing_forgotten() {
     let lane = SubscriptionId::new();
     let mut world = Timed::new(100, 100, 100);
-    let changed = Terms {
-        version: 2,
-        ..terms(16)
-    };
+    let changed = another(terms(16), 2);
     world.put(lane, changed, 10);
     for place in world.send_all() {
         world.end(&place, FAILED);
@@ -525,7 +548,7 @@ proptest! {
     /// Whatever happens in whatever order, the counts are those of what is there, the bounds hold, all room that was
     /// promised is given back, and no lane that can send is forgotten.
     #[test]
-    fn counts_add_up(steps in prop::collection::vec((0usize..16, 0usize..4, 0u64..3_000), 1..400)) {
+    fn counts_add_up(steps in prop::collection::vec((0usize..17, 0usize..4, 0u64..3_000), 1..400)) {
         let subscriptions: Vec<_> = (0..4).map(|_| SubscriptionId::new()).collect();
         let (me, old) = (WorkerId::new(), WorkerId::new());
         let one = job(subscriptions[0], me).weight();
@@ -535,9 +558,11 @@ proptest! {
         world.lanes.bounds.in_flight_bytes = 3 * one + 1;
         let mut reserved: Vec<SubscriptionId> = Vec::new();
         let mut sending: Vec<Place> = Vec::new();
+        let mut versions = [1; 4];
         for (step, which, millis) in steps {
             let subscription = subscriptions[which];
-            let terms = Terms { rate_per_second: (which == 3).then_some(5), ..terms(2) };
+            let rate_per_second = (which == 3).then_some(5);
+            let terms = another(Terms { rate_per_second, ..terms(2) }, versions[which]);
             let (lanes, now) = (&mut world.lanes, world.now);
             match step {
                 0 | 1 => if lanes.reserve(subscription, terms, SMALL, now) { reserved.push(subscription) },
@@ -549,7 +574,8 @@ proptest! {
                     let ending = match step {
                         6 => Ending::Delivered,
                         7 => Ending::Failed { timed_out: which % 2 == 0 },
-                        8 => Ending::AskedToWait(Duration::from_millis(millis)),
+                        8 if which % 2 == 0 => Ending::AskedToWait(Duration::from_millis(millis)),
+                        8 => Ending::Unavailable { timed_out: false, pause: Duration::from_millis(millis) },
                         _ => Ending::NotMade,
                     };
                     lanes.finished(&place, ending, now, 0.5);
@@ -567,6 +593,10 @@ proptest! {
                     world.now += Duration::from_millis(millis);
                     world.lanes.rouse(world.now);
                     world.lanes.forget_old(world.now);
+                }
+                15 => {
+                    versions[which] += 1;
+                    lanes.set_terms(subscription, another(terms, versions[which]), now);
                 }
                 _ => drop(lanes.keep_held_by(me)),
             }
@@ -587,7 +617,10 @@ proptest! {
                 prop_assert!(lane.in_flight <= 3, "its limit, and a probe");
                 prop_assert!(lane.held() <= 6);
                 prop_assert_eq!(lane.reserved, reserved.iter().filter(|of| *of == id).count());
-                prop_assert_eq!(lane.in_flight, sending.iter().filter(|place| place.subscription == *id).count());
+                let of_lane = sending.iter().filter(|place| place.subscription == *id);
+                prop_assert_eq!(lane.in_flight, of_lane.clone().count());
+                let probes = of_lane.filter(|place| place.is_probe && lane.is_spoken_of_by(place));
+                prop_assert!(probes.count() <= 1, "one at a time");
                 let is_looked_at = lane.queued.is_some() || lane.alarm.is_some();
                 if lane.can_send(now) {
                     prop_assert!(is_looked_at, "a lane that can send is never forgotten");
@@ -621,7 +654,9 @@ fn what_another_worker_was_told_puts_a_lane_off() {
     let sent = world.send_all();
     assert_eq!(sent.len(), 1);
     let until = world.now + Duration::from_secs(5);
-    let given_back = world.lanes.pause(subscription, 1, until, world.now);
+    let given_back = world
+        .lanes
+        .pause(subscription, Subscriber::numbered(1), until, world.now);
     assert_eq!(given_back.len(), 2, "what waits goes back");
     assert!(
         !world.end(&sent[0], Ending::Delivered).feed,
@@ -631,7 +666,9 @@ fn what_another_worker_was_told_puts_a_lane_off() {
     assert_eq!(world.lanes.reserve_many(subscription, terms(1), 10, world.now), 0);
     // A shorter one changes nothing.
     let sooner = world.now + Duration::from_secs(2);
-    world.lanes.pause(subscription, 1, sooner, world.now);
+    world
+        .lanes
+        .pause(subscription, Subscriber::numbered(1), sooner, world.now);
     world.now = sooner;
     assert_eq!(world.lanes.rouse(world.now), []);
     world.now = until;
@@ -655,30 +692,23 @@ fn a_lane_that_is_made_later_keeps_to_it_too() {
         world.now + Duration::from_mins(1),
     );
     for (subscription, until) in [(brief, soon), (long, late), (changed, late)] {
-        assert!(world.lanes.pause(subscription, 1, until, world.now).is_empty());
+        assert!(
+            world
+                .lanes
+                .pause(subscription, Subscriber::numbered(1), until, world.now)
+                .is_empty()
+        );
     }
     assert!(!world.lanes.reserve(long, terms(1), SMALL, world.now));
     world.put(brief, terms(1), 1);
     assert!(world.send_all().is_empty());
-    // The subscriber of another version may be another.
-    world.put(
-        changed,
-        Terms {
-            version: 2,
-            ..terms(1)
-        },
-        1,
-    );
+    // Another subscriber has asked for nothing.
+    world.put(changed, another(terms(1), 2), 1);
     assert_eq!(world.send_all()[0].subscription(), changed);
-    world.lanes.pause(changed, 1, late, world.now);
-    world.put(
-        changed,
-        Terms {
-            version: 2,
-            ..terms(2)
-        },
-        1,
-    );
+    world
+        .lanes
+        .pause(changed, Subscriber::numbered(1), late, world.now);
+    world.put(changed, another(terms(2), 2), 1);
     assert_eq!(world.send_all().len(), 1);
     world.now = soon;
     world.lanes.rouse(world.now);

@@ -19,7 +19,10 @@ use shared::{
 use tokio::net::TcpStream;
 use tower_service::Service;
 
-use super::progress::{Phase, Progress};
+use super::{
+    progress::{Phase, Progress},
+    racing::{self, Pace},
+};
 
 /// How long a peer may leave what it was sent unacknowledged, or say that it has no room for it: longer than an attempt takes. A
 /// connection may outlive its attempt, to say over TLS that it ends.
@@ -113,18 +116,17 @@ async fn connect(
         policy.check(&url, *address).map_err(ConnectError::Blocked)?;
     }
     Progress::reached(Phase::Connecting);
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
-    for address in addresses {
-        match TcpStream::connect(SocketAddr::new(address, port)).await {
-            Ok(stream) => {
-                prepare(&stream).map_err(ConnectError::Connect)?;
-                Progress::reached(Phase::Securing);
-                return Ok(stream);
-            }
-            Err(error) => last = error,
-        }
-    }
-    Err(ConnectError::Connect(last))
+    let stream = reach(&addresses, port).await.map_err(ConnectError::Connect)?;
+    Progress::reached(Phase::Securing);
+    Ok(stream)
+}
+
+/// Connects to whichever of these addresses answers.
+async fn reach(addresses: &[IpAddr], port: u16) -> io::Result<TcpStream> {
+    let connect = |address| TcpStream::connect(SocketAddr::new(address, port));
+    let stream = racing::first(addresses, Pace::USUAL, connect).await?;
+    prepare(&stream)?;
+    Ok(stream)
 }
 
 fn prepare(stream: &TcpStream) -> io::Result<()> {
@@ -133,4 +135,36 @@ fn prepare(stream: &TcpStream) -> io::Result<()> {
     #[cfg(target_os = "linux")]
     socket2::SockRef::from(stream).set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
     Ok(())
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use std::{net::Ipv4Addr, time::Duration};
+
+    use tokio::{
+        net::{TcpListener, TcpSocket},
+        time::timeout,
+    };
+
+    use super::*;
+
+    /// One whose queue of connections is full: what comes beyond that is not answered.
+    #[tokio::test]
+    async fn an_address_that_does_not_answer_does_not_keep_another_from_being_reached() {
+        let (silent, other) = (Ipv4Addr::LOCALHOST, Ipv4Addr::new(127, 0, 0, 2));
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind((silent, 0).into()).unwrap();
+        let full = socket.listen(0).unwrap();
+        let at = full.local_addr().unwrap();
+        let mut queue = Vec::new();
+        while let Ok(connected) = timeout(Duration::from_millis(200), TcpStream::connect(at)).await {
+            queue.push(connected.unwrap());
+            assert!(queue.len() < 100, "it answers without end");
+        }
+        let listener = TcpListener::bind((other, at.port())).await.unwrap();
+        let addresses = [silent.into(), other.into()];
+        let reached = timeout(Duration::from_secs(5), reach(&addresses, at.port())).await;
+        let reached = reached.expect("one of them answers").unwrap();
+        assert_eq!(reached.peer_addr().unwrap(), listener.local_addr().unwrap());
+    }
 }

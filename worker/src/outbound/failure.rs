@@ -44,7 +44,8 @@ pub fn is_ours(error: &legacy::Error) -> bool {
     false
 }
 
-fn is_out_of_files(error: &io::Error) -> bool {
+/// Whether it is for want of file descriptors.
+pub(super) fn is_out_of_files(error: &io::Error) -> bool {
     error
         .raw_os_error()
         .is_some_and(|code| TOO_MANY_OPEN_FILES.contains(&code))

@@ -29,6 +29,7 @@ fn gone(real: &RealStore, lease: &Lease, deliveries: &[DeliveryKey], version: i6
             },
         },
         version,
+        subscriber: shared::subscription::Subscriber::numbered(version),
         holding: lease.current(),
         in_order: false,
         asked_to_wait: None,

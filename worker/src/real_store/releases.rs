@@ -1,9 +1,10 @@
-//! Deliveries of a real store, which are given back when the test lets them.
+//! Deliveries of a real store, which are given back, and claimed in order, when the test lets them; and whose lanes are given up
+//! without an answer, if it says so.
 
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -20,8 +21,12 @@ use tokio::sync::{Mutex, MutexGuard};
 pub struct Releases {
     real: Arc<dyn Deliveries>,
     fail: AtomicBool,
+    lose: AtomicBool,
     /// Whoever has this keeps them waiting.
     gate: Mutex<()>,
+    /// And whoever has this, claims in order.
+    in_order: Mutex<()>,
+    claims_in_order: AtomicUsize,
 }
 
 impl Releases {
@@ -29,8 +34,16 @@ impl Releases {
         Self {
             real,
             fail: AtomicBool::new(false),
+            lose: AtomicBool::new(false),
             gate: Mutex::new(()),
+            in_order: Mutex::new(()),
+            claims_in_order: AtomicUsize::new(0),
         }
+    }
+
+    /// How often a lane in order was claimed for.
+    pub fn claims_in_order(&self) -> usize {
+        self.claims_in_order.load(Ordering::Relaxed)
     }
 
     /// From now on they fail.
@@ -38,9 +51,19 @@ impl Releases {
         self.fail.store(true, Ordering::Relaxed);
     }
 
+    /// From now on nobody hears that lanes are given up.
+    pub fn lose(&self) {
+        self.lose.store(true, Ordering::Relaxed);
+    }
+
     /// They take for as long as this is kept.
     pub async fn stall(&self) -> MutexGuard<'_, ()> {
         self.gate.lock().await
+    }
+
+    /// Claims in order take for as long as this is kept.
+    pub async fn stall_in_order(&self) -> MutexGuard<'_, ()> {
+        self.in_order.lock().await
     }
 }
 
@@ -88,7 +111,11 @@ impl Deliveries for Releases {
     }
 
     async fn disown(&self, worker: WorkerId, lanes: &[SubscriptionId]) -> Result<()> {
-        self.real.disown(worker, lanes).await
+        self.real.disown(worker, lanes).await?;
+        if self.lose.load(Ordering::Relaxed) {
+            return Err(StoreError::Corrupt("a fault of the test's".to_owned()));
+        }
+        Ok(())
     }
 
     async fn tell_owners(&self, lanes: &[SubscriptionId]) -> Result<()> {
@@ -101,6 +128,8 @@ impl Deliveries for Releases {
         lane: SubscriptionId,
         most: u32,
     ) -> Result<Vec<Claimed>> {
+        drop(self.in_order.lock().await);
+        self.claims_in_order.fetch_add(1, Ordering::Relaxed);
         self.real.claim_in_order(worker, lane, most).await
     }
 

@@ -9,8 +9,9 @@ use uuid::Uuid;
 
 use super::{
     CALL, Engine, Result, Session, Statement, classify, partitions,
-    records::{begin, commit, events_of},
+    records::{begin, commit, events_of, within_deliveries},
     rows::Columns,
+    status::rank,
     within,
 };
 use crate::{
@@ -21,30 +22,11 @@ use crate::{
     },
 };
 
-/// An event's status: the least of its deliveries', in the order of [`EventStatus`]; `$6`: whether it is asked for.
-macro_rules! rank {
-    () => {
-        "CASE WHEN $6 THEN (
-            SELECT coalesce(min(CASE
-                WHEN d.due_at IS NOT NULL THEN CASE WHEN s.id IS NULL THEN 5 ELSE 0 END
-                WHEN d.state = 'dead_letter' THEN 1
-                WHEN d.state = 'expired' THEN 2
-                WHEN d.state = 'delivered' THEN 3
-                WHEN d.state = 'acknowledged' THEN 4
-                ELSE 5 END), 0)::bigint
-            FROM deliveries d
-            LEFT JOIN LATERAL (
-                SELECT s.id FROM subscriptions s WHERE s.id = d.subscription_id AND s.deleted_at IS NULL LIMIT 1
-            ) s ON true
-            WHERE d.event_id = e.id
-        ) END AS rank"
-    };
-}
-
-/// All events. `$1` organization, `$2` before which seq, `$3` and `$4` ids that bound the days, `$5` how many.
+/// All events. `$1` organization, `$2` before which seq, `$3` and `$4` ids that bound the days, `$5` how many, `$6` whether their status is
+/// asked for.
 const ALL: &str = concat!(
     "SELECT e.id, e.seq, e.type, e.received_at, octet_length(e.payload) AS bytes, ",
-    rank!(),
+    rank!("$6"),
     " FROM events e
      WHERE e.organization_id = $1 AND ($2::bigint IS NULL OR e.seq < $2) AND e.id >= $3 AND e.id < $4
      ORDER BY e.seq DESC LIMIT $5"
@@ -55,7 +37,7 @@ macro_rules! with_deliveries {
     ($which:literal) => {
         concat!(
             "SELECT e.id, e.seq, e.type, e.received_at, octet_length(e.payload) AS bytes, ",
-            rank!(),
+            rank!("$6"),
             " FROM (
                 SELECT DISTINCT ON (w.seq) w.event_id AS id, w.seq FROM deliveries w
                 WHERE w.organization_id = $1 AND ",
@@ -100,7 +82,7 @@ async fn read(
         .await
         .map_err(classify)?;
     let seen = seen.iter().map(self::seen).collect::<Result<Vec<_>>>()?;
-    let shown = browse::page(wanted, seen, page.limit);
+    let shown = within_deliveries(connection, browse::page(wanted, seen, page.limit)).await?;
     let ids = shown.items.iter().map(|event| event.id).collect();
     let mut items = events_of(connection, organization, ids).await?;
     commit(connection).await?;
@@ -140,7 +122,7 @@ fn days(wanted: &EventQuery) -> (Uuid, Uuid) {
     (first, last)
 }
 
-fn seen(row: &PgRow) -> Result<Seen<Uuid>> {
+pub(super) fn seen(row: &PgRow) -> Result<Seen<Uuid>> {
     Ok(Seen {
         id: row.value("id")?,
         seq: row.value("seq")?,

@@ -21,6 +21,7 @@ use uuid::Uuid;
 use crate::{
     DeliveryKey, EventId, SubscriptionId,
     store::{Change, Pause},
+    subscription::Subscriber,
 };
 
 /// The channel, as the statements that give notice name it.
@@ -149,7 +150,7 @@ fn change(notice: &str) -> Option<Change> {
         let mut parts = id.splitn(3, '/');
         return Some(Change::Pause(Pause {
             subscription: SubscriptionId::from_uuid(Uuid::try_parse(parts.next()?).ok()?),
-            version: parts.next()?.parse().ok()?,
+            subscriber: Subscriber::numbered(parts.next()?.parse().ok()?),
             lasts: Duration::from_millis(parts.next()?.parse().ok()?),
         }));
     }

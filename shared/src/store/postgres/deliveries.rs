@@ -27,6 +27,18 @@ macro_rules! free {
     };
 }
 
+/// Locks what was found as `f` of a lane of `served`, unless it has changed since, or somebody holds it locked.
+macro_rules! as_found {
+    () => {
+        " CROSS JOIN LATERAL (
+                SELECT FROM deliveries d
+                WHERE d.event_id = f.event_id AND d.subscription_id = served.subscription_id
+                  AND d.due_at <= now() AND d.lease_owner IS NOT DISTINCT FROM f.lease_owner
+                LIMIT 1 FOR UPDATE SKIP LOCKED
+            ) held "
+    };
+}
+
 /// Whether the worker `$1` has a lease.
 macro_rules! enlisted {
     () => {
@@ -209,7 +221,8 @@ const CLAIM_IN_ORDER: &str = concat!(
 
 /// Lane by lane, by the indexes of each: first, in order of `seq`, what was parked when the subscription was last enabled, if
 /// there is any of it left, then what has come to be due since. No more than fit the bytes, the first of each lane before
-/// the second of any; then, by their keys, taken.
+/// the second of any; then, by their keys, taken. What another has taken since this began, it took as a worker that may not be seen
+/// among the living here: so each row is locked as it was found, by its owner, or passed over.
 const CLAIM: &str = concat!(
     "WITH served AS MATERIALIZED (
         SELECT wanted.subscription_id, wanted.most, s.enabled_at, (
@@ -228,24 +241,30 @@ const CLAIM: &str = concat!(
         WHERE ",
     enlisted!(),
     "), parked AS MATERIALIZED (
-        SELECT d.event_id, d.subscription_id, d.due_at, d.seq
+        SELECT d.event_id, served.subscription_id, d.due_at, d.seq
         FROM served CROSS JOIN LATERAL (
-            SELECT d.event_id, d.subscription_id, d.due_at, d.seq FROM deliveries d
-            WHERE d.subscription_id = served.subscription_id AND d.due_at <= served.enabled_at AND ",
+            SELECT f.event_id, f.due_at, f.seq FROM (
+                SELECT d.event_id, d.due_at, d.seq, d.lease_owner FROM deliveries d
+                WHERE d.subscription_id = served.subscription_id AND d.due_at <= served.enabled_at AND ",
     free!(),
-    "       ORDER BY d.seq LIMIT served.most FOR UPDATE SKIP LOCKED
+    "           ORDER BY d.seq
+            ) f",
+    as_found!(),
+    "       LIMIT served.most
         ) d
         WHERE served.was_parked
     ), due AS MATERIALIZED (
-        SELECT d.event_id, d.subscription_id, d.due_at
+        SELECT d.event_id, served.subscription_id, d.due_at
         FROM served CROSS JOIN LATERAL (
-            SELECT d.event_id, d.subscription_id, d.due_at FROM deliveries d
-            WHERE d.subscription_id = served.subscription_id AND d.due_at <= now()
-              AND d.due_at > coalesce(served.enabled_at, '-infinity') AND ",
+            SELECT f.event_id, f.due_at FROM (
+                SELECT d.event_id, d.due_at, d.lease_owner FROM deliveries d
+                WHERE d.subscription_id = served.subscription_id AND d.due_at <= now()
+                  AND d.due_at > coalesce(served.enabled_at, '-infinity') AND ",
     free!(),
-    "       ORDER BY d.due_at
-            LIMIT served.most - (SELECT count(*) FROM parked p WHERE p.subscription_id = served.subscription_id)
-            FOR UPDATE SKIP LOCKED
+    "           ORDER BY d.due_at
+            ) f",
+    as_found!(),
+    "       LIMIT served.most - (SELECT count(*) FROM parked p WHERE p.subscription_id = served.subscription_id)
         ) d
     ), placed AS (
         SELECT picked.event_id, picked.subscription_id,

@@ -15,7 +15,7 @@ use super::{
     rows::Columns,
 };
 use crate::{
-    EventId, OrganizationId, SetAsideId,
+    EventId, OrganizationId, SetAsideId, SubscriptionId,
     audit::{Action, Change},
     store::{
         EventFilter, EventQuery, EventRecord, Events, IntakeBatch, IntakeOutcome, Order, Page, PageRequest,
@@ -68,6 +68,28 @@ impl Engine {
     }
 }
 
+impl Engine {
+    async fn look_up(
+        &self,
+        organization: OrganizationId,
+        id: EventId,
+        only: Option<SubscriptionId>,
+    ) -> Result<Option<EventRecord>> {
+        let event = query(EVENT).bind(organization.uuid()).bind(id.uuid());
+        if let Some(found) = self.read_one(organization, event, only).await? {
+            return Ok(Some(found));
+        }
+        let former = query(former::OF_FORMER).bind(organization.uuid()).bind(id.uuid());
+        let Some(row) = self.row(former).await? else {
+            return Ok(None);
+        };
+        let event = query(EVENT)
+            .bind(organization.uuid())
+            .bind(row.value::<Uuid>("event_id")?);
+        self.read_one(organization, event, only).await
+    }
+}
+
 #[async_trait]
 impl Events for Engine {
     async fn intake(&self, batch: &IntakeBatch<'_>) -> Result<IntakeOutcome> {
@@ -83,18 +105,16 @@ impl Events for Engine {
     }
 
     async fn get(&self, organization: OrganizationId, id: EventId) -> Result<Option<EventRecord>> {
-        let event = query(EVENT).bind(organization.uuid()).bind(id.uuid());
-        if let Some(found) = self.read_one(organization, event).await? {
-            return Ok(Some(found));
-        }
-        let former = query(former::OF_FORMER).bind(organization.uuid()).bind(id.uuid());
-        let Some(row) = self.row(former).await? else {
-            return Ok(None);
-        };
-        let event = query(EVENT)
-            .bind(organization.uuid())
-            .bind(row.value::<Uuid>("event_id")?);
-        self.read_one(organization, event).await
+        self.look_up(organization, id, None).await
+    }
+
+    async fn get_delivery(
+        &self,
+        organization: OrganizationId,
+        id: EventId,
+        subscription: SubscriptionId,
+    ) -> Result<Option<EventRecord>> {
+        self.look_up(organization, id, Some(subscription)).await
     }
 
     async fn list(

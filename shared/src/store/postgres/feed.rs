@@ -1,19 +1,24 @@
 //! Events as they come.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use sqlx::{postgres::PgRow, query};
+use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Engine, Result, lists::SETTLED_BELOW, organizations::uuids, rows::Columns};
-use crate::{
-    EventId, EventPattern, OrganizationId,
-    store::{
-        Feed, FeedEvent, FeedPage,
-        browse::{MAX_LOOKED_AT, fits},
-        feed::{FEED_BYTES, PAGE_EVENTS},
-        page::{self, Shown},
-    },
+use super::{
+    Engine, Result, browse::seen, lists::SETTLED_BELOW, organizations::uuids, partitions, rows::Columns,
+    status::rank,
 };
+use crate::{
+    EventId, OrganizationId, Timestamp,
+    store::{EventQuery, Feed, FeedEvent, FeedPage, browse::MAX_LOOKED_AT, feed},
+};
+
+/// Further than an id is older than the acceptance of its event: a front takes both from one clock, and one that is put back gets a
+/// later id.
+const OLDER: Duration = Duration::from_hours(24);
 
 const NEWEST: &str = "
     SELECT asked.id, newest.seq FROM unnest($1::uuid[]) AS asked (id)
@@ -21,10 +26,16 @@ const NEWEST: &str = "
         SELECT e.seq FROM events e WHERE e.organization_id = asked.id AND e.seq <= $2 ORDER BY e.seq DESC LIMIT 1
     ) newest";
 
-/// The next to look at, without their payloads.
-const NEXT: &str = "
-    SELECT id, seq, type, octet_length(payload) AS bytes FROM events
-    WHERE organization_id = $1 AND seq > $2 AND seq <= $3 ORDER BY seq LIMIT $4";
+/// The next to look at, without their payloads; `$5`: whether their status is asked for.
+const NEXT: &str = concat!(
+    "SELECT e.id, e.seq, e.type, e.received_at, octet_length(e.payload) AS bytes, ",
+    rank!("$5"),
+    " FROM events e
+     WHERE e.organization_id = $1 AND e.seq > $2 AND e.seq <= $3 ORDER BY e.seq LIMIT $4"
+);
+
+/// The first of those days that may hold what was accepted since: no other partition is looked at.
+const FIRST: &str = "SELECT seq FROM events WHERE organization_id = $1 AND id >= $2 ORDER BY seq LIMIT 1";
 
 const EVENTS: &str = "
     SELECT e.id, e.seq, e.type, e.dedup_id, e.source, e.occurred_at, e.received_at, e.payload, e.erased_at
@@ -54,7 +65,7 @@ impl Feed for Engine {
     async fn follow(
         &self,
         organization: OrganizationId,
-        wanted: Option<&EventPattern>,
+        wanted: &EventQuery,
         after: i64,
         up_to: i64,
     ) -> Result<FeedPage> {
@@ -62,19 +73,11 @@ impl Feed for Engine {
             .bind(organization.uuid())
             .bind(after)
             .bind(up_to)
-            .bind(i64::try_from(MAX_LOOKED_AT).unwrap_or(i64::MAX));
+            .bind(i64::try_from(MAX_LOOKED_AT).unwrap_or(i64::MAX))
+            .bind(wanted.status.is_some());
         let rows = self.rows(statement).await?;
-        let looked_up_to = match rows.last() {
-            Some(last) if rows.len() >= MAX_LOOKED_AT => last.value("seq")?,
-            _ => up_to,
-        };
-        let mut found = Vec::new();
-        for row in &rows {
-            if fits(wanted, row.value("type")?) {
-                found.push(shown(row)?);
-            }
-        }
-        let page = page::page_within(found, PAGE_EVENTS, FEED_BYTES);
+        let seen = rows.iter().map(seen).collect::<Result<Vec<_>>>()?;
+        let page = feed::page(wanted, seen, up_to);
         let ids: Vec<Uuid> = page.items.iter().map(|event| event.id).collect();
         let events = match (ids.iter().min().copied(), ids.iter().max().copied()) {
             (Some(first), Some(last)) => {
@@ -86,21 +89,25 @@ impl Feed for Engine {
         };
         Ok(FeedPage {
             events,
-            up_to: page.next.unwrap_or(looked_up_to),
+            up_to: page.next.unwrap_or(up_to),
         })
     }
 
     async fn place(&self, organization: OrganizationId, id: EventId) -> Result<Option<i64>> {
         Ok(self.resolve(organization, id).await?.map(|(_, seq)| seq))
     }
-}
 
-fn shown(row: &PgRow) -> Result<Shown<Uuid>> {
-    Ok(Shown {
-        id: row.value("id")?,
-        seq: row.value("seq")?,
-        bytes: u64::try_from(row.value::<i32>("bytes")?).unwrap_or(0),
-    })
+    async fn place_before(&self, organization: OrganizationId, since: Timestamp) -> Result<i64> {
+        // First, so that nothing comes between it and where nothing was found.
+        let settled = self.settled().await?;
+        let day = OffsetDateTime::from(since.minus(OLDER)).date();
+        let statement = query(FIRST)
+            .bind(organization.uuid())
+            .bind(partitions::first_id(day));
+        let first = self.row(statement).await?;
+        let first: Option<i64> = first.as_ref().map(|row| row.value("seq")).transpose()?;
+        Ok(first.map_or(settled, |first| settled.min(first - 1)))
+    }
 }
 
 fn event(row: &PgRow) -> Result<FeedEvent> {

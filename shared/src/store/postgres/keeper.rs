@@ -138,6 +138,11 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
         "limit_debits",
         include_str!("../../../../migrations/postgres/0026_limit_debits.sql"),
     ),
+    (
+        27,
+        "replay_ways",
+        include_str!("../../../../migrations/postgres/0027_replay_ways.sql"),
+    ),
 ];
 
 fn migrator() -> Migrator {
@@ -316,6 +321,11 @@ impl Keeper for Engine {
             .await?
             .value("sealed")
             .map(Sealed)
+    }
+
+    async fn kept_secret_check(&self) -> Result<Option<Sealed>> {
+        let kept = self.row(query("SELECT sealed FROM secret_check")).await?;
+        kept.map(|row| row.value("sealed").map(Sealed)).transpose()
     }
 
     async fn replace_secret_check(&self, before: &Sealed, after: Sealed) -> Result<bool> {

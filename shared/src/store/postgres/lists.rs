@@ -7,7 +7,10 @@
 
 use sqlx::query;
 
-use super::Statement;
+use super::{
+    Statement,
+    status::{deliveries_of, least},
+};
 use crate::{
     EventStatus, OrganizationId,
     store::{EventFilter, Order},
@@ -128,8 +131,7 @@ macro_rules! with_deliveries {
     };
 }
 
-/// Those of the events that are looked at which the filter shows: each with its status, the least of its deliveries', in the order
-/// of [`EventStatus`].
+/// Those of the events that are looked at which the filter shows, as [`EventFilter::shows`] says it.
 macro_rules! shown {
     ($looked:expr, $order:tt) => {
         concat!(
@@ -137,19 +139,9 @@ macro_rules! shown {
             shown AS (
                 SELECT l.id, l.seq, l.bytes FROM looked l
                 LEFT JOIN LATERAL (
-                    SELECT coalesce(min(CASE
-                        WHEN d.due_at IS NOT NULL THEN CASE WHEN s.id IS NULL THEN 5 ELSE 0 END
-                        WHEN d.state = 'dead_letter' THEN 1
-                        WHEN d.state = 'expired' THEN 2
-                        WHEN d.state = 'delivered' THEN 3
-                        WHEN d.state = 'acknowledged' THEN 4
-                        ELSE 5 END), 0) AS status,
+                    SELECT ", least!(), " AS status,
                         coalesce(bool_or(d.due_at IS NOT NULL AND s.id IS NOT NULL AND d.state = 'retrying'), false) AS failed
-                    FROM deliveries d
-                    LEFT JOIN LATERAL (
-                        SELECT s.id FROM subscriptions s WHERE s.id = d.subscription_id AND s.deleted_at IS NULL LIMIT 1
-                    ) s ON true
-                    WHERE d.event_id = l.id
+                    FROM ", deliveries_of!("l.id"), "
                 ) summary ON $7::integer[] IS NOT NULL OR $8::boolean IS NOT NULL
                 WHERE ($6::text IS NULL OR l.type = $6)
                   AND ($7::integer[] IS NULL OR summary.status = ANY ($7))

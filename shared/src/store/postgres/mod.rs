@@ -33,9 +33,11 @@ mod pulls;
 mod records;
 mod rehearsal;
 mod removals;
+mod replay_ways;
 mod replays;
 mod rows;
 mod statistics;
+mod status;
 mod subscriptions;
 mod test_pushes;
 

@@ -7,13 +7,17 @@ use sqlx::query;
 use uuid::Uuid;
 
 use super::{Engine, Result, rows, rows::Columns};
-use crate::store::{Pause, Pauses};
+use crate::{
+    store::{Pause, Pauses},
+    subscription::Subscriber,
+};
 
 const FORGET: &str = "
     DELETE FROM pauses WHERE subscription_id = ANY (ARRAY(
         SELECT subscription_id FROM pauses WHERE until <= now() ORDER BY until LIMIT 100 FOR UPDATE SKIP LOCKED
     ))";
 
+/// The column `version` holds the subscriber.
 const NOTE: &str = "
     WITH longer AS (
         INSERT INTO pauses AS known (subscription_id, version, until)
@@ -22,7 +26,7 @@ const NOTE: &str = "
         JOIN subscriptions s ON s.id = asked.id
         ORDER BY s.id
         ON CONFLICT (subscription_id) DO UPDATE SET version = excluded.version, until = excluded.until
-        WHERE (known.version, known.until) < (excluded.version, excluded.until)
+        WHERE known.version <> excluded.version OR known.until < excluded.until
         RETURNING subscription_id, version, (extract(epoch FROM until - now()) * 1000)::bigint AS ms
     )
     SELECT count(pg_notify('triggers_changes', 'p:' || subscription_id || '/' || version || '/' || ms)) AS times
@@ -36,9 +40,9 @@ const LAST: &str = "
 impl Pauses for Engine {
     async fn note_pauses(&self, pauses: &[Pause]) -> Result<()> {
         let subscriptions: Vec<Uuid> = pauses.iter().map(|pause| pause.subscription.uuid()).collect();
-        let versions: Vec<i64> = pauses.iter().map(|pause| pause.version).collect();
+        let subscribers: Vec<i64> = pauses.iter().map(|pause| pause.subscriber.number()).collect();
         let lasts: Vec<f64> = pauses.iter().map(|pause| rows::seconds(pause.lasts)).collect();
-        let statement = query(NOTE).bind(subscriptions).bind(versions).bind(lasts);
+        let statement = query(NOTE).bind(subscriptions).bind(subscribers).bind(lasts);
         self.rows(statement).await?;
         // By itself: with the other it would hold rows that another waits for, who holds some that it waits for.
         self.rows(query(FORGET)).await.map(drop)
@@ -49,7 +53,7 @@ impl Pauses for Engine {
         let read = rows.iter().map(|row| {
             Ok(Pause {
                 subscription: row.id("subscription_id")?,
-                version: row.value("version")?,
+                subscriber: Subscriber::numbered(row.value("version")?),
                 lasts: Duration::from_millis(row.number("ms")?),
             })
         });

@@ -13,10 +13,11 @@ use super::{
     CALL, Engine, Result, Session, Statement, classify, lists::Listed, partitions, rows::Columns, within,
 };
 use crate::{
-    DeliveryKey, DeliveryState, DeliveryStatus, EventId, OrganizationId,
+    DeliveryKey, DeliveryState, DeliveryStatus, EventId, OrganizationId, SubscriptionId,
     delivery::SubscriptionCondition,
     store::{
         AttemptRecord, DeliveryRecord, EventRecord, Order, Page,
+        events::attempts_of_each,
         page::{self, Shown},
         parse_state,
     },
@@ -33,24 +34,40 @@ const DELIVERIES: &str = "
     FROM unnest((SELECT $1::uuid[])) AS asked (id)
     JOIN deliveries d ON d.event_id = asked.id AND d.event_id BETWEEN $2 AND $3
     LEFT JOIN subscriptions s ON s.id = d.subscription_id AND s.deleted_at IS NULL
+    WHERE $4::uuid IS NULL OR d.subscription_id = $4
     ORDER BY d.event_id, d.subscription_id";
 
-macro_rules! attempts {
-    ($distinct:literal, $order:literal) => {
-        concat!(
-            "SELECT ",
-            $distinct,
-            " a.event_id, a.subscription_id, a.number, a.started_at, a.duration_ms,
-                 a.status_code, a.failure, a.detail
-             FROM unnest((SELECT $1::uuid[])) AS asked (id)
-             JOIN attempts a ON a.event_id = asked.id AND a.event_id BETWEEN $2 AND $3
-             ORDER BY a.event_id, a.subscription_id, a.number ",
-            $order
-        )
-    };
+/// How many deliveries the events of a page have.
+const COUNTS: &str = "
+    SELECT d.event_id, count(*) AS deliveries FROM unnest((SELECT $1::uuid[])) AS asked (id)
+    JOIN deliveries d ON d.event_id = asked.id AND d.event_id BETWEEN $2 AND $3
+    GROUP BY d.event_id";
+
+/// The last so many (`$5`) of each delivery.
+const ATTEMPTS: &str = "
+    SELECT a.event_id, a.subscription_id, a.number, a.started_at, a.duration_ms, a.status_code, a.failure, a.detail
+    FROM unnest((SELECT $1::uuid[])) AS asked (id)
+    JOIN deliveries d ON d.event_id = asked.id AND d.event_id BETWEEN $2 AND $3
+    JOIN attempts a ON a.event_id = asked.id AND a.event_id BETWEEN $2 AND $3
+        AND a.subscription_id = d.subscription_id AND a.number > d.attempts - $5
+    WHERE $4::uuid IS NULL OR d.subscription_id = $4
+    ORDER BY a.event_id, a.subscription_id, a.number";
+
+const LAST_ATTEMPTS: &str = "
+    SELECT DISTINCT ON (a.event_id, a.subscription_id)
+        a.event_id, a.subscription_id, a.number, a.started_at, a.duration_ms, a.status_code, a.failure, a.detail
+    FROM unnest((SELECT $1::uuid[])) AS asked (id)
+    JOIN attempts a ON a.event_id = asked.id AND a.event_id BETWEEN $2 AND $3
+    ORDER BY a.event_id, a.subscription_id, a.number DESC";
+
+/// What is read of deliveries.
+#[derive(Debug, Clone, Copy)]
+enum Log {
+    /// The last attempts of all of them, or of the one to this subscription.
+    Whole(Option<SubscriptionId>),
+    /// The last attempt of each.
+    Last,
 }
-const ATTEMPTS: &str = attempts!("", "");
-const LAST_ATTEMPTS: &str = attempts!("DISTINCT ON (a.event_id, a.subscription_id)", "DESC");
 
 /// A repeat may have been answered with an id that was itself a repeat's: it counts for the first all the same.
 const REPEATS: &str = "
@@ -83,11 +100,12 @@ impl Engine {
         &self,
         organization: OrganizationId,
         event: Statement,
+        only: Option<SubscriptionId>,
     ) -> Result<Option<EventRecord>> {
         // Boxed: it is large, and so would be all that waits for it.
         Box::pin(within(CALL, async {
             let mut session = Session::of(&self.pool).await?;
-            let read = read_one(session.connection(), organization, event).await;
+            let read = read_one(session.connection(), organization, event, only).await;
             session.settle_read(read)
         }))
         .await
@@ -140,10 +158,11 @@ async fn read_one(
     connection: &mut PgConnection,
     organization: OrganizationId,
     event: Statement,
+    only: Option<SubscriptionId>,
 ) -> Result<Option<EventRecord>> {
     begin(connection).await?;
     let rows = event.fetch_all(&mut *connection).await.map_err(classify)?;
-    let mut records = records(connection, organization, rows, ATTEMPTS).await?;
+    let mut records = records(connection, organization, rows, Log::Whole(only)).await?;
     commit(connection).await?;
     Ok(records.pop())
 }
@@ -157,7 +176,7 @@ async fn read_page(
 ) -> Result<Page<EventRecord, i64>> {
     begin(connection).await?;
     let (found, last) = find(connection, listed, order).await?;
-    let shown = page::page_of(found, limit, last);
+    let shown = within_deliveries(connection, page::page_of(found, limit, last)).await?;
     let ids = shown.items.iter().map(|event| event.id).collect();
     let mut items = events_of(connection, organization, ids).await?;
     commit(connection).await?;
@@ -192,6 +211,24 @@ async fn find(
     Ok((found, last))
 }
 
+/// The beginning of a page whose events have no more deliveries than one page may show.
+pub(super) async fn within_deliveries(
+    connection: &mut PgConnection,
+    page: Page<Shown<Uuid>, i64>,
+) -> Result<Page<Shown<Uuid>, i64>> {
+    let ids: Vec<Uuid> = page.items.iter().map(|event| event.id).collect();
+    let Some((first, last)) = span(&ids) else {
+        return Ok(page);
+    };
+    let counts = query(COUNTS).bind(ids).bind(first).bind(last);
+    let mut deliveries: HashMap<Uuid, u64> = HashMap::new();
+    for row in counts.fetch_all(connection).await.map_err(classify)? {
+        deliveries.insert(row.value("event_id")?, row.number("deliveries")?);
+    }
+    let of = |event: &Shown<Uuid>| deliveries.get(&event.id).copied().unwrap_or(0);
+    Ok(page::within_deliveries(page, of))
+}
+
 /// The events with these ids, in order of `seq`, as lists show them.
 pub(super) async fn events_of(
     connection: &mut PgConnection,
@@ -208,7 +245,7 @@ pub(super) async fn events_of(
         .fetch_all(&mut *connection)
         .await
         .map_err(classify)?;
-    records(connection, organization, rows, LAST_ATTEMPTS).await
+    records(connection, organization, rows, Log::Last).await
 }
 
 /// The least and the greatest: partitions outside of them need not be opened.
@@ -221,7 +258,7 @@ async fn records(
     connection: &mut PgConnection,
     organization: OrganizationId,
     rows: Vec<PgRow>,
-    attempts: &'static str,
+    log: Log,
 ) -> Result<Vec<EventRecord>> {
     let mut records = rows.iter().map(event).collect::<Result<Vec<_>>>()?;
     // They hold the payloads a second time.
@@ -231,14 +268,22 @@ async fn records(
         return Ok(records);
     };
     let of_these = |sql| query(sql).bind(ids.clone()).bind(first).bind(last);
+    let only = match log {
+        Log::Whole(only) => only.map(SubscriptionId::uuid),
+        Log::Last => None,
+    };
     let deliveries = of_these(DELIVERIES)
+        .bind(only)
         .fetch_all(&mut *connection)
         .await
         .map_err(classify)?;
-    let attempts = of_these(attempts)
-        .fetch_all(&mut *connection)
-        .await
-        .map_err(classify)?;
+    let attempts = match log {
+        Log::Whole(_) => of_these(ATTEMPTS)
+            .bind(only)
+            .bind(attempts_of_each(deliveries.len())),
+        Log::Last => of_these(LAST_ATTEMPTS),
+    };
+    let attempts = attempts.fetch_all(&mut *connection).await.map_err(classify)?;
     let repeats = query(REPEATS)
         .bind(ids.clone())
         .bind(partitions::earlier(first, CLOCKS_APART))
@@ -351,6 +396,7 @@ fn delivery(row: &PgRow, mut log: Vec<AttemptRecord>) -> Result<DeliveryRecord> 
     Ok(DeliveryRecord {
         subscription: row.id("subscription_id")?,
         status,
+        has_failed: status.is_open() && state == DeliveryState::Retrying,
         attempts,
         lease_until,
         next_attempt_at: if status.is_open() {

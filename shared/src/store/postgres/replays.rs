@@ -6,17 +6,15 @@ use async_trait::async_trait;
 use sqlx::{postgres::PgRow, query};
 use time::OffsetDateTime;
 
-use super::{Engine, Result, lists::SETTLED_BELOW, organizations::uuids, partitions, rows::Columns};
+use super::{Engine, Result, lists::SETTLED_BELOW, organizations::uuids, rows::Columns};
 use crate::{
-    DeliveryKey, DeliveryState, EventPattern, OrganizationId, ReplayId, SubscriptionId,
+    DeliveryKey, DeliveryState, EventId, EventPattern, OrganizationId, ReplayId, SubscriptionId,
     audit::{Action, Change},
     store::{
-        ActedOn, Candidate, NewReplay, REPLAY_KEPT, Replay, ReplayStep, Replays, StoreError, parse_state,
+        ActedOn, Candidates, NewReplay, REPLAY_KEPT, Replay, ReplayStep, Replays, StoreError, Way,
+        parse_state,
     },
 };
-
-/// Further than any clock is from the time in an event's id.
-const CLOCKS_APART: Duration = Duration::from_hours(4 * 24);
 
 /// What a delivery `d` that is opened again becomes, of a subscription `s`.
 macro_rules! opened {
@@ -59,16 +57,18 @@ const CANCEL: &str = "
             WHERE lease_owner = ANY (ARRAY(SELECT id FROM workers WHERE lease_until > now())))
     FROM cancelled";
 
+/// What is stored by transactions that have no id yet comes at or after `before_seq` (see the table `intake_order`).
 const CREATE: &str = "
-    INSERT INTO replays (id, organization_id, subscription_id, since, until, statuses, event_types, state)
-    SELECT $1, $2, $3, $4, coalesce($5, now()), $6, $7, 'running'
+    INSERT INTO replays (id, organization_id, subscription_id, since, until, statuses, event_types, state, before_seq)
+    SELECT $1, $2, $3, $4, coalesce($5, now()), $6, $7, 'running',
+        (SELECT (pg_snapshot_xmax(pg_current_snapshot())::text::bigint + xid_offset) << 18 FROM intake_order)
     WHERE (SELECT count(*) FROM replays WHERE organization_id = $2 AND state = 'running') < $8
     RETURNING *";
 
 const STEP: &str = concat!(
     "WITH job AS (
         SELECT r.id, r.subscription_id, r.statuses FROM replays r
-        WHERE r.id = $1 AND r.state = 'running' AND r.after_seq = $2 FOR UPDATE
+        WHERE r.id = $1 AND r.state = 'running' AND r.after_seq = $2 AND r.after_id IS NOT DISTINCT FROM $9 FOR UPDATE
     ), kept AS MATERIALIZED (
         SELECT e.id FROM unnest((SELECT $6::uuid[])) AS asked (id)
         JOIN events e ON e.id = asked.id AND e.id BETWEEN $7 AND $8
@@ -82,12 +82,18 @@ const STEP: &str = concat!(
           AND d.due_at IS NULL AND d.state = ANY (job.statuses)
         RETURNING d.event_id
     )
-    UPDATE replays r SET after_seq = $3, looked_at = looked_at + $4, opened = opened + (SELECT count(*) FROM opened),
-        state = CASE WHEN $5 THEN 'done' ELSE 'running' END, updated_at = now()
+    UPDATE replays r SET after_seq = $3, after_id = $10, looked_at = looked_at + $4, opened = opened + (SELECT count(*) FROM opened),
+        state = CASE WHEN $5 THEN 'done' ELSE 'running' END, updated_at = now(), turn_at = now()
     FROM job WHERE r.id = job.id
     RETURNING (SELECT count(*) FROM opened) AS opened,
         (SELECT pg_notify('triggers_changes', 's:' || job.subscription_id) WHERE EXISTS (SELECT FROM opened))"
 );
+
+/// Whoever is first says it; so of all the workers one way is gone.
+const BEGIN: &str = "
+    UPDATE replays SET walk = $2, first_place = $3, last_place = $4, before_seq = $5, turn_at = now()
+    WHERE id = $1 AND state = 'running' AND walk IS NULL AND after_seq = $6
+    RETURNING *";
 
 fn replay(row: &PgRow) -> Result<Replay> {
     let corrupt = |what: &str| StoreError::Corrupt(format!("a replay holds {what:?}"));
@@ -108,12 +114,26 @@ fn replay(row: &PgRow) -> Result<Replay> {
             .map(|pattern| EventPattern::parse(pattern).map_err(|_| corrupt(pattern)))
             .collect::<Result<_>>()?,
         status: row.parsed("state")?,
+        before_seq: row.value("before_seq")?,
+        way: way(row)?,
         after_seq: row.value("after_seq")?,
+        after_id: row.optional_id("after_id")?,
         looked_at: row.number("looked_at")?,
         opened: row.number("opened")?,
         created_at: row.at("created_at")?,
         updated_at: row.at("updated_at")?,
     })
+}
+
+fn way(row: &PgRow) -> Result<Option<Way>> {
+    if row.value::<Option<&str>>("walk")?.is_none() {
+        return Ok(None);
+    }
+    Ok(Some(Way {
+        walk: row.parsed("walk")?,
+        first: row.value("first_place")?,
+        last: row.value("last_place")?,
+    }))
 }
 
 #[async_trait]
@@ -213,7 +233,7 @@ impl Replays for Engine {
         let statement = query(
             "SELECT r.*, s.id IS NOT NULL AS is_there FROM replays r
              LEFT JOIN subscriptions s ON s.id = r.subscription_id AND s.deleted_at IS NULL
-             WHERE r.state = 'running' ORDER BY r.updated_at LIMIT $1",
+             WHERE r.state = 'running' AND r.turn_at <= now() ORDER BY r.turn_at LIMIT $1",
         );
         let rows = self.rows(statement.bind(i64::from(limit))).await?;
         rows.iter()
@@ -221,32 +241,36 @@ impl Replays for Engine {
             .collect()
     }
 
-    async fn replay_candidates(&self, replay: &Replay, limit: u32) -> Result<Vec<Candidate>> {
+    async fn begin_replay(&self, replay: &Replay) -> Result<Option<Replay>> {
         let settled: i64 = self.one(query(SETTLED_BELOW)).await?.value("seq")?;
-        let since = replay
-            .since
-            .unwrap_or(crate::Timestamp::from_millis(0))
-            .minus(CLOCKS_APART);
+        let before_seq = replay.before_seq.unwrap_or(settled);
+        if settled < before_seq {
+            return Ok(None);
+        }
+        let way = self.way_of_replay(replay, before_seq).await?;
+        let statement = query(BEGIN)
+            .bind(replay.id.uuid())
+            .bind(way.walk.as_str())
+            .bind(way.first)
+            .bind(way.last)
+            .bind(before_seq)
+            .bind(replay.after_seq);
+        self.row(statement).await?.as_ref().map(self::replay).transpose()
+    }
+
+    async fn replay_candidates(&self, replay: &Replay, limit: u32) -> Result<Candidates> {
+        let way = replay
+            .way
+            .ok_or_else(|| StoreError::Corrupt("a replay that has not begun looks for events".to_owned()))?;
+        self.next_of_replay(replay, way, limit).await
+    }
+
+    async fn put_off_replay(&self, replay: &Replay, by: Duration) -> Result<()> {
         let statement = query(
-            "SELECT id, seq, type, received_at FROM events
-             WHERE organization_id = $1 AND seq > $2 AND seq < $3 AND id BETWEEN $4 AND $5 ORDER BY seq LIMIT $6",
-        )
-        .bind(replay.organization.uuid())
-        .bind(replay.after_seq)
-        .bind(settled)
-        .bind(partitions::first_id_at(since.into()))
-        .bind(partitions::first_id_at(replay.until.plus(CLOCKS_APART).into()))
-        .bind(i64::from(limit));
-        let rows = self.rows(statement).await?;
-        let read = rows.iter().map(|row| {
-            Ok(Candidate {
-                event: row.id("id")?,
-                seq: row.value("seq")?,
-                event_type: row.value("type")?,
-                received_at: row.at("received_at")?,
-            })
-        });
-        read.collect()
+            "UPDATE replays SET turn_at = now() + make_interval(secs => $2) WHERE id = $1 AND state = 'running'",
+        );
+        let statement = statement.bind(replay.id.uuid()).bind(super::rows::seconds(by));
+        self.rows(statement).await.map(drop)
     }
 
     async fn replay_step(&self, replay: &Replay, step: &ReplayStep) -> Result<Option<u64>> {
@@ -260,7 +284,9 @@ impl Replays for Engine {
             .bind(step.done)
             .bind(uuids(&events))
             .bind(events.first().map(|id| id.uuid()))
-            .bind(events.last().map(|id| id.uuid()));
+            .bind(events.last().map(|id| id.uuid()))
+            .bind(replay.after_id.map(EventId::uuid))
+            .bind(step.after_id.map(EventId::uuid));
         let stepped = self.row(statement).await?;
         stepped.as_ref().map(|row| row.number("opened")).transpose()
     }

@@ -161,6 +161,7 @@ pub(super) fn subscription(row: &PgRow) -> Result<Subscription> {
         version: row.value("version")?,
         created_at: row.at("created_at")?,
         updated_at: row.at("updated_at")?,
+        enabled_at: row.optional_at("enabled_at")?,
     })
 }
 

@@ -27,12 +27,26 @@ use crate::{
     filter::{FiltersFull, FiltersKept, PATTERN_WORD},
     seal::{KeyId, Sealed},
     store::{
-        InForce, NewSecret, Page, PageRequest, PatchOutcome, SealedSecrets, SubscriptionPatch, Subscriptions,
+        InForce, NewSecret, PAGE_BYTES, Page, PageRequest, PatchOutcome, SealedSecrets, SubscriptionPatch,
+        Subscriptions,
     },
-    subscription::Target,
+    subscription::{Full, MAX_SUBSCRIPTIONS, Target},
 };
 
 macro_rules! columns {
+    ($table:literal) => {
+        concat!(
+            $table,
+            ".description, ",
+            $table,
+            ".metadata, ",
+            columns_to_serve!($table)
+        )
+    };
+}
+
+/// Without what is for people: the planning and the sending of deliveries have no need of it.
+macro_rules! columns_to_serve {
     ($table:literal) => {
         concat!(
             $table,
@@ -66,8 +80,6 @@ macro_rules! columns {
             $table,
             ".disabled_reason, ",
             $table,
-            ".description, ",
-            $table,
             ".retry_schedule_seconds, ",
             $table,
             ".timeout_ms, ",
@@ -84,15 +96,15 @@ macro_rules! columns {
             $table,
             ".headers, ",
             $table,
-            ".metadata, ",
-            $table,
             ".filter, ",
             $table,
             ".version, ",
             $table,
             ".created_at, ",
             $table,
-            ".updated_at"
+            ".updated_at, ",
+            $table,
+            ".enabled_at"
         )
     };
 }
@@ -230,10 +242,24 @@ const GET_HELD: &str = concat!(
     " FROM subscriptions s WHERE id = $1 AND organization_id = $2 AND deleted_at IS NULL FOR UPDATE"
 );
 
+/// Those of a page: what they weigh together is summed up before they are read. `$3` as many as are asked for and one more, `$4`
+/// what they may weigh.
 const LIST: &str = concat!(
-    "SELECT ", columns!("s"),
-    " FROM subscriptions s
-      WHERE organization_id = $1 AND deleted_at IS NULL AND ($2::uuid IS NULL OR id > $2) ORDER BY id LIMIT $3"
+    "WITH found AS MATERIALIZED (
+        SELECT id, row_number() OVER (ORDER BY id) AS place, sum(
+            1024 + octet_length(event_types::text) + coalesce(octet_length(url), 0) + coalesce(octet_length(filter), 0)
+            + coalesce(octet_length(metadata), 0) + coalesce(octet_length(description), 0)
+            + coalesce(octet_length(headers), 0) + coalesce(octet_length(header_names::text), 0)
+        ) OVER (ORDER BY id) AS weight
+        FROM (
+            SELECT * FROM subscriptions
+            WHERE organization_id = $1 AND deleted_at IS NULL AND ($2::uuid IS NULL OR id > $2) ORDER BY id LIMIT $3
+        ) few
+     )
+     SELECT ",
+    columns!("s"),
+    ", (SELECT count(*) FROM found) AS found
+     FROM found f JOIN subscriptions s ON s.id = f.id WHERE f.place = 1 OR f.weight <= $4 ORDER BY s.id"
 );
 
 const WEBHOOK: &str = concat!(
@@ -243,14 +269,14 @@ const WEBHOOK: &str = concat!(
 );
 
 const BY_IDS: &str = concat!(
-    "SELECT ",
-    columns!("s"),
+    "SELECT NULL::text AS description, NULL::text AS metadata, ",
+    columns_to_serve!("s"),
     " FROM subscriptions s WHERE id = ANY($1) AND deleted_at IS NULL ORDER BY id"
 );
 
 const IN_FORCE: &str = concat!(
-    "SELECT o.id AS organization, o.subscriptions_version, ",
-    columns!("s"),
+    "SELECT o.id AS organization, o.subscriptions_version, NULL::text AS description, NULL::text AS metadata, ",
+    columns_to_serve!("s"),
     " FROM organizations o
       LEFT JOIN subscriptions s ON s.organization_id = o.id AND s.deleted_at IS NULL
       WHERE o.id = ANY($1) AND NOT EXISTS (SELECT FROM removals r WHERE r.organization_id = o.id)
@@ -262,7 +288,7 @@ const IN_FORCE: &str = concat!(
 const HOLD_ORGANIZATION: &str = "SELECT id FROM organizations WHERE id = $1 FOR NO KEY UPDATE";
 
 const FILTERS_BESIDE: &str = "
-    SELECT count(filter) AS count, coalesce(sum(length(filter)), 0)::bigint AS characters,
+    SELECT coalesce(sum(length(filter)), 0)::bigint AS characters,
         coalesce(sum((length(filter) - length(replace(filter, $3::text, ''))) / length($3::text)), 0)::bigint AS patterns
     FROM subscriptions
     WHERE organization_id = $1 AND id <> $2 AND deleted_at IS NULL AND filter IS NOT NULL";
@@ -303,6 +329,17 @@ fn bind_target(statement: Statement, target: Option<&Target>) -> Statement {
         .bind(headers.map(|headers| headers.values.0.clone()))
 }
 
+/// The built-in inbox, which each organization has, does not count.
+const COUNT: &str = "
+    SELECT count(*) AS count FROM subscriptions
+    WHERE organization_id = $1 AND deleted_at IS NULL AND builtin IS DISTINCT FROM 'inbox'";
+
+/// Holds back whoever else would give the organization something that is counted, until the end of the transaction.
+async fn hold(connection: &mut PgConnection, organization: OrganizationId) -> Result<()> {
+    let held = query(HOLD_ORGANIZATION).bind(organization.uuid());
+    held.execute(connection).await.map(drop).map_err(classify)
+}
+
 /// Whether an organization's filters leave room for one that a subscription is to have. That holds until the end of the
 /// transaction.
 async fn room_for(
@@ -311,11 +348,7 @@ async fn room_for(
     id: SubscriptionId,
     filter: &Filter,
 ) -> Result<Result<(), FiltersFull>> {
-    query(HOLD_ORGANIZATION)
-        .bind(organization.uuid())
-        .execute(&mut *connection)
-        .await
-        .map_err(classify)?;
+    hold(connection, organization).await?;
     let beside = query(FILTERS_BESIDE)
         .bind(organization.uuid())
         .bind(id.uuid())
@@ -324,11 +357,32 @@ async fn room_for(
         .await
         .map_err(classify)?;
     let kept = FiltersKept {
-        count: beside.number("count")?,
         characters: beside.number("characters")?,
         patterns: beside.number("patterns")?,
     };
     Ok(kept.room_for(filter))
+}
+
+/// Whether an organization has room for a subscription that is to be. That holds until the end of the transaction.
+async fn room_for_one(
+    connection: &mut PgConnection,
+    subscription: &Subscription,
+) -> Result<Result<(), Full>> {
+    let organization = subscription.organization;
+    hold(connection, organization).await?;
+    let counted = query(COUNT).bind(organization.uuid());
+    let count: u64 = counted
+        .fetch_one(&mut *connection)
+        .await
+        .map_err(classify)?
+        .number("count")?;
+    Ok(match &subscription.filter {
+        _ if count >= u64::from(MAX_SUBSCRIPTIONS) => Err(Full::Subscriptions),
+        Some(filter) => room_for(connection, organization, subscription.id, filter)
+            .await?
+            .map_err(Full::Filters),
+        None => Ok(()),
+    })
 }
 
 /// Makes a subscription, and writes down that it was.
@@ -337,13 +391,11 @@ async fn made(
     by: &By,
     subscription: &Subscription,
     create: Statement,
-) -> Result<Result<Subscription, FiltersFull>> {
+) -> Result<Result<Subscription, Full>> {
     // Dropped on the way, it rolls back.
     let mut transaction = connection.begin().await.map_err(classify)?;
     let (organization, id) = (subscription.organization, subscription.id);
-    if let Some(filter) = &subscription.filter
-        && let Err(full) = room_for(&mut transaction, organization, id, filter).await?
-    {
+    if let Err(full) = room_for_one(&mut transaction, subscription).await? {
         transaction.rollback().await.map_err(classify)?;
         return Ok(Err(full));
     }
@@ -403,7 +455,7 @@ fn shared(rows: &[PgRow]) -> Result<Vec<Arc<Subscription>>> {
 
 #[async_trait]
 impl Subscriptions for Engine {
-    async fn create(&self, subscription: Subscription) -> Result<Result<Subscription, FiltersFull>> {
+    async fn create(&self, subscription: Subscription) -> Result<Result<Subscription, Full>> {
         let statement = query(CREATE)
             .bind(subscription.id.uuid())
             .bind(subscription.organization.uuid())
@@ -443,14 +495,19 @@ impl Subscriptions for Engine {
         let statement = query(LIST)
             .bind(organization.uuid())
             .bind(page.after.map(SubscriptionId::uuid))
-            .bind(i64::from(page.limit) + 1);
-        let listed = self
-            .rows(statement)
-            .await?
-            .iter()
-            .map(rows::subscription)
-            .collect::<Result<Vec<_>>>()?;
-        Ok(paged(listed, page.limit, |subscription| subscription.id))
+            .bind(i64::from(page.limit) + 1)
+            .bind(i64::try_from(PAGE_BYTES).unwrap_or(i64::MAX));
+        let rows = self.rows(statement).await?;
+        let found: usize = match rows.first() {
+            Some(row) => row.number("found")?,
+            None => 0,
+        };
+        let listed = rows.iter().map(rows::subscription).collect::<Result<Vec<_>>>()?;
+        let mut page = paged(listed, page.limit, |subscription| subscription.id);
+        if found > page.items.len() {
+            page.next = page.items.last().map(|subscription| subscription.id);
+        }
+        Ok(page)
     }
 
     async fn patch(

@@ -6,7 +6,7 @@ use uuid::Uuid;
 use super::{
     Engine,
     events::{Log, records},
-    list::RANK,
+    list::{RANK, within_deliveries},
     row::{Columns as _, failed},
 };
 use crate::{
@@ -41,6 +41,7 @@ impl Engine {
         let mut snapshot = self.readers.begin().await.map_err(failed)?;
         let seen = look(&mut snapshot, organization, wanted, &page).await?;
         let shown = browse::page(wanted, seen, page.limit);
+        let shown = within_deliveries(&mut snapshot, shown).await?;
         let seqs: Vec<i64> = shown.items.iter().map(|event| event.seq).collect();
         Ok(Page {
             items: records(&mut snapshot, &seqs, Log::Last, Timestamp::now()).await?,
@@ -60,13 +61,10 @@ async fn look(
         before = before.min(after_all_before(connection, until.plus(CLOCKS_APART)).await?);
     }
     let since = match wanted.since {
-        Some(since) => after_all_before(connection, since.minus(CLOCKS_APART).minus(CLOCKS_APART)).await? - 1,
+        Some(since) => place_before(connection, since).await?,
         None => i64::MIN,
     };
-    let rank = match wanted.status {
-        Some(_) => RANK.replace("{event}", "e.id"),
-        None => "NULL".to_owned(),
-    };
+    let rank = rank(wanted);
     let sql = format!(
         "SELECT e.seq, e.type, e.received_at, octet_length(e.payload), {rank} \
          FROM ({} AND organization_id = ? AND seq < ? AND seq > ? ORDER BY seq DESC LIMIT ?) f \
@@ -84,6 +82,20 @@ async fn look(
     rows.iter().map(seen).collect()
 }
 
+/// What tells the status of an event `e`, if it is asked for.
+pub(super) fn rank(wanted: &EventQuery) -> String {
+    match wanted.status {
+        Some(_) => RANK.replace("{event}", "e.id"),
+        None => "NULL".to_owned(),
+    }
+}
+
+/// A place before every event that was accepted at that time or later.
+pub(super) async fn place_before(connection: &mut SqliteConnection, since: Timestamp) -> Result<i64> {
+    let long_before = since.minus(CLOCKS_APART).minus(CLOCKS_APART);
+    Ok(after_all_before(connection, long_before).await? - 1)
+}
+
 /// The place after the last event whose id is of an earlier time.
 async fn after_all_before(connection: &mut SqliteConnection, at: Timestamp) -> Result<i64> {
     let millis = u128::try_from(at.millis()).unwrap_or(0);
@@ -96,7 +108,8 @@ async fn after_all_before(connection: &mut SqliteConnection, at: Timestamp) -> R
     Ok(last.map_or(0, |seq| seq + 1))
 }
 
-fn seen(row: &SqliteRow) -> Result<Seen<()>> {
+/// From a row of number, type, acceptance, size and [`rank`].
+pub(super) fn seen(row: &SqliteRow) -> Result<Seen<()>> {
     Ok(Seen {
         id: (),
         seq: row.value(0)?,

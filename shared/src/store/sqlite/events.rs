@@ -14,12 +14,12 @@ use super::{
     row::{Columns as _, corrupt, failed},
 };
 use crate::{
-    DeliveryState, EventId, FailureKind, OrganizationId, SetAsideId, Timestamp,
+    DeliveryState, EventId, FailureKind, OrganizationId, SetAsideId, SubscriptionId, Timestamp,
     delivery::{Status, SubscriptionCondition},
     store::{
         AttemptRecord, DeliveryRecord, EventFilter, EventQuery, EventRecord, Events, IntakeBatch,
-        IntakeOutcome, Order, Page, PageRequest, Passed, Result, SetAside, SetAsidePlace, is_in_range,
-        parse_state,
+        IntakeOutcome, Order, Page, PageRequest, Passed, Result, SetAside, SetAsidePlace,
+        events::attempts_of_each, is_in_range, parse_state,
     },
 };
 
@@ -27,7 +27,7 @@ use crate::{
 const ALIASES: &str = "(SELECT count(*) FROM event_aliases a WHERE a.organization_id = e.organization_id AND \
      (a.event_id = e.id OR a.event_id IN (SELECT b.id FROM event_aliases b WHERE b.event_id = e.id))";
 
-/// A delivery, its last failed attempt, and what its status depends on: its subscription and its owner's lease.
+/// A delivery, its last failed attempts, and what its status depends on: its subscription and its owner's lease.
 const DELIVERY: &str = "SELECT d.event_id, d.subscription_id, d.state, d.attempts, iif(s.kind = 'push', d.due_at, NULL), d.updated_at, \
      d.started_at, d.duration_ms, d.status_code, s.enabled, s.deleted_at IS NOT NULL, \
      EXISTS (SELECT 1 FROM workers w WHERE w.id = d.lease_owner AND w.lease_until > ?), \
@@ -35,12 +35,17 @@ const DELIVERY: &str = "SELECT d.event_id, d.subscription_id, d.state, d.attempt
      iif(s.kind = 'pull' AND d.lease_owner IS NOT NULL AND d.due_at > ?, d.due_at, NULL) \
      FROM deliveries d JOIN subscriptions s ON s.id = d.subscription_id \
      LEFT JOIN attempts a ON a.event_id = d.event_id AND a.subscription_id = d.subscription_id \
-     AND (? OR a.number = d.attempts)";
+     AND a.number > d.attempts - ?";
 
-/// How much of each delivery's log is read.
+/// What is read of deliveries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Log {
-    Whole,
+    /// The last attempts of all of them, of which there are so many, or of the one to this subscription.
+    Whole {
+        deliveries: usize,
+        only: Option<SubscriptionId>,
+    },
+    /// The last attempt of each.
     Last,
 }
 
@@ -109,15 +114,22 @@ pub(super) async fn records(
         }
     }
     let ids: Vec<EventId> = places.keys().copied().collect();
+    let (of_each, only) = match log {
+        Log::Whole { only: Some(only), .. } => (attempts_of_each(1), Some(only.uuid())),
+        Log::Whole { deliveries, .. } => (attempts_of_each(deliveries), None),
+        Log::Last => (1, None),
+    };
     for portion in portions(&ids) {
         let sql = format!(
-            "{DELIVERY} WHERE d.event_id IN ({}) ORDER BY d.event_id, d.subscription_id, a.number",
+            "{DELIVERY} WHERE (? IS NULL OR d.subscription_id = ?) AND d.event_id IN ({}) ORDER BY d.event_id, d.subscription_id, a.number",
             marks(portion.len())
         );
         let mut query = sqlx::query(AssertSqlSafe(sql))
             .bind(now.millis())
             .bind(now.millis())
-            .bind(log == Log::Whole);
+            .bind(of_each)
+            .bind(only)
+            .bind(only);
         for id in portion {
             query = query.bind(id.uuid());
         }
@@ -173,6 +185,7 @@ fn add_delivery(deliveries: &mut Vec<DeliveryRecord>, row: &SqliteRow) -> Result
         deliveries.push(DeliveryRecord {
             subscription,
             status,
+            has_failed: status.is_open() && state == DeliveryState::Retrying,
             attempts,
             lease_until: lease_until.filter(|_| status.is_open()),
             next_attempt_at: row.time_if_any(4)?.filter(|_| status.is_open()),
@@ -225,6 +238,36 @@ fn attempt(
     })
 }
 
+impl Engine {
+    async fn look_up(
+        &self,
+        organization: OrganizationId,
+        id: EventId,
+        only: Option<SubscriptionId>,
+    ) -> Result<Option<EventRecord>> {
+        let mut snapshot = self.readers.begin().await.map_err(failed)?;
+        let Some(first) = resolve(&mut snapshot, organization, &[id]).await?.remove(&id) else {
+            return Ok(None);
+        };
+        let found = sqlx::query(
+            "SELECT e.seq, (SELECT count(*) FROM deliveries d WHERE d.event_id = e.id) FROM events e WHERE e.id = ?",
+        )
+        .bind(first.uuid())
+        .fetch_optional(&mut *snapshot)
+        .await
+        .map_err(failed)?;
+        let Some(found) = found else {
+            return Ok(None);
+        };
+        let log = Log::Whole {
+            deliveries: found.number(1)?,
+            only,
+        };
+        let mut records = records(&mut snapshot, &[found.value(0)?], log, Timestamp::now()).await?;
+        Ok(records.pop())
+    }
+}
+
 #[async_trait]
 impl Events for Engine {
     async fn intake(&self, batch: &IntakeBatch<'_>) -> Result<IntakeOutcome> {
@@ -242,18 +285,16 @@ impl Events for Engine {
     }
 
     async fn get(&self, organization: OrganizationId, id: EventId) -> Result<Option<EventRecord>> {
-        let mut snapshot = self.readers.begin().await.map_err(failed)?;
-        let Some(first) = resolve(&mut snapshot, organization, &[id]).await?.remove(&id) else {
-            return Ok(None);
-        };
-        let seq: Option<i64> = sqlx::query_scalar("SELECT seq FROM events WHERE id = ?")
-            .bind(first.uuid())
-            .fetch_optional(&mut *snapshot)
-            .await
-            .map_err(failed)?;
-        let seqs: Vec<i64> = seq.into_iter().collect();
-        let mut records = records(&mut snapshot, &seqs, Log::Whole, Timestamp::now()).await?;
-        Ok(records.pop())
+        self.look_up(organization, id, None).await
+    }
+
+    async fn get_delivery(
+        &self,
+        organization: OrganizationId,
+        id: EventId,
+        subscription: SubscriptionId,
+    ) -> Result<Option<EventRecord>> {
+        self.look_up(organization, id, Some(subscription)).await
     }
 
     async fn list(

@@ -5,18 +5,14 @@ use sqlx::{AssertSqlSafe, sqlite::SqliteRow};
 
 use super::{
     Engine,
+    browse::{place_before, rank, seen},
     events::resolve,
     many::{marks, portions},
     row::{Columns as _, failed},
 };
 use crate::{
-    EventId, EventPattern, OrganizationId,
-    store::{
-        Feed, FeedEvent, FeedPage, Result,
-        browse::{MAX_LOOKED_AT, fits},
-        feed::{FEED_BYTES, PAGE_EVENTS},
-        page::{self, Shown},
-    },
+    EventId, OrganizationId, Timestamp,
+    store::{EventQuery, Feed, FeedEvent, FeedPage, Result, browse::MAX_LOOKED_AT, feed},
 };
 
 #[async_trait]
@@ -50,37 +46,27 @@ impl Feed for Engine {
     async fn follow(
         &self,
         organization: OrganizationId,
-        wanted: Option<&EventPattern>,
+        wanted: &EventQuery,
         after: i64,
         up_to: i64,
     ) -> Result<FeedPage> {
         let mut snapshot = self.readers.begin().await.map_err(failed)?;
-        let rows = sqlx::query(
-            "SELECT seq, type, octet_length(payload) FROM events INDEXED BY events_by_organization \
-             WHERE organization_id = ? AND seq > ? AND seq <= ? ORDER BY seq LIMIT ?",
-        )
-        .bind(organization.uuid())
-        .bind(after)
-        .bind(up_to)
-        .bind(i64::try_from(MAX_LOOKED_AT).unwrap_or(i64::MAX))
-        .fetch_all(&mut *snapshot)
-        .await
-        .map_err(failed)?;
-        let looked_up_to = match rows.last() {
-            Some(last) if rows.len() >= MAX_LOOKED_AT => last.value(0)?,
-            _ => up_to,
-        };
-        let mut found = Vec::new();
-        for row in &rows {
-            if fits(wanted, row.value(1)?) {
-                found.push(Shown {
-                    id: (),
-                    seq: row.value(0)?,
-                    bytes: row.number(2)?,
-                });
-            }
-        }
-        let page = page::page_within(found, PAGE_EVENTS, FEED_BYTES);
+        let sql = format!(
+            "SELECT e.seq, e.type, e.received_at, octet_length(e.payload), {} \
+             FROM events e INDEXED BY events_by_organization \
+             WHERE e.organization_id = ? AND e.seq > ? AND e.seq <= ? ORDER BY e.seq LIMIT ?",
+            rank(wanted)
+        );
+        let rows = sqlx::query(AssertSqlSafe(sql))
+            .bind(organization.uuid())
+            .bind(after)
+            .bind(up_to)
+            .bind(i64::try_from(MAX_LOOKED_AT).unwrap_or(i64::MAX))
+            .fetch_all(&mut *snapshot)
+            .await
+            .map_err(failed)?;
+        let seen = rows.iter().map(seen).collect::<Result<Vec<_>>>()?;
+        let page = feed::page(wanted, seen, up_to);
         let seqs: Vec<i64> = page.items.iter().map(|event| event.seq).collect();
         let mut events = Vec::with_capacity(seqs.len());
         for portion in portions(&seqs) {
@@ -99,7 +85,7 @@ impl Feed for Engine {
         }
         Ok(FeedPage {
             events,
-            up_to: page.next.unwrap_or(looked_up_to),
+            up_to: page.next.unwrap_or(up_to),
         })
     }
 
@@ -113,6 +99,11 @@ impl Feed for Engine {
             .fetch_optional(&mut *snapshot)
             .await
             .map_err(failed)
+    }
+
+    async fn place_before(&self, _: OrganizationId, since: Timestamp) -> Result<i64> {
+        let mut snapshot = self.readers.begin().await.map_err(failed)?;
+        place_before(&mut snapshot, since).await
     }
 }
 

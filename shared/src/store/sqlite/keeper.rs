@@ -59,6 +59,12 @@ impl Keeper for Engine {
             .await
     }
 
+    async fn kept_secret_check(&self) -> Result<Option<Sealed>> {
+        let kept = sqlx::query("SELECT sealed FROM secret_check").fetch_optional(&self.readers);
+        let kept = kept.await.map_err(failed)?;
+        kept.map(|row| row.value(0).map(Sealed)).transpose()
+    }
+
     async fn replace_secret_check(&self, before: &Sealed, after: Sealed) -> Result<bool> {
         let before = before.clone();
         self.writer

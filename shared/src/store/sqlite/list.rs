@@ -130,7 +130,7 @@ fn push_seqs(
     query.push(" OFFSET ").push_bind(whole(part.offset));
 }
 
-/// Adds what leaves out of the events `f` those that the filter does not show.
+/// Adds what leaves out of the events `f` those that the filter does not show, as [`EventFilter::shows`] says it.
 fn push_filter(query: &mut QueryBuilder<Sqlite>, filter: &EventFilter) {
     let rank = RANK.replace("{event}", "f.id");
     if let Some(event_type) = &filter.event_type {
@@ -227,6 +227,31 @@ async fn sized(connection: &mut SqliteConnection, seqs: &[i64]) -> Result<Vec<Sh
     Ok(seqs.iter().filter_map(shown).collect())
 }
 
+/// The beginning of a page whose events have no more deliveries than one page may show.
+pub(super) async fn within_deliveries(
+    connection: &mut SqliteConnection,
+    page: Page<Shown<()>, i64>,
+) -> Result<Page<Shown<()>, i64>> {
+    let seqs: Vec<i64> = page.items.iter().map(|event| event.seq).collect();
+    let mut deliveries: HashMap<i64, u64> = HashMap::with_capacity(seqs.len());
+    for portion in portions(&seqs) {
+        let sql = format!(
+            "SELECT e.seq, (SELECT count(*) FROM deliveries d WHERE d.event_id = e.id) FROM events e \
+             WHERE e.seq IN ({})",
+            marks(portion.len())
+        );
+        let mut query = sqlx::query(AssertSqlSafe(sql));
+        for seq in portion {
+            query = query.bind(seq);
+        }
+        for row in query.fetch_all(&mut *connection).await.map_err(failed)? {
+            deliveries.insert(row.value(0)?, row.number(1)?);
+        }
+    }
+    let of = |event: &Shown<()>| deliveries.get(&event.seq).copied().unwrap_or(0);
+    Ok(page::within_deliveries(page, of))
+}
+
 impl Engine {
     pub(super) async fn list_events(
         &self,
@@ -245,6 +270,7 @@ impl Engine {
         let mut snapshot = self.readers.begin().await.map_err(failed)?;
         let (found, last) = find(&mut snapshot, organization, filter, &part).await?;
         let shown = page::page_of(sized(&mut snapshot, &found).await?, page.limit, last);
+        let shown = within_deliveries(&mut snapshot, shown).await?;
         let seqs: Vec<i64> = shown.items.iter().map(|event| event.seq).collect();
         Ok(Page {
             items: records(&mut snapshot, &seqs, Log::Last, Timestamp::now()).await?,

@@ -26,6 +26,7 @@ mod outcomes;
 mod pauses;
 mod pulls;
 mod removals;
+mod replay_ways;
 mod replays;
 mod retention;
 mod row;
@@ -146,6 +147,11 @@ const MIGRATIONS: Migrations = &[
         25,
         "begets",
         include_str!("../../../../migrations/sqlite/store/0025_begets.sql"),
+    ),
+    (
+        27,
+        "replay_ways",
+        include_str!("../../../../migrations/sqlite/store/0027_replay_ways.sql"),
     ),
 ];
 /// Changes that a receiver may lag behind before it is told that it lost some.

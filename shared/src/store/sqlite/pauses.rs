@@ -12,8 +12,10 @@ use super::{
 use crate::{
     Timestamp,
     store::{Change, Pause, Pauses, Result},
+    subscription::Subscriber,
 };
 
+/// The column `version` holds the subscriber.
 async fn note(tx: &mut Tx, pauses: Vec<Pause>) -> Result<()> {
     sqlx::query("DELETE FROM pauses WHERE until <= ?")
         .bind(tx.now.millis())
@@ -25,10 +27,10 @@ async fn note(tx: &mut Tx, pauses: Vec<Pause>) -> Result<()> {
             "INSERT INTO pauses AS known (subscription_id, version, until) \
              SELECT s.id, ?2, ?3 FROM subscriptions s WHERE s.id = ?1 \
              ON CONFLICT (subscription_id) DO UPDATE SET version = excluded.version, until = excluded.until \
-             WHERE (known.version, known.until) < (excluded.version, excluded.until)",
+             WHERE known.version <> excluded.version OR known.until < excluded.until",
         )
         .bind(pause.subscription.uuid())
-        .bind(pause.version)
+        .bind(pause.subscriber.number())
         .bind(tx.now.plus(pause.lasts).millis())
         .execute(&mut tx.connection)
         .await
@@ -62,7 +64,7 @@ impl Pauses for Engine {
             let lasts = row.number::<i64>(2)?.saturating_sub(now.millis());
             Ok(Pause {
                 subscription: row.id(0)?,
-                version: row.value(1)?,
+                subscriber: Subscriber::numbered(row.value(1)?),
                 lasts: Duration::from_millis(u64::try_from(lasts).unwrap_or(0)),
             })
         })

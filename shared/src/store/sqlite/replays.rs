@@ -1,7 +1,10 @@
 //! Opening deliveries again.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use sqlx::{AssertSqlSafe, sqlite::SqliteRow};
+use uuid::Uuid;
 
 use super::{
     Engine,
@@ -10,11 +13,11 @@ use super::{
     writer::Tx,
 };
 use crate::{
-    DeliveryKey, DeliveryState, EventPattern, OrganizationId, ReplayId, SubscriptionId, Timestamp,
+    DeliveryKey, DeliveryState, EventId, EventPattern, OrganizationId, ReplayId, SubscriptionId, Timestamp,
     audit::{self, Action},
     store::{
-        ActedOn, Candidate, Change, NewReplay, REPLAY_KEPT, Replay, ReplayStatus, ReplayStep, Replays,
-        Result, parse_state,
+        ActedOn, Candidates, Change, NewReplay, REPLAY_KEPT, Replay, ReplayStatus, ReplayStep, Replays,
+        Result, Way, parse_state,
     },
 };
 
@@ -23,13 +26,24 @@ const OPENED: &str = "state = 'pending', due_at = ?, lease_owner = NULL, attempt
      started_at = NULL, duration_ms = NULL, status_code = NULL";
 
 const REPLAY: &str = "r.id, r.organization_id, r.subscription_id, r.since, r.until, r.statuses, r.event_types, r.state, \
-     r.after_seq, r.looked_at, r.opened, r.created_at, r.updated_at";
+     r.after_seq, r.looked_at, r.opened, r.created_at, r.updated_at, \
+     r.before_seq, r.walk, r.first_place, r.last_place, r.after_id";
+/// How many columns these are.
+const REPLAY_COLUMNS: usize = 18;
 
 /// From a row of [`REPLAY`].
 fn replay(row: &SqliteRow) -> Result<Replay> {
     let statuses: Vec<String> = serde_json::from_str(row.value(5)?).map_err(corrupt)?;
     let patterns: Vec<String> = serde_json::from_str(row.value(6)?).map_err(corrupt)?;
     let patterns = patterns.iter().map(|pattern| EventPattern::parse(pattern));
+    let way = match row.value::<Option<&str>>(14)? {
+        None => None,
+        Some(walk) => Some(Way {
+            walk: walk.parse().map_err(corrupt)?,
+            first: row.value(15)?,
+            last: row.value(16)?,
+        }),
+    };
     Ok(Replay {
         id: row.id(0)?,
         organization: row.id(1)?,
@@ -42,7 +56,10 @@ fn replay(row: &SqliteRow) -> Result<Replay> {
             .collect::<Result<_>>()?,
         event_types: patterns.collect::<Result<_, _>>().map_err(corrupt)?,
         status: row.value::<&str>(7)?.parse().map_err(corrupt)?,
+        before_seq: row.value(13)?,
+        way,
         after_seq: row.value(8)?,
+        after_id: row.value::<Option<Uuid>>(17)?.map(EventId::from_uuid),
         looked_at: row.number(9)?,
         opened: row.number(10)?,
         created_at: row.time(11)?,
@@ -130,6 +147,12 @@ async fn create(tx: &mut Tx, new: NewReplay, most: u32) -> Result<Option<Replay>
     if running >= i64::from(most) {
         return Ok(None);
     }
+    // There is one writer: what is there is there.
+    let last: Option<i64> = sqlx::query_scalar("SELECT max(seq) FROM events")
+        .fetch_one(&mut tx.connection)
+        .await
+        .map_err(failed)?;
+    let before_seq = last.unwrap_or(0) + 1;
     let made = Replay {
         id: new.id,
         organization: new.organization,
@@ -139,7 +162,10 @@ async fn create(tx: &mut Tx, new: NewReplay, most: u32) -> Result<Option<Replay>
         statuses: new.statuses,
         event_types: new.event_types,
         status: ReplayStatus::Running,
+        before_seq: Some(before_seq),
+        way: None,
         after_seq: 0,
+        after_id: None,
         looked_at: 0,
         opened: 0,
         created_at: tx.now,
@@ -152,7 +178,8 @@ async fn create(tx: &mut Tx, new: NewReplay, most: u32) -> Result<Option<Replay>
         .collect();
     sqlx::query(
         "INSERT INTO replays (id, organization_id, subscription_id, since, until, statuses, event_types, state, \
-         after_seq, looked_at, opened, created_at, updated_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+         after_seq, looked_at, opened, created_at, updated_at, turn_at, before_seq) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(made.id.uuid())
     .bind(made.organization.uuid())
@@ -167,6 +194,8 @@ async fn create(tx: &mut Tx, new: NewReplay, most: u32) -> Result<Option<Replay>
     .bind(0)
     .bind(tx.now.millis())
     .bind(tx.now.millis())
+    .bind(tx.now.millis())
+    .bind(before_seq)
     .execute(&mut tx.connection)
     .await
     .map_err(failed)?;
@@ -198,6 +227,36 @@ async fn cancel_replay(tx: &mut Tx, organization: OrganizationId, id: ReplayId) 
     Ok(true)
 }
 
+async fn begin(tx: &mut Tx, replay: Replay, way: Way) -> Result<Option<Replay>> {
+    let begun = sqlx::query(
+        "UPDATE replays SET walk = ?, first_place = ?, last_place = ?, turn_at = ? \
+         WHERE id = ? AND state = 'running' AND walk IS NULL AND after_seq = ?",
+    )
+    .bind(way.walk.as_str())
+    .bind(way.first)
+    .bind(way.last)
+    .bind(tx.now.millis())
+    .bind(replay.id.uuid())
+    .bind(replay.after_seq)
+    .execute(&mut tx.connection)
+    .await
+    .map_err(failed)?;
+    Ok((begun.rows_affected() > 0).then_some(Replay {
+        way: Some(way),
+        ..replay
+    }))
+}
+
+async fn put_off(tx: &mut Tx, replay: ReplayId, by: Duration) -> Result<()> {
+    sqlx::query("UPDATE replays SET turn_at = ? WHERE id = ? AND state = 'running'")
+        .bind(tx.now.plus(by).millis())
+        .bind(replay.uuid())
+        .execute(&mut tx.connection)
+        .await
+        .map(drop)
+        .map_err(failed)
+}
+
 async fn step(tx: &mut Tx, replay: Replay, step: ReplayStep) -> Result<Option<u64>> {
     let status = if step.done {
         ReplayStatus::Done
@@ -205,15 +264,18 @@ async fn step(tx: &mut Tx, replay: Replay, step: ReplayStep) -> Result<Option<u6
         ReplayStatus::Running
     };
     let moved = sqlx::query(
-        "UPDATE replays SET after_seq = ?, looked_at = looked_at + ?, state = ?, updated_at = ? \
-         WHERE id = ? AND state = 'running' AND after_seq = ?",
+        "UPDATE replays SET after_seq = ?, after_id = ?, looked_at = looked_at + ?, state = ?, updated_at = ?, turn_at = ? \
+         WHERE id = ? AND state = 'running' AND after_seq = ? AND after_id IS ?",
     )
     .bind(step.after_seq)
+    .bind(step.after_id.map(EventId::uuid))
     .bind(i64::try_from(step.looked_at).unwrap_or(i64::MAX))
     .bind(status.as_str())
     .bind(tx.now.millis())
+    .bind(tx.now.millis())
     .bind(replay.id.uuid())
     .bind(replay.after_seq)
+    .bind(replay.after_id.map(EventId::uuid))
     .execute(&mut tx.connection)
     .await
     .map_err(failed)?;
@@ -323,37 +385,34 @@ impl Replays for Engine {
         sqlx::query(AssertSqlSafe(format!(
             "SELECT {REPLAY}, EXISTS (SELECT 1 FROM subscriptions s \
              WHERE s.id = r.subscription_id AND s.deleted_at IS NULL) \
-             FROM replays r WHERE r.state = 'running' ORDER BY r.updated_at LIMIT ?"
+             FROM replays r WHERE r.state = 'running' AND r.turn_at <= ? ORDER BY r.turn_at LIMIT ?"
         )))
+        .bind(Timestamp::now().millis())
         .bind(limit)
         .fetch_all(&self.readers)
         .await
         .map_err(failed)?
         .iter()
-        .map(|row| Ok((replay(row)?, row.value(13)?)))
+        .map(|row| Ok((replay(row)?, row.value(REPLAY_COLUMNS)?)))
         .collect()
     }
 
-    async fn replay_candidates(&self, replay: &Replay, limit: u32) -> Result<Vec<Candidate>> {
-        sqlx::query(
-            "SELECT id, seq, type, received_at FROM events WHERE organization_id = ? AND seq > ? ORDER BY seq LIMIT ?",
-        )
-        .bind(replay.organization.uuid())
-        .bind(replay.after_seq)
-        .bind(limit)
-        .fetch_all(&self.readers)
-        .await
-        .map_err(failed)?
-        .iter()
-        .map(|row| {
-            Ok(Candidate {
-                event: row.id(0)?,
-                seq: row.value(1)?,
-                event_type: row.value(2)?,
-                received_at: row.time(3)?,
-            })
-        })
-        .collect()
+    async fn begin_replay(&self, replay: &Replay) -> Result<Option<Replay>> {
+        let way = self.way_of_replay(replay).await?;
+        let replay = replay.clone();
+        self.writer.run(move |tx| Box::pin(begin(tx, replay, way))).await
+    }
+
+    async fn replay_candidates(&self, replay: &Replay, limit: u32) -> Result<Candidates> {
+        let way = replay
+            .way
+            .ok_or_else(|| corrupt("a replay that has not begun looks for events"))?;
+        self.next_of_replay(replay, way, limit).await
+    }
+
+    async fn put_off_replay(&self, replay: &Replay, by: Duration) -> Result<()> {
+        let id = replay.id;
+        self.writer.run(move |tx| Box::pin(put_off(tx, id, by))).await
     }
 
     async fn replay_step(&self, replay: &Replay, wanted: &ReplayStep) -> Result<Option<u64>> {

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use sqlx::{
-    AssertSqlSafe, Sqlite, SqliteConnection,
+    AssertSqlSafe, Row as _, Sqlite, SqliteConnection,
     query::Query,
     sqlite::{SqliteArguments, SqliteRow},
 };
@@ -26,20 +26,33 @@ use crate::{
     seal::{KeyId, Sealed},
     signature::SignatureScheme,
     store::{
-        Change, InForce, NewSecret, Page, PageRequest, PatchOutcome, Result, SealedSecrets,
+        Change, InForce, NewSecret, PAGE_BYTES, Page, PageRequest, PatchOutcome, Result, SealedSecrets,
         SubscriptionPatch, Subscriptions,
     },
     subscription::{
-        AttemptTimeout, Format, FormerSecret, HeaderName, MaxInFlight, Metadata, Ordering, Push, RateLimit,
-        SealedHeaders, Target,
+        AttemptTimeout, Format, FormerSecret, Full, HeaderName, MAX_SUBSCRIPTIONS, MaxInFlight, Metadata,
+        Ordering, Push, RateLimit, SealedHeaders, Target,
     },
 };
 
-const SUBSCRIPTION: &str = "s.id, s.organization_id, s.builtin, s.kind, s.url, s.secret, s.retry_schedule, \
-     s.timeout_ms, s.max_in_flight, s.event_types, s.enabled, s.disabled_reason, s.description, s.version, \
-     s.created_at, s.updated_at, s.rate_limit_per_second, s.ordering, \
-     s.signature_scheme, s.public_key, s.former_secret, s.former_scheme, s.former_until, \
-     s.format, s.header_names, s.headers, s.metadata, s.filter";
+macro_rules! columns {
+    ($description:literal, $metadata:literal) => {
+        concat!(
+            "s.id, s.organization_id, s.builtin, s.kind, s.url, s.secret, s.retry_schedule, s.timeout_ms, \
+             s.max_in_flight, s.event_types, s.enabled, s.disabled_reason, ",
+            $description,
+            ", s.version, s.created_at, s.updated_at, s.rate_limit_per_second, s.ordering, s.signature_scheme, \
+             s.public_key, s.former_secret, s.former_scheme, s.former_until, s.format, s.header_names, s.headers, ",
+            $metadata,
+            ", s.filter, s.enabled_at"
+        )
+    };
+}
+
+const SUBSCRIPTION: &str = columns!("s.description", "s.metadata");
+
+/// Without what is for people: the planning and the sending of deliveries have no need of it.
+const TO_SERVE: &str = columns!("NULL", "NULL");
 
 /// From a row of [`SUBSCRIPTION`].
 fn subscription(row: &SqliteRow) -> Result<Subscription> {
@@ -67,6 +80,7 @@ fn subscription(row: &SqliteRow) -> Result<Subscription> {
         version: row.value(13)?,
         created_at: row.time(14)?,
         updated_at: row.time(15)?,
+        enabled_at: row.time_if_any(28)?,
     })
 }
 
@@ -207,6 +221,7 @@ pub(super) async fn insert_inbox(
         version: 1,
         created_at: now,
         updated_at: now,
+        enabled_at: None,
     };
     insert(connection, &inbox).await
 }
@@ -235,7 +250,7 @@ async fn room_for(
     filter: &Filter,
 ) -> Result<Result<(), FiltersFull>> {
     let row = sqlx::query(
-        "SELECT count(filter), coalesce(sum(length(filter)), 0), \
+        "SELECT coalesce(sum(length(filter)), 0), \
          coalesce(sum((length(filter) - length(replace(filter, ?1, ''))) / length(?1)), 0) FROM subscriptions \
          WHERE organization_id = ?2 AND id <> ?3 AND deleted_at IS NULL AND filter IS NOT NULL",
     )
@@ -246,19 +261,30 @@ async fn room_for(
     .await
     .map_err(failed)?;
     let kept = FiltersKept {
-        count: row.number(0)?,
-        characters: row.number(1)?,
-        patterns: row.number(2)?,
+        characters: row.number(0)?,
+        patterns: row.number(1)?,
     };
     Ok(kept.room_for(filter))
 }
 
-async fn create(tx: &mut Tx, mut subscription: Subscription) -> Result<Result<Subscription, FiltersFull>> {
+async fn create(tx: &mut Tx, mut subscription: Subscription) -> Result<Result<Subscription, Full>> {
     let (organization, id) = (subscription.organization, subscription.id);
+    let row = sqlx::query(
+        "SELECT count(*) FROM subscriptions \
+         WHERE organization_id = ? AND deleted_at IS NULL AND builtin IS NOT 'inbox'",
+    )
+    .bind(organization.uuid())
+    .fetch_one(&mut tx.connection)
+    .await
+    .map_err(failed)?;
+    let count: u64 = row.number(0)?;
+    if count >= u64::from(MAX_SUBSCRIPTIONS) {
+        return Ok(Err(Full::Subscriptions));
+    }
     if let Some(filter) = &subscription.filter
         && let Err(full) = room_for(tx, organization, id, filter).await?
     {
-        return Ok(Err(full));
+        return Ok(Err(full.into()));
     }
     subscription.version = 1;
     subscription.created_at = tx.now;
@@ -305,7 +331,9 @@ async fn patch(
     if let Some(event_types) = patch.event_types {
         subscription.event_types = event_types;
     }
-    let is_enabled_now = patch.enabled == Some(true) && !subscription.enabled;
+    if patch.enabled == Some(true) && !subscription.enabled {
+        subscription.enabled_at = Some(tx.now);
+    }
     if let Some(filter) = patch.filter {
         subscription.filter = filter;
     }
@@ -326,12 +354,12 @@ async fn patch(
         "UPDATE subscriptions SET kind = ?, url = ?, secret = ?, retry_schedule = ?, timeout_ms = ?, \
          max_in_flight = ?, rate_limit_per_second = ?, ordering = ?, format = ?, header_names = ?, headers = ?, \
          event_types = ?, enabled = ?, disabled_reason = ?, description = ?, metadata = ?, filter = ?, version = ?, \
-         updated_at = ?, enabled_at = coalesce(?, enabled_at) WHERE id = ?",
+         updated_at = ?, enabled_at = ? WHERE id = ?",
     );
     bind_settings(query, &subscription)?
         .bind(subscription.version)
         .bind(subscription.updated_at.millis())
-        .bind(is_enabled_now.then_some(tx.now.millis()))
+        .bind(subscription.enabled_at.map(Timestamp::millis))
         .bind(id.uuid())
         .execute(&mut tx.connection)
         .await
@@ -479,7 +507,7 @@ async fn reseal(tx: &mut Tx, id: SubscriptionId, before: Sealed, after: Sealed) 
 
 #[async_trait]
 impl Subscriptions for Engine {
-    async fn create(&self, subscription: Subscription) -> Result<Result<Subscription, FiltersFull>> {
+    async fn create(&self, subscription: Subscription) -> Result<Result<Subscription, Full>> {
         self.writer
             .run(move |tx| Box::pin(create(tx, subscription)))
             .await
@@ -506,18 +534,37 @@ impl Subscriptions for Engine {
         page: PageRequest<SubscriptionId>,
     ) -> Result<Page<Subscription, SubscriptionId>> {
         let after = page.after.map_or_else(uuid::Uuid::nil, SubscriptionId::uuid);
+        // What they weigh together is summed up before they are read.
         let rows = sqlx::query(AssertSqlSafe(format!(
-            "SELECT {SUBSCRIPTION} FROM subscriptions s \
-             WHERE s.organization_id = ? AND s.deleted_at IS NULL AND s.id > ? ORDER BY s.id LIMIT ?"
+            "WITH found AS MATERIALIZED ( \
+                SELECT id, row_number() OVER (ORDER BY id) AS place, sum(1024 + octet_length(event_types) \
+                + coalesce(octet_length(url), 0) + coalesce(octet_length(filter), 0) \
+                + coalesce(octet_length(metadata), 0) + coalesce(octet_length(description), 0) \
+                + coalesce(octet_length(headers), 0) + coalesce(octet_length(header_names), 0)) \
+                OVER (ORDER BY id) AS weight \
+                FROM (SELECT * FROM subscriptions \
+                WHERE organization_id = ? AND deleted_at IS NULL AND id > ? ORDER BY id LIMIT ?) \
+             ) \
+             SELECT {SUBSCRIPTION}, (SELECT count(*) FROM found) AS found \
+             FROM found f JOIN subscriptions s ON s.id = f.id WHERE f.place = 1 OR f.weight <= ? ORDER BY s.id"
         )))
         .bind(organization.uuid())
         .bind(after)
         .bind(i64::from(page.limit) + 1)
+        .bind(i64::try_from(PAGE_BYTES).unwrap_or(i64::MAX))
         .fetch_all(&self.readers)
         .await
         .map_err(failed)?;
+        let found: i64 = match rows.first() {
+            Some(row) => row.try_get("found").map_err(failed)?,
+            None => 0,
+        };
         let items = rows.iter().map(subscription).collect::<Result<Vec<_>>>()?;
-        Ok(paged(items, page.limit, |subscription| subscription.id))
+        let mut page = paged(items, page.limit, |subscription| subscription.id);
+        if usize::try_from(found).is_ok_and(|found| found > page.items.len()) {
+            page.next = page.items.last().map(|subscription| subscription.id);
+        }
+        Ok(page)
     }
 
     async fn patch(
@@ -627,7 +674,7 @@ impl Subscriptions for Engine {
         for portion in portions(organizations) {
             // One statement sees one snapshot. There is always a row: nobody can delete the inbox.
             let sql = format!(
-                "SELECT {SUBSCRIPTION}, o.subscriptions_version FROM organizations o \
+                "SELECT {TO_SERVE}, o.subscriptions_version FROM organizations o \
                  JOIN subscriptions s ON s.organization_id = o.id AND s.deleted_at IS NULL \
                  WHERE o.id IN ({}) AND NOT EXISTS (SELECT 1 FROM removals r WHERE r.organization_id = o.id) \
                  ORDER BY o.id, s.id",
@@ -645,7 +692,7 @@ impl Subscriptions for Engine {
                     }
                     _ => found.push(InForce {
                         organization: subscription.organization,
-                        version: row.value(28)?,
+                        version: row.value(29)?,
                         subscriptions: vec![subscription],
                     }),
                 }
@@ -658,7 +705,7 @@ impl Subscriptions for Engine {
         let mut found = Vec::with_capacity(ids.len());
         for portion in portions(ids) {
             let sql = format!(
-                "SELECT {SUBSCRIPTION} FROM subscriptions s WHERE s.deleted_at IS NULL AND s.id IN ({})",
+                "SELECT {TO_SERVE} FROM subscriptions s WHERE s.deleted_at IS NULL AND s.id IN ({})",
                 marks(portion.len())
             );
             let mut query = sqlx::query(AssertSqlSafe(sql));

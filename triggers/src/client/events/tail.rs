@@ -22,9 +22,15 @@ pub struct Tail {
     /// Those of this type, or of these: user.*, user.**
     #[arg(long = "type", value_name = "PATTERN")]
     event_type: Option<String>,
+    /// Those that have this status when they are shown: `pending`, `delivered`, `dead_letter`, `acknowledged`, `cancelled`, `expired`.
+    #[arg(long, value_name = "STATUS")]
+    status: Option<String>,
     /// Begins after this event, instead of now.
     #[arg(long, value_name = "EVENT")]
     after: Option<String>,
+    /// Begins with what was accepted from then on (RFC 3339), instead of now.
+    #[arg(long, value_name = "TIME", conflicts_with = "after")]
+    since: Option<String>,
     /// Ends after so many.
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
@@ -49,7 +55,10 @@ impl Tail {
         };
         loop {
             let to = client.to(&["events", "stream"]);
-            let to = to.with("type", self.event_type.as_deref());
+            let to = to
+                .with("type", self.event_type.as_deref())
+                .with("status", self.status.as_deref())
+                .with("since", self.since.as_deref());
             let failure = match client.follow(to, place.after.as_deref()).await {
                 Ok(stream) => {
                     patience.progressed();
@@ -64,6 +73,7 @@ impl Tail {
             let wait = patience.after(failure)?;
             let from = match &place.after {
                 Some(event) => format!("goes on after {event}"),
+                None if self.since.is_some() => "begins again".to_owned(),
                 None => "none had come, so what comes meanwhile is not shown".to_owned(),
             };
             output.note(&format!("{why}; comes again: {from}"));
