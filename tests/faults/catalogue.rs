@@ -172,6 +172,9 @@ const fn lasting(least_seconds: u64, about: About) -> About {
     }
 }
 
+/// How many seconds a clock is wrong: longer than a lease lives, and anything that looks at what is due pauses.
+const STORM: u64 = 13;
+
 /// Every fault, and what is known of it.
 const CATALOGUE: [(Fault, About); 50] = [
     (
@@ -381,13 +384,30 @@ const CATALOGUE: [(Fault, About); 50] = [
             REFUSALS,
         ),
     ),
+    // What is sent again because a server is away would look like a storm.
     (
         Fault::ClockAhead,
-        about("clock-ahead", Row::Clock, &[Ingest, Workers, Api], NOTHING),
+        lasting(
+            STORM,
+            about(
+                "clock-ahead",
+                Row::Clock,
+                &[Ingest, Workers, Api, Broker, Database],
+                NOTHING,
+            ),
+        ),
     ),
     (
         Fault::ClockBehind,
-        about("clock-behind", Row::Clock, &[Ingest, Workers, Api], NOTHING),
+        lasting(
+            STORM,
+            about(
+                "clock-behind",
+                Row::Clock,
+                &[Ingest, Workers, Api, Broker, Database],
+                NOTHING,
+            ),
+        ),
     ),
     // A lease lives 12 seconds.
     (
@@ -479,6 +499,15 @@ impl Fault {
     /// The fault of this name.
     pub fn of_name(name: &str) -> Option<Self> {
         Self::all().find(|fault| fault.name() == name)
+    }
+
+    /// Whether a server is away or refuses, so that who needs it has to wait.
+    pub fn takes_a_server(self) -> bool {
+        matches!(self.about().row, Row::Broker | Row::Database)
+            || matches!(
+                self,
+                Self::BrokerOutOfMemory | Self::BrokerOutOfDisk | Self::DatabaseDiskFull
+            )
     }
 
     /// Whether it touches nothing that the other touches.

@@ -2,6 +2,7 @@
 //! with a proxy on every way between them; two organizations with a load each, and their subscribers.
 
 use std::{
+    collections::{BTreeMap, HashSet},
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -9,14 +10,15 @@ use std::{
 
 use harness::{
     Client, Engine, Load, MOVING_HOST, Node, PrivatePostgres, PrivateRabbit, Proxy, Receiver, Reply,
-    SmallDisk, Subscription, Told, World, eventually,
+    SmallDisk, Told, World, eventually,
 };
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
 use tokio::net::TcpStream;
+use uuid::Uuid;
 
-use crate::{crowd::Crowd, resources::Beside};
+use crate::{crowd::Crowd, disabled::Switch, pulling::Pullers, resources::Beside};
 
 /// Events that each organization posts a second, repeats not counted.
 const RATE: u32 = 15;
@@ -24,6 +26,8 @@ const RATE: u32 = 15;
 pub const SHUTDOWN_SECONDS: u64 = 10;
 /// How long all may take to work again once a fault is over: the leases of the dead must run out, connections be made.
 pub const RECOVERY: Duration = Duration::from_mins(1);
+/// How long an event may take that nothing holds up: a worker that has just joined another sends nothing for six seconds.
+const AT_ONCE: Duration = Duration::from_secs(8);
 /// Waits of up to a minute and a half in all, so that no fault outlasts them: a second each at first.
 const PATIENT: [u64; 20] = [1, 1, 1, 1, 1, 1, 2, 2, 2, 3, 3, 3, 5, 5, 5, 5, 10, 10, 10, 10];
 
@@ -35,6 +39,8 @@ pub struct Tenant {
     pub nodes: Vec<Client>,
     /// The paths that get every event of its load.
     pub paths: Vec<String>,
+    /// The subscriptions that get every event of its load, by what they are called: those of the paths, and one that is pulled.
+    pub subscriptions: BTreeMap<&'static str, String>,
 }
 
 impl Tenant {
@@ -55,11 +61,16 @@ pub struct Marks {
     pub database_ended: u64,
     /// What the target's fault is told by.
     pub target: u64,
-    /// Which of two has another time, and what had been sent again before.
+    /// How many webhooks had arrived there.
+    pub target_received: usize,
+    /// Which of two has another time, what was open by then, and how much of all else had been sent again before.
     pub stepped: usize,
-    pub duplicates: u64,
-    /// Which worker hangs.
+    pub open: HashSet<Uuid>,
+    pub again: u64,
+    /// Which worker hangs, and how often it had lost its lease, and written of what was not its own any more.
     pub stalled: usize,
+    pub leases_lost: u64,
+    pub superseded: u64,
     /// Which ingest has no file descriptors, and how many it and workers had.
     pub starved: usize,
     pub ingest_files: u64,
@@ -69,13 +80,16 @@ pub struct Marks {
 /// The deployment. Its parts end in the order in which they stand here.
 pub struct Deployment {
     pub loads: Vec<Load>,
+    /// What disables a subscription and enables it, and those who pull from one.
+    pub switch: Option<Switch>,
+    pub pullers: Option<Pullers>,
     pub ingests: [Arc<Node>; 2],
     pub workers: [Arc<Node>; 2],
     pub api: Arc<Node>,
     pub world: World,
     pub tenants: Vec<Tenant>,
     /// The subscription that the subscriber's faults are about; the second tenant's.
-    pub target: Subscription,
+    pub target: String,
     pub told: Told,
     pub rng: StdRng,
     /// What faults have going until they are healed.
@@ -128,8 +142,11 @@ impl Deployment {
             let port = target_links[0].address().port();
             format!("http://{MOVING_HOST}:{port}{path}")
         };
-        let (one, _) = tenant(&world, &ingests, &receiver, "one", &target_url).await;
-        let (two, target) = tenant(&world, &ingests, &receiver, "two", &target_url).await;
+        let one = tenant(&world, &ingests, &receiver, "one", &target_url).await;
+        let two = tenant(&world, &ingests, &receiver, "two", &target_url).await;
+        let switch = Switch::start(seed, one.client().clone(), one.subscriptions["fifo"].clone());
+        let pullers = Pullers::start(two.client(), &two.subscriptions["pull"]);
+        let target = two.subscriptions["target"].clone();
         let tenants = vec![one, two];
         let loads = tenants
             .iter()
@@ -137,6 +154,8 @@ impl Deployment {
             .collect();
         Self {
             loads,
+            switch: Some(switch),
+            pullers: Some(pullers),
             ingests,
             workers,
             api: Arc::clone(world.api()),
@@ -214,6 +233,29 @@ impl Deployment {
             .unwrap_or_else(|_| panic!("it does not work again within {RECOVERY:?} of the end of the fault"));
     }
 
+    /// Whoever is not held up gets events at once, of every tenant and through every ingest.
+    pub async fn flows_at_once(&self) {
+        for tenant in &self.tenants {
+            for client in &tenant.nodes {
+                let took = self.flows(tenant, client).await;
+                assert!(
+                    took < AT_ONCE,
+                    "an event took {took:?} to somebody whom nothing holds up"
+                );
+            }
+        }
+    }
+
+    /// A count that a process keeps.
+    pub async fn counted(&self, node: &Node, counter: &str) -> u64 {
+        let metrics = self.world.get(node, "/metrics").await.text;
+        let value = metrics
+            .lines()
+            .find_map(|line| line.strip_prefix(counter)?.strip_prefix(' '));
+        let value = value.unwrap_or_else(|| panic!("{counter} is not counted"));
+        value.parse().expect("a count is a number")
+    }
+
     /// Posts an event, until it is accepted, and waits until it arrives; gives how long both took.
     pub async fn flows(&self, tenant: &Tenant, client: &Client) -> Duration {
         let begun = Instant::now();
@@ -256,27 +298,28 @@ impl Drop for Deployment {
 }
 
 /// Makes an organization with its subscriptions: the first has one in order and one that fails at times, the second one at
-/// `target_url`, and one for events that faults are about.
+/// `target_url` and one that is pulled, and each one for events that faults are about.
 async fn tenant(
     world: &World,
     ingests: &[Arc<Node>; 2],
     receiver: &Receiver,
     name: &'static str,
     target_url: &impl Fn(&str) -> String,
-) -> (Tenant, Subscription) {
+) -> Tenant {
     let client = world.organization().await;
     let mut tenant = Tenant {
         name,
         nodes: ingests.iter().map(|node| client.posting_to(node)).collect(),
         paths: Vec::new(),
+        subscriptions: BTreeMap::new(),
     };
     let flaky = tenant.path("flaky");
     let fails = (0..1_000_000_u32).map(|at| match at % 3 {
         1 => Reply::Status(500),
         _ => Reply::Status(200),
     });
-    // Each holds up the rest for a second.
-    let fails_at_times = (0..1_000_000_u32).map(|at| match at % 40 {
+    // Each holds up the rest for a second; what is parked has to be caught up with as well.
+    let fails_at_times = (0..1_000_000_u32).map(|at| match at % 120 {
         20 => Reply::Status(500),
         _ => Reply::Status(200),
     });
@@ -285,11 +328,16 @@ async fn tenant(
     for other in [content, probe] {
         client.subscribe(&other).await;
     }
-    let mut last = None;
     let kinds: &[_] = match name {
         "one" => &["steady", "fifo", "flaky"],
         _ => &["steady", "target"],
     };
+    if name == "two" {
+        let pulled = json!({"kind": "pull", "event_types": ["load.posted"]});
+        let made = client.post("/v1/subscriptions", &pulled).await.expect(201);
+        let id = made["id"].as_str().expect("an id");
+        tenant.subscriptions.insert("pull", id.to_owned());
+    }
     for kind in kinds {
         let path = tenant.path(kind);
         let mut wanted = json!({
@@ -309,8 +357,9 @@ async fn tenant(
             }
             _ => {}
         }
-        last = Some(client.subscribe(&wanted).await);
+        let id = client.subscribe(&wanted).await.id;
+        tenant.subscriptions.insert(kind, id);
         tenant.paths.push(path);
     }
-    (tenant, last.expect("there are subscriptions"))
+    tenant
 }

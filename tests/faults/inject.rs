@@ -80,9 +80,9 @@ impl Fault {
             | Self::DnsHangs => subscriber::inject(self, d).await,
             Self::OneOfAThousandDead => crowd::one_dead(d).await,
             Self::AllOfAThousandDeadButOne => crowd::all_dead_but_one(d).await,
-            Self::ClockAhead => processes::step_clocks(d, true),
-            Self::ClockBehind => processes::step_clocks(d, false),
-            Self::WorkerStalls => processes::stall(d),
+            Self::ClockAhead => processes::step_clocks(d, true).await,
+            Self::ClockBehind => processes::step_clocks(d, false).await,
+            Self::WorkerStalls => processes::stall(d).await,
             Self::IngestOutOfDescriptors => resources::take_ingests(d).await,
             Self::WorkerOutOfDescriptors => resources::take_workers(d).await,
             Self::DatabaseDiskFull => d.disk.fill(),
@@ -91,6 +91,15 @@ impl Fault {
             Self::EventRefused => content::poison(d, "22000", "refused").await,
             Self::EventFailsAlways => content::poison(d, "P0001", "repeatedly_failing").await,
             Self::FrameReturnedTooOften => content::return_too_often(d).await,
+        }
+    }
+
+    /// What must be so while it is there.
+    pub async fn holds(self, deployment: &Deployment) {
+        match self {
+            Self::ClockAhead | Self::ClockBehind => processes::no_stall(deployment).await,
+            Self::WorkerStalls => processes::others_take_over(deployment).await,
+            _ => {}
         }
     }
 
@@ -141,10 +150,7 @@ impl Fault {
             | Self::SubscriberRedirects
             | Self::SubscriberWithBadTls
             | Self::SubscriberMoves
-            | Self::DnsHangs => {
-                subscriber::shows(self, d).await;
-                subscriber::heal(self, d).await;
-            }
+            | Self::DnsHangs => subscriber::heal(self, d).await,
             Self::OneOfAThousandDead | Self::AllOfAThousandDeadButOne => crowd::revive(d),
             Self::ClockAhead | Self::ClockBehind => processes::set_clocks_right(d),
             Self::WorkerStalls => processes::wake(d),

@@ -66,7 +66,7 @@ const NEVER: [(&str, &str); 8] = [
     (
         "a delivery that was closed and is not any more, or otherwise",
         "SELECT count(*) FROM faults_closed f LEFT JOIN deliveries d USING (event_id, subscription_id)
-         WHERE (d.state, d.attempts) IS DISTINCT FROM (f.state, f.attempts)",
+         WHERE md5(d::text) IS DISTINCT FROM f.content",
     ),
 ];
 
@@ -74,9 +74,9 @@ const NEVER: [(&str, &str); 8] = [
 pub async fn look(deployment: &Deployment) -> Vec<String> {
     let mut database = deployment.sql().await;
     let remember =
-        "CREATE TABLE IF NOT EXISTS faults_closed (event_id uuid, subscription_id uuid, state text,
-            attempts integer, PRIMARY KEY (event_id, subscription_id));
-         INSERT INTO faults_closed SELECT event_id, subscription_id, state, attempts FROM deliveries
+        "CREATE TABLE IF NOT EXISTS faults_closed (event_id uuid, subscription_id uuid, content text,
+            PRIMARY KEY (event_id, subscription_id));
+         INSERT INTO faults_closed SELECT event_id, subscription_id, md5(d::text) FROM deliveries d
          WHERE due_at IS NULL ON CONFLICT DO NOTHING";
     let mut broken = Vec::new();
     if let Err(error) = run(&mut database, remember).await {
@@ -108,11 +108,24 @@ pub async fn settle(deployment: &mut Deployment) -> (Vec<(&'static str, Outcome)
     for load in loads {
         ledgers.push(load.stop().await);
     }
+    if let Some(pullers) = &deployment.pullers {
+        pullers.settle();
+    }
+    let mut spells = Err("nothing was disabled".into());
+    if let Some(switch) = deployment.switch.take() {
+        let fifo = deployment.tenants[0].path("fifo");
+        spells = switch.stop().await.hold(&deployment.receiver, &fifo);
+    }
     let mut database = deployment.sql().await;
-    let settled = closed(&mut database).await;
+    let settled = closed(&mut database, &deployment.second().subscriptions["pull"]).await;
     let mut resolved = Vec::new();
     for ledger in &ledgers {
         resolved.push(resolve(&mut database, ledger).await);
+    }
+    let mut pulled = Err("nobody pulled".into());
+    if let Some(pullers) = deployment.pullers.take() {
+        let events = resolved[1].events.values().copied().collect();
+        pulled = pullers.stop().await.hold(&events);
     }
     let broken = look(deployment).await;
     let never = match broken.as_slice() {
@@ -131,40 +144,42 @@ pub async fn settle(deployment: &mut Deployment) -> (Vec<(&'static str, Outcome)
         ("5. nothing crosses organizations", apart(deployment, &resolved)),
         ("2, 4, 5, 6. what must never be is not", never),
         ("fifo", in_order(deployment, &mut database).await),
+        ("what is disabled is parked", spells),
+        ("what is pulled is leased, and acknowledged for good", pulled),
     ];
     let posts = resolved.into_iter().flat_map(|resolved| resolved.posts).collect();
     (outcomes, posts)
 }
 
-/// Waits until every delivery to a push subscription is closed, and delivered.
-async fn closed(database: &mut PgConnection) -> Outcome {
-    let (delivered, others) = eventually("every delivery is closed", SETTLING, async || {
-        let counts: Vec<(String, i64)> = query_as(
-            "SELECT d.state, count(*) FROM deliveries d JOIN subscriptions s ON s.id = d.subscription_id
-             WHERE s.kind = 'push' GROUP BY d.state",
+/// Waits until every delivery to a push subscription is closed, and delivered, and every one to be pulled from that one
+/// acknowledged.
+async fn closed(database: &mut PgConnection, pulled: &str) -> Outcome {
+    let counts = eventually("every delivery is closed", SETTLING, async || {
+        let counts: Vec<(String, String, i64)> = query_as(
+            "SELECT s.kind, d.state, count(*) FROM deliveries d JOIN subscriptions s ON s.id = d.subscription_id
+             WHERE s.kind = 'push' OR s.id = $1 GROUP BY s.kind, d.state",
         )
+        .bind(uuid_of(pulled))
         .fetch_all(&mut *database)
         .await
         .expect("the tables are there");
-        let of = |states: &[&str]| {
-            let chosen = counts
-                .iter()
-                .filter(|(state, _)| states.contains(&state.as_str()));
-            chosen.map(|(_, count)| count).sum::<i64>()
-        };
-        if of(&["pending", "retrying"]) == 0 {
-            let delivered = of(&["delivered"]);
-            let all: i64 = counts.iter().map(|(_, count)| count).sum();
-            return Ok((delivered, all - delivered));
+        let is_open = |state: &str| matches!(state, "pending" | "retrying");
+        if !counts.iter().any(|(_, state, _)| is_open(state)) {
+            return Ok(counts);
         }
         tokio::time::sleep(Duration::from_millis(250)).await;
         Err(format!("{counts:?}"))
     })
     .await;
-    if others == 0 {
-        Ok(format!("{delivered} deliveries, none open"))
+    let as_wanted =
+        |kind: &str, state: &str| matches!((kind, state), ("push", "delivered") | ("pull", "acknowledged"));
+    if counts.iter().all(|(kind, state, _)| as_wanted(kind, state)) {
+        let all: i64 = counts.iter().map(|(_, _, count)| count).sum();
+        Ok(format!("{all} deliveries, none open"))
     } else {
-        Err(format!("{others} deliveries ended otherwise than delivered"))
+        Err(format!(
+            "deliveries ended otherwise than delivered or acknowledged: {counts:?}"
+        ))
     }
 }
 
@@ -260,7 +275,7 @@ async fn rows(deployment: &Deployment, database: &mut PgConnection) -> Outcome {
                 GROUP BY e.id HAVING count(*) <> $2) AS wrong",
         )
         .bind(uuid_of(&tenant.client().organization))
-        .bind(i64::try_from(tenant.paths.len()).expect("a small number"))
+        .bind(i64::try_from(tenant.subscriptions.len()).expect("a small number"))
         .fetch_one(&mut *database)
         .await
         .expect("the tables are there");

@@ -11,6 +11,7 @@ use harness::Post;
 
 use crate::{
     catalogue::{Fault, Row},
+    cpu::Shares,
     invariants::Outcome,
     memory::Peak,
     plan::Round,
@@ -21,6 +22,8 @@ use crate::{
 pub struct Report {
     seed: u64,
     pub windows: Vec<Window>,
+    /// What each process took of the processor while a server was away, by what let it be.
+    pub outages: Vec<(String, Shares)>,
     /// What did not hold in the middle of it.
     pub broken: Vec<String>,
     /// The rounds in their order.
@@ -34,6 +37,7 @@ impl Report {
         Self {
             seed,
             windows: Vec::new(),
+            outages: Vec::new(),
             broken: Vec::new(),
             rounds: Vec::new(),
             round_begun: Instant::now(),
@@ -61,6 +65,15 @@ impl Report {
             last.unwrap_or_default().as_secs_f64(),
             self.round_begun.elapsed().as_secs_f64()
         );
+    }
+
+    pub fn outage(&mut self, faults: &[Fault], shares: Shares) {
+        let of_each: Vec<String> = shares
+            .iter()
+            .map(|(name, share)| format!("{name} {:.0} %", 100.0 * share))
+            .collect();
+        println!("          of a core: {}", of_each.join(", "));
+        self.outages.push((names(faults), shares));
     }
 
     pub fn settles(&mut self, at: Duration) {

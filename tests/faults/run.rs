@@ -10,6 +10,7 @@ use harness::Post;
 
 use crate::{
     catalogue::{Fault, Row, Seen},
+    cpu::{self, MOST_BESIDE, Reading, Shares},
     deployment::Deployment,
     invariants::{self, Outcome},
     memory::{MOST_FILES, MOST_MEBIBYTES, Peak, Sampler},
@@ -64,6 +65,7 @@ pub async fn run(wanted: Wanted) {
     deployment.works().await;
     let nodes = deployment.nodes().map(|(name, node)| (name, Arc::clone(node)));
     let sampler = Sampler::start(nodes.to_vec());
+    let usual = cpu::usual(&deployment).await;
     let begun = Instant::now();
     let mut pass = 0;
     loop {
@@ -87,6 +89,10 @@ pub async fn run(wanted: Wanted) {
         "7. memory and files are bounded",
         bounded(&peaks.values().copied().collect::<Vec<_>>()),
     ));
+    outcomes.push((
+        "who waits for a server does not spin",
+        waited(&usual, &report.outages),
+    ));
     outcomes.push(("8. whatever the fault, it ends", ended(&report.windows)));
     outcomes.push((
         "producers: 202, or 503 in time",
@@ -103,27 +109,41 @@ pub async fn run(wanted: Wanted) {
 
 async fn inject(deployment: &mut Deployment, round: &Round, report: &mut Report) {
     let mut faults = round.faults.clone();
-    faults.sort_by_key(|fault| fault.is_busy());
-    let first = Instant::now();
+    let of_subscriber = |fault: &Fault| fault.about().row == Row::Subscriber;
+    // Subscribers first: how they fail shows only in attempts, and that they hold up nobody else only where others get theirs, for
+    // which the rest has to work.
+    faults.sort_by_key(|fault| (!of_subscriber(fault), fault.is_busy()));
+    let (mut first, mut reading) = (Instant::now(), Reading::take(deployment));
     let mut begun = Vec::new();
     for fault in &faults {
         begun.push(Instant::now());
         fault.inject(deployment, round.hold).await;
-    }
-    let rows: Vec<Row> = faults.iter().map(|fault| fault.about().row).collect();
-    if rows.iter().all(|row| *row == Row::Subscriber) {
-        subscriber::others_get_theirs(deployment).await;
+        if of_subscriber(fault) {
+            subscriber::shows(*fault, deployment).await;
+            deployment.flows_at_once().await;
+            (first, reading) = (Instant::now(), Reading::take(deployment));
+        }
     }
     if faults.contains(&Fault::WorkerOutOfDescriptors) {
         crate::resources::open_target(deployment);
     }
     // The length of the fault.
     tokio::time::sleep(round.hold.saturating_sub(first.elapsed())).await;
-    // Subscribers last: how they fail shows only in attempts, for which the rest has to work.
+    for fault in &faults {
+        fault.holds(deployment).await;
+    }
+    if faults.iter().any(|fault| fault.takes_a_server()) {
+        report.outage(&faults, reading.until_now(deployment));
+    }
+    if faults.contains(&Fault::WorkerStalls) {
+        // What is closed while it hangs must be as it is once it is awake.
+        look(deployment, round, report).await;
+    }
+    // Subscribers last: they fail all the while.
     let mut healed = vec![first; faults.len()];
     for subscribers in [false, true] {
         for (at, fault) in faults.iter().enumerate() {
-            if (rows[at] == Row::Subscriber) == subscribers {
+            if of_subscriber(fault) == subscribers {
                 fault.heal(deployment).await;
                 healed[at] = Instant::now();
             }
@@ -142,10 +162,32 @@ async fn inject(deployment: &mut Deployment, round: &Round, report: &mut Report)
     for fault in &faults {
         fault.confirm(deployment).await;
     }
-    for broken in invariants::look(deployment).await {
-        report.breaks(format!("after {round:?}: {broken}"));
-    }
+    look(deployment, round, report).await;
     report.recovered(&round.faults);
+}
+
+async fn look(deployment: &Deployment, round: &Round, report: &mut Report) {
+    for broken in invariants::look(deployment).await {
+        report.breaks(format!("in {round:?}: {broken}"));
+    }
+}
+
+/// In no outage did a process take much more of the processor than the load takes of it.
+fn waited(usual: &Shares, outages: &[(String, Shares)]) -> Outcome {
+    let beside = outages.iter().flat_map(|(faults, shares)| {
+        shares
+            .iter()
+            .map(move |(name, share)| (share - usual.get(name).unwrap_or(&0.0), name, faults))
+    });
+    let Some((most, name, faults)) = beside.max_by(|one, other| one.0.total_cmp(&other.0)) else {
+        return Ok("no server was away".into());
+    };
+    let seen = format!(
+        "at most {:.0} % of a core beside what the load takes, in {} outages ({name}, {faults})",
+        100.0 * most,
+        outages.len()
+    );
+    if most <= MOST_BESIDE { Ok(seen) } else { Err(seen) }
 }
 
 fn bounded(peaks: &[Peak]) -> Outcome {
@@ -209,4 +251,23 @@ fn producers(windows: &[Window], posts: &[Post]) -> Outcome {
     }
     wrong.truncate(wrong.len().min(5));
     Err(wrong.join("; "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_spins_in_one_outage_is_seen() {
+        let usual = Shares::from([("api", 0.1), ("worker 1", 0.3)]);
+        let outage = |share| {
+            (
+                "broker-cut".to_owned(),
+                Shares::from([("api", 0.05), ("worker 1", share)]),
+            )
+        };
+        waited(&usual, &[outage(0.2), outage(0.5)]).unwrap();
+        let spun = waited(&usual, &[outage(0.2), outage(1.2), outage(0.2)]).unwrap_err();
+        assert!(spun.contains("worker 1"), "{spun}");
+    }
 }

@@ -13,7 +13,7 @@ use crate::{catalogue::Fault, deployment::Deployment, invariants::uuid_of};
 const AGAIN: Duration = Duration::from_secs(45);
 const HUGE: usize = 100_000_000;
 
-/// The kinds of failures, one of which must be recorded; none where the attempts succeed.
+/// The kinds of failures, one of which must be recorded; none where what arrives is recorded as delivered.
 fn kinds(fault: Fault) -> &'static [&'static str] {
     match fault {
         Fault::SubscriberRefuses => &["connect"],
@@ -28,15 +28,21 @@ fn kinds(fault: Fault) -> &'static [&'static str] {
 /// What each of those failures says of itself, as SQL's LIKE has it.
 fn detail(fault: Fault) -> &'static str {
     match fault {
+        Fault::SubscriberHangs | Fault::SubscriberDrips => "no answer's head within 1000 ms",
         Fault::DnsHangs => "the host's name did not resolve%",
         _ => "%",
     }
 }
 
+/// The status that each of those attempts was answered with.
+fn status(fault: Fault) -> Option<i32> {
+    (fault == Fault::SubscriberRedirects).then_some(307)
+}
+
 pub async fn inject(fault: Fault, deployment: &mut Deployment) {
-    deployment.marks.target = match kinds(fault) {
-        [] => deployment.receiver.count(&path(deployment)) as u64,
-        kinds => recorded(deployment, kinds, detail(fault)).await,
+    deployment.marks.target = match fault {
+        Fault::SubscriberMoves => deployment.target_links[1].taken(),
+        _ => failed(deployment, fault).await,
     };
     let always = |reply| deployment.receiver.always(&path(deployment), reply);
     match fault {
@@ -57,42 +63,35 @@ pub async fn inject(fault: Fault, deployment: &mut Deployment) {
             deployment.target_links[0].set(Link::Cut);
         }
         _ => {
-            deployment.marks.target = deployment.target_links[1].taken();
             for worker in &deployment.workers {
                 deployment.told.move_host(worker, 2);
             }
             deployment.target_links[0].set(Link::Refusing);
         }
     }
+    deployment.marks.target_received = deployment.receiver.count(&path(deployment));
 }
 
-/// The fault was one: an attempt was recorded with its kind, or succeeded all the same, or went to the new address.
+/// The fault was one, and is recorded as what it was: an attempt as failed in its way, or as delivered all the same, by the new
+/// address where there is one.
 pub async fn shows(fault: Fault, deployment: &Deployment) {
     let what = format!("{} shows", fault.name());
     eventually(&what, AGAIN, async || {
-        let now = match (fault, kinds(fault)) {
-            (Fault::SubscriberMoves, _) => deployment.target_links[1].taken(),
-            (_, []) => deployment.receiver.count(&path(deployment)) as u64,
-            (_, kinds) => recorded(deployment, kinds, detail(fault)).await,
+        let recorded = match fault {
+            Fault::SubscriberMoves => {
+                let taken = deployment.target_links[1].taken();
+                taken > deployment.marks.target && delivered(deployment).await
+            }
+            Fault::SubscriberAnswersHugely => delivered(deployment).await,
+            _ => failed(deployment, fault).await > deployment.marks.target,
         };
-        if now > deployment.marks.target {
+        if recorded {
             Ok(())
         } else {
             Err("no attempt does".into())
         }
     })
     .await;
-}
-
-/// Whoever else subscribes gets events meanwhile, at once: the organization's own lane, and another's.
-pub async fn others_get_theirs(deployment: &Deployment) {
-    for tenant in &deployment.tenants {
-        let took = deployment.flows(tenant, tenant.client()).await;
-        assert!(
-            took < Duration::from_secs(5),
-            "an event took {took:?} to somebody whom nothing holds up"
-        );
-    }
 }
 
 pub async fn heal(fault: Fault, deployment: &Deployment) {
@@ -147,7 +146,7 @@ fn path(deployment: &Deployment) -> String {
 async fn point(deployment: &Deployment, scheme: &str) {
     let port = deployment.target_links[0].address().port();
     let url = format!("{scheme}://{MOVING_HOST}:{port}{}", path(deployment));
-    let subscription = format!("/v1/subscriptions/{}", deployment.target.id);
+    let subscription = format!("/v1/subscriptions/{}", deployment.target);
     let client = deployment.second().client();
     client
         .patch(&subscription, &json!({"url": url}))
@@ -155,17 +154,35 @@ async fn point(deployment: &Deployment, scheme: &str) {
         .expect(200);
 }
 
-/// How many attempts at the target have failed in one of these ways, and say so.
-async fn recorded(deployment: &Deployment, kinds: &[&str], detail: &str) -> u64 {
-    let kinds: Vec<String> = kinds.iter().map(|kind| (*kind).to_owned()).collect();
-    let subscription: Uuid = uuid_of(&deployment.target.id);
+/// Whether something that has arrived at the target since the fault began is recorded as delivered.
+async fn delivered(deployment: &Deployment) -> bool {
+    let received = deployment.receiver.ids(&path(deployment));
+    let since = &received[deployment.marks.target_received..];
+    let mut database = deployment.sql().await;
+    query_scalar(
+        "SELECT EXISTS (SELECT FROM deliveries WHERE subscription_id = $1 AND event_id = ANY($2)
+             AND state = 'delivered' AND status_code = 200)",
+    )
+    .bind(uuid_of(&deployment.target))
+    .bind(since.iter().map(|id| uuid_of(id)).collect::<Vec<_>>())
+    .fetch_one(&mut database)
+    .await
+    .expect("the table is there")
+}
+
+/// How many attempts at the target have failed as the fault lets them, and say so.
+async fn failed(deployment: &Deployment, fault: Fault) -> u64 {
+    let kinds: Vec<String> = kinds(fault).iter().map(|kind| (*kind).to_owned()).collect();
+    let subscription: Uuid = uuid_of(&deployment.target);
     let mut database = deployment.sql().await;
     let count: i64 = query_scalar(
-        "SELECT count(*) FROM attempts WHERE subscription_id = $1 AND failure = ANY($2) AND detail LIKE $3",
+        "SELECT count(*) FROM attempts WHERE subscription_id = $1 AND failure = ANY($2) AND detail LIKE $3
+             AND ($4::integer IS NULL OR status_code = $4)",
     )
     .bind(subscription)
     .bind(kinds)
-    .bind(detail)
+    .bind(detail(fault))
+    .bind(status(fault))
     .fetch_one(&mut database)
     .await
     .expect("the table is there");
