@@ -1,12 +1,13 @@
 //! Load generator and reports.
 //!
 //! `ingest` measures how fast events are accepted, `e2e` how fast they arrive; both beside the floor of the same run, so
-//! that a noisy machine shows in both. `isolation`, `backlog`, `workers`, `overload`, `idle` and `park` each compare one load
+//! that a noisy machine shows in both. `isolation`, `backlog`, `workers`, `overload`, `idle`, `park` and `filters` each compare one load
 //! under several conditions. Everything runs on this machine, over loopback, and ends by itself.
 
 mod backlog;
 mod crowd;
 mod deployment;
+mod filters;
 mod floor;
 mod http;
 mod isolation;
@@ -51,6 +52,8 @@ enum Scenario {
     Idle,
     /// What it costs to disable and enable a subscription, with few deliveries parked and with many (servers only).
     Park,
+    /// What filters cost: evaluating, compiling, and an event's way where an organization has many.
+    Filters,
 }
 
 /// What the deployment runs on.
@@ -185,6 +188,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         Scenario::Overload => overload::run(&args).await?,
         Scenario::Idle => crowd::run(&args).await?,
         Scenario::Park => park::run(&args).await?,
+        Scenario::Filters => filters::run(&args).await?,
     };
     std::fs::write(&args.json, serde_json::to_string_pretty(&report)?)?;
     eprintln!("the report is in {}", args.json.display());
